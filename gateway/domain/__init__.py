@@ -1,0 +1,1 @@
+"""The nouns: frozen values that travel through the house. No input or output here."""

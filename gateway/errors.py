@@ -1,0 +1,123 @@
+"""One tree of errors. Each that can reach a client knows its HTTP status and its public code."""
+
+from __future__ import annotations
+
+
+class UnpromptError(Exception):
+    """Root of everything that this package raises on purpose."""
+
+
+class ConfigError(UnpromptError):
+    """A setting is wrong. The text names the file, the key and the remedy."""
+
+
+class StoreError(UnpromptError):
+    """The store cannot be read or written."""
+
+
+class DatasetError(UnpromptError):
+    """No dataset worth training on can be made. The text says what is missing."""
+
+
+class TaskError(UnpromptError):
+    """No such task, template or candidate."""
+
+
+class GatewayError(UnpromptError):
+    """An error of our own that a client sees, in its provider's error shape."""
+
+    status = 500
+    code = "internal"
+
+
+class BadRequest(GatewayError):
+    """The request cannot be relayed as it stands."""
+
+    status = 400
+    code = "bad_request"
+
+
+class Forbidden(GatewayError):
+    """The admin surface was asked for without its token."""
+
+    status = 403
+    code = "forbidden"
+
+
+class UnknownPath(GatewayError):
+    """No provider answers for this path."""
+
+    status = 404
+    code = "unknown_path"
+
+
+class BodyTooLarge(GatewayError):
+    """The request is larger than `server.max_body_mb`."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class StoreUnavailable(GatewayError):
+    """The exchange cannot be recorded and `capture.on_failure` is `fail_closed`."""
+
+    status = 503
+    code = "store_unavailable"
+
+
+class UpstreamError(GatewayError):
+    """The upstream gave no usable answer. `reached` tells whether it may have seen the request."""
+
+    status = 502
+    code = "upstream_error"
+
+    def __init__(self, message: str, *, reached: bool = True) -> None:
+        super().__init__(message)
+        self.reached = reached
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection: name not found, refused, TLS failure."""
+
+    code = "upstream_unreachable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reached=False)
+
+
+class UpstreamBroken(UpstreamError):
+    """The connection closed, or the answer is not HTTP, before the answer was whole."""
+
+    code = "upstream_broken"
+
+
+class UpstreamTimeout(UpstreamError):
+    """The upstream was silent for longer than the route allows."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class Abstained(UpstreamError):
+    """A candidate was not sure enough to answer; the request goes to the fallback, whole."""
+
+    code = "abstained"
+
+
+CODES = frozenset(
+    error.code
+    for error in (
+        GatewayError,
+        BadRequest,
+        Forbidden,
+        UnknownPath,
+        BodyTooLarge,
+        StoreUnavailable,
+        UpstreamError,
+        UpstreamUnreachable,
+        UpstreamBroken,
+        UpstreamTimeout,
+        Abstained,
+    )
+)
+"""Every value that `x-unprompt-error` can have."""

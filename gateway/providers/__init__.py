@@ -1,0 +1,1 @@
+"""Wire formats: bytes in, nouns out. No sockets here."""

@@ -1,0 +1,1 @@
+"""The online wing: client -> server -> router -> forward -> upstream, and the capture of what passed."""

@@ -1,0 +1,1 @@
+"""Where exchanges and all that is learned from them are kept."""

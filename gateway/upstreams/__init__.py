@@ -1,0 +1,1 @@
+"""Places to send a request to."""
