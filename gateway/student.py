@@ -1,0 +1,277 @@
+"""The embedded student: a sparse linear text classifier that answers inside the relay's own process.
+
+Features are TF-IDF over word n-grams and over character n-grams within words; the weights are learnt offline
+by `gateway.trainers.classifier`, from features that this same module extracts, so that training and serving
+cannot drift apart. Only numpy is needed here: no scikit-learn, no files, no sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.errors import UnpromptError
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+# Punctuation of ASCII, Latin-1, General Punctuation and CJK. Everything else that is not blank belongs to a
+# word: `\w` would cut words at the vowel signs of Indic scripts.
+_PUNCTUATION = re.compile(r"[!-/:-@\[-^`{-~\u00a1-\u00bf\u2010-\u2027\u2030-\u205e\u3001-\u303f]")
+_TOKEN = re.compile(rf"{_PUNCTUATION.pattern}|[^\s{_PUNCTUATION.pattern[1:-1]}]+")
+_MAGIC = b"UNPRSTUD"
+_VERSION = 1
+_PREFIX = struct.Struct("<8sH32sI")  # magic, version, SHA-256 of all that follows it, length of the header
+
+
+class ModelFileError(UnpromptError, ValueError):
+    """These bytes are not a whole model file of a version that this release can read."""
+
+
+class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which n-grams are read from a text: the shortest and longest of each kind.
+
+    A maximum of 0 leaves that kind out. Texts beyond `max_chars` are read at their head and tail only, so
+    that the time of a prediction is bounded.
+    """
+
+    word_min: int = 1
+    word_max: int = 2
+    char_min: int = 2
+    char_max: int = 5
+    max_chars: int = 8000
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """An answer and how far it can be trusted.
+
+    `probability` is the calibrated probability (0..1) that `label` is what the teacher would have answered.
+    `support` (0..1) is the share of the training texts that were no closer to the rest of the training
+    data than this text is: near 0 means a text unlike anything seen, where `probability` means little.
+    """
+
+    label: str
+    probability: float
+    support: float
+
+
+def normalise(text: str, max_chars: int) -> str:
+    """The text as features see it: bounded, compatibility forms folded, case folded."""
+    if len(text) > max_chars:
+        half = max_chars // 2
+        text = f"{text[:half]} {text[len(text) - half :]}"
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode()).casefold()
+
+
+def word_ngrams(tokens: Sequence[str], shortest: int, longest: int) -> list[str]:
+    """The n-grams of words, joined by one space; punctuation is left out."""
+    words = [token for token in tokens if not _PUNCTUATION.match(token)]
+    grams = words if shortest <= 1 <= longest else []
+    for n in range(max(2, shortest), longest + 1):
+        grams = grams + [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return grams
+
+
+def char_ngrams(tokens: Sequence[str], shortest: int, longest: int) -> list[str]:
+    """The n-grams of characters within each token, which is padded by a space on both sides."""
+    grams: list[str] = []
+    for token in tokens:
+        padded = f" {token} "
+        size = len(padded)
+        for n in range(shortest, longest + 1):
+            if n >= size:
+                grams.append(padded)
+                break
+            grams += [padded[i : i + n] for i in range(size - n + 1)]
+    return grams
+
+
+def ngrams(text: str, spec: FeatureSpec) -> tuple[list[str], list[str]]:
+    """The word n-grams and the character n-grams of a text, repeats included."""
+    tokens = _TOKEN.findall(normalise(text, spec.max_chars))
+    words = word_ngrams(tokens, spec.word_min, spec.word_max) if spec.word_max else []
+    chars = char_ngrams(tokens, spec.char_min, spec.char_max) if spec.char_max else []
+    return words, chars
+
+
+@dataclass(frozen=True, eq=False)
+class Vectoriser:
+    """Text to a sparse vector: sublinear TF times IDF, each kind of n-gram scaled to length one.
+
+    `words` and `chars` number the known n-grams, words first; `idf` has one value for each.
+    """
+
+    spec: FeatureSpec
+    words: Mapping[str, int]
+    chars: Mapping[str, int]
+    idf: Floats
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], spec: FeatureSpec, max_features: int = 1_000_000) -> Vectoriser:
+        """The n-grams of these texts, in sorted order, with smoothed IDF: ln((1 + texts) / (1 + df)) + 1.
+
+        Beyond half of `max_features` of a kind, those in the fewest texts are left out.
+        """
+        word_counts: dict[str, int] = {}
+        char_counts: dict[str, int] = {}
+        total = 0
+        for text in texts:
+            total += 1
+            for counts, grams in zip((word_counts, char_counts), ngrams(text, spec), strict=True):
+                for gram in set(grams):
+                    counts[gram] = counts.get(gram, 0) + 1
+        words, chars = (_most_frequent(counts, max_features // 2) for counts in (word_counts, char_counts))
+        df = np.array([*(word_counts[w] for w in words), *(char_counts[c] for c in chars)], dtype=np.float64)
+        idf = (np.log((1 + total) / (1 + df)) + 1).astype(np.float32)
+        return cls(spec, _numbered(words, 0), _numbered(chars, len(words)), idf)
+
+    def __call__(self, text: str) -> tuple[Indices, Floats]:
+        """Ascending indices of this text's known n-grams, and their weights; empty when none is known."""
+        indices, counts = self.counts(text)
+        values = (1 + np.log(counts)).astype(np.float32) * self.idf[indices]
+        first_char = int(indices.searchsorted(len(self.words)))
+        for block in (values[:first_char], values[first_char:]):
+            block /= np.sqrt(block @ block) or 1
+        return indices, values
+
+    def counts(self, text: str) -> tuple[Indices, Indices]:
+        """Ascending indices of the known n-grams of this text, and how often each occurs."""
+        words, chars = ngrams(text, self.spec)
+        found = [*map(self.words.get, words), *map(self.chars.get, chars)]
+        return np.unique(np.array([i for i in found if i is not None], np.int64), return_counts=True)
+
+
+@dataclass(frozen=True, eq=False)
+class TextClassifier:
+    """A trained classifier, ready to answer.
+
+    `weights` is (n-grams, labels), `bias` (labels,). `sharpness` multiplies the scores before the softmax (an
+    inverse temperature). `supports` holds ascending, evenly spaced quantiles of the training texts' support.
+    """
+
+    labels: tuple[str, ...]
+    vectoriser: Vectoriser
+    weights: Floats
+    bias: Floats
+    sharpness: float
+    supports: Floats
+
+    def scores(self, text: str) -> Floats:
+        """One raw score per label, in the order of `labels`."""
+        indices, values = self.vectoriser(text)
+        scores: Floats = values @ self.weights[indices] + self.bias
+        return scores
+
+    def probabilities(self, text: str) -> NDArray[np.float64]:
+        """One probability per label, in the order of `labels`; they add up to 1."""
+        return softmax(self.scores(text), self.sharpness)
+
+    def predict(self, text: str) -> Prediction:
+        """The likeliest label of any text at all, the empty one included. Never raises."""
+        indices, values = self.vectoriser(text)
+        odds = softmax(values @ self.weights[indices] + self.bias, self.sharpness)
+        best = int(odds.argmax())
+        return Prediction(self.labels[best], float(odds[best]), self._support(values))
+
+    def _support(self, values: Floats) -> float:
+        return 1.0 if len(values) else 0.0
+
+    def to_bytes(self) -> bytes:
+        """The model file: a versioned prefix with a SHA-256, a JSON header, the arrays; no code in it."""
+        arrays = self.vectoriser.idf, self.weights, self.bias, self.supports
+        words, chars = "\n".join(self.vectoriser.words), "\n".join(self.vectoriser.chars)
+        texts = [words.encode(), chars.encode()]
+        header = {
+            "labels": self.labels,
+            "spec": msgspec.structs.asdict(self.vectoriser.spec),
+            "words": [len(self.vectoriser.words), len(texts[0])],
+            "chars": [len(self.vectoriser.chars), len(texts[1])],
+            "sharpness": self.sharpness,
+            "supports": len(self.supports),
+        }
+        head = json.dumps(header, sort_keys=True).encode()
+        blob = b"".join([head, *texts, *(array.astype("<f4").tobytes() for array in arrays)])
+        return _PREFIX.pack(_MAGIC, _VERSION, hashlib.sha256(blob).digest(), len(head)) + blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> TextClassifier:
+        """The classifier that `to_bytes` wrote.
+
+        Raises:
+            ModelFileError: not such a file, of another version, cut short or altered.
+        """
+        head_size = _checked_header_size(blob)
+        try:
+            header = json.loads(blob[_PREFIX.size : _PREFIX.size + head_size])
+            return _assemble(header, memoryview(blob)[_PREFIX.size + head_size :])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"the model file's header and its contents disagree: {error}") from error
+
+
+def softmax(scores: NDArray[Any], sharpness: float) -> NDArray[np.float64]:
+    """Scores (..., labels) to probabilities over the last axis, without overflow."""
+    scaled = sharpness * np.asarray(scores, dtype=np.float64)
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    odds: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return odds
+
+
+def _most_frequent(counts: Mapping[str, int], limit: int) -> list[str]:
+    return sorted(sorted(counts, key=lambda gram: (-counts[gram], gram))[:limit])
+
+
+def _numbered(names: Iterable[str], start: int) -> dict[str, int]:
+    return {name: index for index, name in enumerate(names, start)}
+
+
+def _checked_header_size(blob: bytes) -> int:
+    if len(blob) < _PREFIX.size or not blob.startswith(_MAGIC):
+        raise ModelFileError("not a text classifier's model file")
+    _, version, digest, head_size = _PREFIX.unpack_from(blob)
+    if version != _VERSION:
+        raise ModelFileError(
+            f"model file of version {version}; this release reads version {_VERSION}: train it again"
+        )
+    if hashlib.sha256(memoryview(blob)[_PREFIX.size :]).digest() != digest:
+        raise ModelFileError("the model file is damaged: its checksum does not match")
+    return int(head_size)
+
+
+def _assemble(header: dict[str, Any], body: memoryview) -> TextClassifier:
+    """Cut the body into its parts. Raises ValueError, KeyError or TypeError when they do not fit."""
+    labels, (n_words, word_bytes), (n_chars, char_bytes) = (
+        tuple(header["labels"]),
+        header["words"],
+        header["chars"],
+    )
+    words = _names(body[:word_bytes], n_words)
+    chars = _names(body[word_bytes : word_bytes + char_bytes], n_chars)
+    rows = n_words + n_chars
+    sizes = [rows, rows * len(labels), len(labels), int(header["supports"])]
+    floats = np.frombuffer(body[word_bytes + char_bytes :], dtype="<f4").astype(np.float32)
+    if len(floats) != sum(sizes):
+        raise ValueError(f"{sum(sizes)} numbers announced, {len(floats)} found")
+    idf, weights, bias, supports = np.split(floats, np.cumsum(sizes)[:-1])
+    spec = msgspec.convert(header["spec"], FeatureSpec)
+    vectoriser = Vectoriser(spec, _numbered(words, 0), _numbered(chars, n_words), idf)
+    weights = weights.reshape(rows, len(labels))
+    return TextClassifier(labels, vectoriser, weights, bias, float(header["sharpness"]), supports)
+
+
+def _names(part: memoryview, count: int) -> list[str]:
+    names = bytes(part).decode().split("\n") if count else []
+    if len(names) != count:
+        raise ValueError(f"{count} n-grams announced, {len(names)} found")
+    return names
