@@ -23,7 +23,7 @@ from gateway.errors import ConfigError
 Split = Literal["train", "test"]
 
 # Shares of the messages that have each trait. Chosen so that the set is learnable, yet not from keywords
-# alone: word and character TF-IDF with a linear SVM is right on about 93 % after 400 rows, 96.5 % after 1,200.
+# alone: word and character TF-IDF with a linear SVM is right on about 93 % after 400 rows, 96 % after 1,200.
 _TERSE, _MIXED = 0.12, 0.02
 _DETAIL, _SUBJECT, _ASIDE = 0.88, 0.16, 0.08
 _SKEW = 3.4  # how much commoner the first asks of an intent are than its last
@@ -38,7 +38,7 @@ class Labelled(msgspec.Struct, frozen=True):
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """What phrasings.yaml holds for one label; `weight` is its share of the messages, relative to the rest."""
+    """What phrasings.yaml holds for one label; `weight` is its share of the messages, as a proportion."""
 
     about: str
     weight: int
