@@ -39,7 +39,8 @@ class Fault:
     """What goes wrong with the next `times` requests whose method and path (a shell pattern) it fits.
 
     With `drop` the request is carried out and the connection is then cut, so that the answer is lost;
-    otherwise nothing is carried out and the answer is an error of this status and code.
+    otherwise nothing is carried out and the answer is an error of this status and code, or this `body`, as
+    it is, HTML when it starts with `<` (a load balancer's page, say).
     """
 
     status: int = 500
@@ -47,12 +48,22 @@ class Fault:
     method: str = "*"
     path: str = "*"
     drop: bool = False
+    body: str | None = None
     retry_after: float | None = None
     code: str | None = None
     message: str = "The server had an error while processing your request. Sorry about that!"
 
     def fits(self, request: Received) -> bool:
+        """Whether this request is one of those that go wrong."""
         return fnmatchcase(request.method, self.method) and fnmatchcase(request.path, self.path)
+
+    def response(self) -> web.Response:
+        """What is answered instead."""
+        wait = {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:g}"}
+        if self.body is None:
+            return Refusal(self.status, self.message, code=self.code).response(wait)
+        kind = "text/html" if self.body.startswith("<") else "application/json"
+        return web.Response(text=self.body, status=self.status, content_type=kind, headers=wait)
 
 
 class Refusal(Exception):
@@ -65,6 +76,7 @@ class Refusal(Exception):
         self.status, self.code, self.param = status, code, param
 
     def response(self, headers: Mapping[str, str] | None = None) -> web.Response:
+        """The refusal in the shape that the OpenAI API gives its errors."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return web.json_response({"error": error}, status=self.status, headers=headers)
@@ -137,8 +149,7 @@ class FakeServer:
         self.observe("arrived", received)
         fault = self._next_fault(received)
         if fault is not None and not fault.drop:
-            wait = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
-            return Refusal(fault.status, fault.message, code=fault.code).response(wait)
+            return fault.response()
         try:
             self._authorize(request)
             response = await handler(request)

@@ -57,7 +57,7 @@ class OpenAITrainer:
     def candidates(self, dataset: Dataset) -> list[dict[str, Any]]:
         """Every base model with every number of epochs and every learning rate of the `Sweep`."""
         usual = default_epochs(len(dataset.part("train")))
-        epochs: list[Any] = self.sweep.n_epochs or sorted({usual, min(50, 2 * usual)})
+        epochs = self.sweep.n_epochs or sorted({usual, min(50, 2 * usual)})
         fixed = {"batch_size": self.sweep.batch_size, "seed": self.sweep.seed, "suffix": self.sweep.suffix}
         fixed = {name: value for name, value in fixed.items() if value not in ("auto", None, "")}
         rates = self.sweep.learning_rate_multipliers

@@ -32,9 +32,9 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     number of rows, and twice that.
     """
 
-    base_models: list[str] = ["gpt-4.1-mini-2025-04-14", "gpt-4.1-nano-2025-04-14"]
-    n_epochs: list[Epochs] = []
-    learning_rate_multipliers: list[LearningRate] = ["auto", 0.5]
+    base_models: tuple[str, ...] = ("gpt-4.1-mini-2025-04-14", "gpt-4.1-nano-2025-04-14")
+    n_epochs: tuple[Epochs, ...] = ()
+    learning_rate_multipliers: tuple[LearningRate, ...] = ("auto", 0.5)
     batch_size: BatchSize = "auto"
     seed: int | None = None
     suffix: str = ""

@@ -91,7 +91,7 @@ class Run:
         name, size = file_name(dataset, part), path.stat().st_size
 
         def step() -> str:
-            for file in _all(self.api.files.list(purpose="fine-tune")):
+            for file in _all(lambda: self.api.files.list(purpose="fine-tune")):
                 # An upload that was cut off has another size.
                 if name in str(file.filename) and file.bytes == size and file.status != "error":
                     return file.id
@@ -102,7 +102,7 @@ class Run:
 
     def find_job(self) -> str | None:
         """The job that an earlier attempt has created, if there is one: our id, our file."""
-        for job in _all(self.api.fine_tuning.jobs.list(limit=100)):
+        for job in _all(lambda: self.api.fine_tuning.jobs.list(limit=100)):
             ours = (job.metadata or {}).get(OUR_ID) == self.finetune.id
             if ours and job.training_file == self.finetune.remote["train_file"]:
                 return job.id
@@ -159,7 +159,7 @@ class Run:
         known, metrics = self.finetune.remote.get("event"), self.finetune.metrics
         remote: dict[str, str] = {"status": job.status}
         try:
-            page = _items(self.api.fine_tuning.jobs.list_events(job.id, limit=100))
+            page = _page(lambda: self.api.fine_tuning.jobs.list_events(job.id, limit=100)).data
         except (openai.APIError, ValueError):
             page = []
         new = page[: next((at for at, event in enumerate(page) if event.id == known), len(page))]
@@ -197,8 +197,9 @@ class Run:
 
     def checkpoints(self) -> dict[str, str]:
         """The models of earlier epochs, which are candidates for free; services without them are common."""
+        job = self.finetune.remote["job"]
         try:
-            found = list(_all(self.api.fine_tuning.jobs.checkpoints.list(self.finetune.remote["job"])))
+            found = list(_all(lambda: self.api.fine_tuning.jobs.checkpoints.list(job)))
         except (openai.APIError, ValueError):
             return {}
         return {f"checkpoint_{each.step_number}": each.fine_tuned_model_checkpoint for each in found}
@@ -230,21 +231,25 @@ def _checked(answer: Answer) -> Answer:
     raise ValueError(f"not the answer of a fine-tuning API: {str(answer)[:80]!r}")
 
 
-def _items(page: SyncCursorPage[Item]) -> list[Item]:
-    # An answer without a list must not pass for an empty list: a second job would be started.
-    if isinstance(getattr(page, "data", None), list):
-        return page.data
-    raise ValueError(f"not a list of a fine-tuning API: {str(page)[:80]!r}")
+def _page(fetch: Callable[[], SyncCursorPage[Item]]) -> SyncCursorPage[Item]:
+    """One page of a list. An answer without a list is not an empty list: that would start a second job."""
+    try:
+        page = fetch()
+    except AttributeError as error:  # the package stumbles over a page that is no JSON object
+        raise ValueError(f"not a list of a fine-tuning API ({error})") from None
+    if isinstance(page.data, list):
+        return page
+    raise ValueError("not a list of a fine-tuning API")
 
 
-def _all(first: SyncCursorPage[Item]) -> Iterator[Item]:
+def _all(fetch: Callable[[], SyncCursorPage[Item]]) -> Iterator[Item]:
     """Every item of a list; some services ignore `after` and would give their first page for ever."""
     seen: set[str] = set()
-    page: SyncCursorPage[Item] | None = first
-    while page is not None and not {item.id for item in _items(page)} <= seen:
+    page: SyncCursorPage[Item] | None = _page(fetch)
+    while page is not None and not {item.id for item in page.data} <= seen:
         yield from (item for item in page.data if item.id not in seen)
         seen |= {item.id for item in page.data}
-        page = page.get_next_page() if page.has_next_page() else None
+        page = _page(page.get_next_page) if page.has_next_page() else None
 
 
 def _figures(data: object) -> dict[str, float]:
