@@ -121,9 +121,7 @@ def _row(where: str, line: str) -> Labelled:
     split = entry.get("split")
     if split not in (None, "train", "test"):
         raise ConfigError(f'{where}, key \'split\': is {split!r}, must be "train" or "test", or left out')
-    return Labelled(
-        _string(where, entry, "text"), _string(where, entry, "label"), cast("Split | None", split)
-    )
+    return Labelled(_string(where, entry, "text"), _string(where, entry, "label"), cast("Split | None", split))
 
 
 def _string(where: str, entry: dict[str, Any], key: str) -> str:

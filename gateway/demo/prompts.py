@@ -146,7 +146,7 @@ def _spelled_out(label: str) -> str:
 
 
 def _examples(rows: Sequence[Labelled], labels: Sequence[str]) -> list[Labelled]:
-    """Texts of ordinary length, one of each label in turn, the labels in no order that a reader would notice."""
+    """Texts of ordinary length, one of each label in turn, the labels in no telling order."""
     found: dict[str, dict[str, Labelled]] = {label: {} for label in labels}
     for row in rows:
         of_label = found[row.label]
@@ -190,9 +190,7 @@ def triage() -> Prompt:
 
     Its answer is `urgency(text)`: low, normal or high.
     """
-    return Prompt(
-        name="triage", lead=_TRIAGE, opening="<message>\n", closing="\n</message>", tail=_TRIAGE_END
-    )
+    return Prompt(name="triage", lead=_TRIAGE, opening="<message>\n", closing="\n</message>", tail=_TRIAGE_END)
 
 
 _TRIAGE = """\
