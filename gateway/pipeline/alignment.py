@@ -1,0 +1,246 @@
+"""Which text do all samples share, in the same order? The step from requests to a template's literals.
+
+Patience alignment over many texts at once: k-grams of tokens that occur exactly once in every sample are
+anchors, longest first; a longest increasing chain of them is kept, and the gaps between are searched again.
+After EXALG (Arasu and Garcia-Molina, SIGMOD 2003): only text that occurs in every sample can be template.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+TOKEN = re.compile(r"[^\W\d_]+|\d+|\n|[^\S\n]+|[\W_]")
+WORD = re.compile(r"[^\W\d_]+|\d+")
+_SIZES = (10, 5, 3, 2, 1)
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+Spans = list[tuple[int, int]]
+
+COMMON = frozenset(
+    {
+        *(
+            "a",
+            "an",
+            "and",
+            "are",
+            "as",
+            "at",
+            "be",
+            "by",
+            "for",
+            "from",
+            "have",
+            "i",
+            "if",
+            "in",
+            "is",
+            "it",
+        ),
+        *("not", "of", "on", "or", "so", "that", "the", "this", "to", "was", "we", "with", "you", "your"),
+    }
+)
+"""Words that texts share by accident."""
+
+
+class Run(NamedTuple):
+    """Tokens shared by all samples: where they start in each sample, and how many they are."""
+
+    starts: tuple[int, ...]
+    length: int
+
+
+def tokens(text: str) -> list[str]:
+    """Words, numbers, new lines, runs of spaces and single signs; joined they are the text again."""
+    return TOKEN.findall(text)
+
+
+class _Samples:
+    """The samples as token numbers, with the k-gram hashes of each."""
+
+    def __init__(self, texts: Sequence[list[str]]) -> None:
+        numbers: dict[str, int] = {}
+        self.ids: list[Ints] = [
+            np.fromiter((numbers.setdefault(t, len(numbers)) for t in text), np.int64, len(text)) for text in texts
+        ]
+        self._grams: dict[int, list[Hashes]] = {}
+
+    def grams(self, size: int) -> list[Hashes]:
+        """The hash of each k-gram, by its first token, for every sample."""
+        if size not in self._grams:
+            self._grams[size] = [_rolling(ids, size) for ids in self.ids]
+        return self._grams[size]
+
+
+def _rolling(ids: Ints, size: int) -> Hashes:
+    count = max(0, len(ids) - size + 1)
+    total = np.zeros(count, np.uint64)
+    values = ids.astype(np.uint64) + np.uint64(1)
+    for i in range(size):
+        total = (total ^ (total >> np.uint64(29))) * _MULTIPLIER + values[i : i + count]
+    return total
+
+
+def shared_runs(texts: Sequence[list[str]]) -> list[Run]:
+    """Runs of tokens that all samples share, in order; the first may start and the last may end a text."""
+    samples = _Samples(texts)
+    return _join(_search(samples, [(0, len(ids)) for ids in samples.ids], 0))
+
+
+def _search(samples: _Samples, spans: Spans, level: int) -> list[Run]:
+    head = _same_length(samples, spans, 1)
+    inner = [(low + head, high) for low, high in spans]
+    tail = _same_length(samples, inner, -1)
+    inner = [(low, high - tail) for low, high in inner]
+    runs = [Run(tuple(low for low, _ in spans), head)] if head else []
+    runs += _search_inner(samples, inner, level)
+    if tail:
+        runs.append(Run(tuple(high for _, high in inner), tail))
+    return runs
+
+
+def _search_inner(samples: _Samples, spans: Spans, level: int) -> list[Run]:
+    shortest = min(high - low for low, high in spans)
+    while level < len(_SIZES) and _SIZES[level] > shortest:
+        level += 1
+    while level < len(_SIZES):
+        chain = _chain(_unique_common(samples, spans, _SIZES[level]))
+        if len(chain):
+            runs: list[Run] = []
+            lows = [low for low, _ in spans]
+            for first, last in _stretches(chain):
+                length = int(chain[last][0] - chain[first][0]) + _SIZES[level]
+                starts = tuple(map(int, chain[first]))
+                if any(start < low for start, low in zip(starts, lows, strict=True)):
+                    continue  # overlaps the run before it, by different amounts in different samples
+                runs += _search(samples, list(zip(lows, starts, strict=True)), level)
+                runs.append(Run(starts, length))
+                lows = [start + length for start in starts]
+            return runs + _search(samples, [(low, high) for low, (_, high) in zip(lows, spans, strict=True)], level)
+        level += 1
+    return []
+
+
+def _same_length(samples: _Samples, spans: Spans, step: int) -> int:
+    """How many tokens all spans share at their beginning (step 1) or end (step -1)."""
+    limit = min(high - low for low, high in spans)
+    pivot = _from_end(samples.ids[0], spans[0], step)
+    for ids, span in zip(samples.ids[1:], spans[1:], strict=True):
+        if not limit:
+            return 0
+        differs = np.flatnonzero(_from_end(ids, span, step)[:limit] != pivot[:limit])
+        if len(differs):
+            limit = int(differs[0])
+    return limit
+
+
+def _from_end(ids: Ints, span: tuple[int, int], step: int) -> Ints:
+    return ids[span[0] : span[1]][::step]
+
+
+def _unique_common(samples: _Samples, spans: Spans, size: int) -> Ints:
+    """Positions (row: k-gram, column: sample) of the k-grams that occur exactly once in every span."""
+    common: Hashes | None = None
+    where: list[tuple[Hashes, Ints]] = []
+    for grams, (low, high) in zip(samples.grams(size), spans, strict=True):
+        values, index, counts = np.unique(grams[low : high - size + 1], return_index=True, return_counts=True)
+        once = counts == 1
+        values, index = values[once], index[once] + low
+        where.append((values, index))
+        common = values if common is None else common[np.isin(common, values, assume_unique=True)]
+        if not len(common):
+            break
+    if common is None or not len(common):
+        return np.zeros((0, 0), np.int64)
+    columns = [index[np.searchsorted(values, common)] for values, index in where]
+    table = np.stack(columns, axis=1)
+    return table[np.argsort(table[:, 0], kind="stable")]
+
+
+def _chain(table: Ints) -> Ints:
+    """The rows that stand in the same order in every sample: a longest chain, sample by sample."""
+    for column in range(1, table.shape[1] if len(table) else 0):
+        if np.any(np.diff(table[:, column]) <= 0):
+            table = table[_increasing(table[:, column].tolist())]
+    return table
+
+
+def _increasing(values: list[int]) -> list[int]:
+    """Indices of a longest increasing subsequence."""
+    tops: list[int] = []
+    top_index: list[int] = []
+    back: list[int] = []
+    for i, value in enumerate(values):
+        at = bisect_left(tops, value)
+        back.append(top_index[at - 1] if at else -1)
+        if at == len(tops):
+            tops.append(value)
+            top_index.append(i)
+        else:
+            tops[at], top_index[at] = value, i
+    chain, i = [], top_index[-1] if top_index else -1
+    while i >= 0:
+        chain.append(i)
+        i = back[i]
+    return chain[::-1]
+
+
+def _stretches(chain: Ints) -> list[tuple[int, int]]:
+    """First and last row of each stretch of k-grams that follow token by token in every sample."""
+    stretches: list[tuple[int, int]] = []
+    for row in range(len(chain)):
+        if stretches:
+            first, last = stretches[-1]
+            steps = chain[row] - chain[last]
+            if steps.min() == steps.max() and np.all(steps <= 1):
+                stretches[-1] = (first, row)
+                continue
+        stretches.append((row, row))
+    return stretches
+
+
+def _join(runs: list[Run]) -> list[Run]:
+    """Runs that touch in every sample become one."""
+    joined: list[Run] = []
+    for run in runs:
+        if not run.length:
+            continue
+        if joined and all(s == p + joined[-1].length for s, p in zip(run.starts, joined[-1].starts, strict=True)):
+            joined[-1] = Run(joined[-1].starts, joined[-1].length + run.length)
+        else:
+            joined.append(run)
+    return joined
+
+
+def surprise(run: Sequence[str]) -> float:
+    """How many bits it takes to say this run: few for what every text holds, many for words and mark-up."""
+    return sum(map(_bits, run))
+
+
+def _bits(token: str) -> float:
+    if token == "\n":
+        return 4.5
+    if token.isspace():
+        return 0.7
+    if token.isalpha():
+        return 4.5 if token.lower() in COMMON or len(token) == 1 else 9.5
+    if token.isdigit():
+        return 6.0
+    return 4.0 if token in ".,'-" else 7.0
+
+
+def by_chance(occurrences: float, slot_tokens: float, bits: float, samples: int) -> bool:
+    """Whether values could share a run just so: it is likely in one text, and there are few samples.
+
+    `occurrences`: how often the run stands in a sample on average; `slot_tokens`: how long a slot beside is.
+    """
+    likely = min(1 - math.exp(-occurrences), 1 - math.exp(-slot_tokens * 2**-bits))
+    return likely ** (samples - 1) * 20 >= 0.01

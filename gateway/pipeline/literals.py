@@ -1,0 +1,110 @@
+"""From shared runs of tokens to the literals of a text pattern: prompt, or what values share by accident.
+
+When in doubt a piece of text is input: that costs a few tokens, the other error would cost an instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.pipeline.alignment import COMMON, WORD, Run, by_chance, shared_runs, surprise, tokens
+
+_FEW = 16
+_SOME = 150
+_SENTENCE_ENDS = (".", "?", "!", '"', "'", ",")
+_DELIMITERS = frozenset("\n:>\"'`([{=.?!;#*-|<)]},/")
+
+
+def field_literals(texts: Sequence[str]) -> list[str]:
+    """The literals that all these texts share, in order; the first and the last may be empty.
+
+    Texts that are all equal give one literal.
+    """
+    split = [tokens(text) for text in texts]
+    runs = shared_runs(split)
+    if len(runs) == 1 and runs[0].length == len(split[0]) == max(map(len, split)):
+        return [texts[0]]
+    first, inner, last = _edges(runs, split)
+    inner = _likely(inner, split, first, last)
+    pieces = [split[0][run.starts[0] : run.starts[0] + run.length] for run in inner]
+    head = split[0][:first]
+    tail = split[0][len(split[0]) - last :]
+    count = len(texts)
+    literals = ["".join(_trim_right(head, count))]
+    for piece in pieces:
+        trimmed = _trim_left(_trim_right(piece, count), count)
+        if WORD.search("".join(trimmed)) or (trimmed and count >= 12):
+            literals.append("".join(trimmed))
+    literals.append("".join(_trim_left(tail, count)))
+    return literals
+
+
+def _edges(runs: list[Run], split: Sequence[list[str]]) -> tuple[int, list[Run], int]:
+    """Length of the run that begins every text, the runs inside, length of the run that ends every text."""
+    inner, first, last = list(runs), 0, 0
+    if inner and not any(inner[0].starts):
+        first = inner.pop(0).length
+    if inner and all(s + inner[-1].length == len(text) for s, text in zip(inner[-1].starts, split, strict=True)):
+        last = inner.pop().length
+    return first, inner, last
+
+
+def _likely(inner: list[Run], split: Sequence[list[str]], first: int, last: int) -> list[Run]:
+    """The inner runs that values cannot share by chance; weak ones are dropped one by one, weakest first."""
+    kept = list(inner)
+    while kept:
+        weak = [
+            (bits, i) for i, run in enumerate(kept) if (bits := _weakness(i, run, kept, split, first, last)) >= 0
+        ]
+        if not weak:
+            break
+        del kept[min(weak)[1]]
+    return kept
+
+
+def _weakness(i: int, run: Run, kept: list[Run], split: Sequence[list[str]], first: int, last: int) -> float:
+    """The run's bits when it may be there by chance; negative when it is not."""
+    piece = split[0][run.starts[0] : run.starts[0] + run.length]
+    bits = surprise(piece)
+    names = [token for token in piece if WORD.fullmatch(token)]
+    if len(split) < 12 and not names:
+        return bits
+    if names and len(names) < 3 and all(name.lower() in COMMON for name in names) and "\n" not in piece:
+        return bits
+    total, occurrences = 0, 0
+    text = "".join(piece)
+    for n, sample in enumerate(split):
+        low = kept[i - 1].starts[n] + kept[i - 1].length if i else first
+        high = kept[i + 1].starts[n] if i + 1 < len(kept) else len(sample) - last
+        total += high - low - run.length
+        occurrences += "".join(sample[low:high]).count(text)
+    count = len(split)
+    return bits if by_chance(occurrences / count, total / count / 2, bits, count) else -1.0
+
+
+def _trim_right(piece: list[str], count: int) -> list[str]:
+    """Give words at the right edge back to the value, unless a delimiter or function word ends the piece."""
+    if count >= _FEW or not piece:
+        return piece
+    end = len(piece)
+    for i in range(len(piece) - 1, max(-1, len(piece) - 9), -1):
+        token = piece[i]
+        if token in _DELIMITERS or (token.lower() in COMMON and token.islower()):
+            return piece[:end]
+        if not token.isspace():
+            end = i
+    return piece
+
+
+def _trim_left(piece: list[str], count: int) -> list[str]:
+    """Give a leading sign that ends a sentence, and for few samples leading words, back to the value."""
+    if not piece:
+        return piece
+    if count < _SOME and piece[0] in _SENTENCE_ENDS and (len(piece) == 1 or piece[1] != piece[0]):
+        piece = piece[1:]
+    if count >= _FEW:
+        return piece
+    for i, token in enumerate(piece[:8]):
+        if token in _DELIMITERS or (token.lower() in COMMON and token.islower()):
+            return piece[i:] if i and not piece[0].isspace() else piece
+    return piece

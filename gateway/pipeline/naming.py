@@ -1,0 +1,109 @@
+"""Names for tasks and slots, from the prompt's own words and the labels in front of the slots."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+
+import msgspec
+
+from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
+from gateway.pipeline.alignment import COMMON
+
+_SKIPPED = COMMON | {
+    *(
+        "following",
+        "given",
+        "below",
+        "above",
+        "please",
+        "task",
+        "should",
+        "must",
+        "will",
+        "would",
+        "can",
+        "may",
+    ),
+    *("using", "use", "each", "every", "any", "some", "all", "one", "their", "its", "his", "her", "they"),
+    *("only", "also", "very", "into", "than", "then", "there", "here", "does", "yes", "who", "which", "what"),
+    *("when", "where", "how", "assistant", "helpful", "expert", "provided", "act", "role", "based", "user"),
+}
+_LABEL = re.compile(r"([A-Za-z][A-Za-z0-9 _-]{0,30}?)\s*[\"'`*)\]]*\s*[:=]\s*[\"'`*\[(]*\s*$")
+_TAG = re.compile(r"<([A-Za-z][A-Za-z0-9_-]{0,30})(?:\s[^<>]{0,60})?>\s*$")
+_HEADING = re.compile(r"(?:^|\n)\s*(?:#+|\*\*|\[)\s*([A-Za-z][A-Za-z0-9 _-]{0,30}?)\s*[:*#\]]*\s*$")
+_SINGLE_LINE_AFTER = 8
+_CHOICES_AFTER = 16
+
+
+def slug(template: PromptTemplate, taken: Collection[str]) -> str:
+    """A short readable task name from the prompt's first telling words, unlike all that are taken."""
+    texts = [field.literals for pattern in reversed(template.patterns) for field in pattern.fields]
+    best: list[str] = []
+    for literals in texts:
+        chosen: list[str] = []
+        for word in re.findall(r"[A-Za-z]{3,20}", " ".join(literals)[:2000]):
+            low = word.lower()
+            if low not in _SKIPPED and low not in chosen:
+                chosen.append(low)
+            if len(chosen) == 3:
+                break
+        if len(chosen) > len(best):
+            best = chosen
+    name = "-".join(best) or "task"
+    return unique(name, taken)
+
+
+def unique(name: str, taken: Collection[str]) -> str:
+    """The name, with a number behind it where it is taken."""
+    number, tried = 2, name
+    while tried in taken:
+        tried, number = f"{name}-{number}", number + 1
+    return tried
+
+
+def finish(template: PromptTemplate, rows: Sequence[tuple[str, ...]]) -> PromptTemplate:
+    """The template with its slots named, and what their values never went beyond written down."""
+    taken: set[str] = set()
+    columns = iter(zip(*rows, strict=True))
+    head = tuple(_finish_message(pattern, columns, taken) for pattern in template.head)
+    tail = tuple(_finish_message(pattern, columns, taken) for pattern in template.tail)
+    return msgspec.structs.replace(template, head=head, tail=tail)
+
+
+def _finish_message(pattern: MessagePattern, columns: Iterator[tuple[str, ...]], taken: set[str]) -> MessagePattern:
+    fields = []
+    for field in pattern.fields:
+        cuts = [cut for text in next(columns) if (cut := field.cut(text)) is not None]
+        slots = []
+        for i, (slot, values) in enumerate(zip(field.slots, zip(*cuts, strict=True), strict=True)):
+            name = unique(slot_name(field.literals[i], slot), taken)
+            taken.add(name)
+            slots.append(bounded(Slot(name, slot.kind), values))
+        fields.append(TextPattern(field.literals, tuple(slots)))
+    return MessagePattern(pattern.header, tuple(fields))
+
+
+def slot_name(before: str, slot: Slot) -> str:
+    """What the text in front of a slot calls it (a label, a tag, a heading), else `input`."""
+    if slot.kind == "part":
+        return "part"
+    for shape in (_TAG, _LABEL, _HEADING):
+        found = shape.search(before[-120:])
+        if found:
+            name = "_".join(found[1].lower().replace("-", " ").split()[-3:])
+            if name:
+                return name
+    return "input"
+
+
+def bounded(slot: Slot, values: Sequence[str]) -> Slot:
+    """The slot with what its values never went beyond: length, new lines, a closed set of long texts."""
+    if slot.kind == "part":
+        return slot
+    distinct = sorted(set(values))
+    limit = 8 * max(map(len, distinct)) + 400
+    single = len(values) >= _SINGLE_LINE_AFTER and not any("\n" in value for value in distinct)
+    few = len(values) >= _CHOICES_AFTER and len(distinct) <= max(2, len(values) // 8)
+    closed = few and sum(map(len, distinct)) >= 20 * len(distinct)
+    return Slot(slot.name, slot.kind, limit, single, tuple(distinct) if closed else ())

@@ -1,0 +1,290 @@
+"""Strip and render are inverses; what does not match exactly is never stripped."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.domain import layout
+from gateway.domain.matching import TemplateIndex, show, why_not
+from gateway.domain.template import (
+    MessagePattern,
+    PromptTemplate,
+    Slot,
+    TextPattern,
+    join_form,
+    parse_stripped,
+    split_form,
+)
+
+SYSTEM = "You sort messages of customers by what they want."
+SYSTEM_MESSAGE = {"role": "system", "content": SYSTEM}
+
+
+def body(*messages: tuple[str, str], **others: Any) -> dict[str, Any]:
+    return {"model": "gpt-6-luna", "messages": [{"role": r, "content": c} for r, c in messages], **others}
+
+
+def header(role: str) -> str:
+    return layout.read_message({"role": role, "content": ""})[0]
+
+
+def message(role: str, *literals: str, names: tuple[str, ...] = ()) -> MessagePattern:
+    slots = tuple(Slot(name) for name in names) or tuple(Slot(f"s{i}") for i in range(len(literals) - 1))
+    return MessagePattern(header(role), (TextPattern(literals, slots),))
+
+
+INTENT = PromptTemplate(
+    "intent", 1, (message("system", SYSTEM), message("user", "Message: ", "\nIntent:", names=("message",)))
+)
+REPLY = PromptTemplate(
+    "reply", 3, (message("user", "Question: ", "\nTone: ", "\nReply now:", names=("question", "tone")),)
+)
+CHAT = PromptTemplate("chat", 1, (message("system", SYSTEM),), turns=True)
+TUTOR = PromptTemplate(
+    "tutor",
+    1,
+    (message("system", "Teach ", " to a child.", names=("topic",)),),
+    turns=True,
+    tail=(message("user", "The pupil says: ", "", names=("answer",)),),
+)
+
+
+def test_one_slot_leaves_the_bare_value_as_a_user_message() -> None:
+    request = body(("system", SYSTEM), ("user", "Message: my card is gone\nIntent:"), temperature=0)
+    inputs = INTENT.strip(request)
+    assert inputs is not None
+    assert inputs.messages == [{"role": "user", "content": "my card is gone"}]
+    assert inputs.text == "my card is gone"
+    assert inputs.slots == (("message", "my card is gone"),)
+    assert inputs.envelope == {"model": "gpt-6-luna", "temperature": 0}
+    assert INTENT.render(inputs) == request
+
+
+def test_several_slots_leave_named_values() -> None:
+    inputs = REPLY.strip(body(("user", "Question: why?\nTone: calm\nReply now:")))
+    assert inputs is not None
+    assert inputs.messages == [{"role": "user", "content": "[question]\nwhy?\n[tone]\ncalm"}]
+
+
+def test_a_conversation_keeps_its_turns_and_loses_its_system_prompt() -> None:
+    request = body(("system", SYSTEM), ("user", "hi"), ("assistant", "hello"), ("user", "bye"))
+    inputs = CHAT.strip(request)
+    assert inputs is not None
+    assert [m["role"] for m in inputs.messages] == ["user", "assistant", "user"]
+    assert CHAT.render(inputs) == request
+
+
+def test_slots_around_a_conversation_stand_before_and_behind_its_turns() -> None:
+    request = body(
+        ("system", "Teach rain to a child."),
+        ("user", "hm"),
+        ("assistant", "?"),
+        ("user", "The pupil says: wet"),
+    )
+    inputs = TUTOR.strip(request)
+    assert inputs is not None
+    assert [m["content"] for m in inputs.messages] == ["rain", "hm", "?", "wet"]
+    assert inputs.messages[0]["role"] == "system"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        body(("system", SYSTEM + " Never say no."), ("user", "Message: a\nIntent:")),
+        body(("system", SYSTEM), ("user", "Message: a\nIntent: ")),
+        body(("user", SYSTEM), ("user", "Message: a\nIntent:")),
+        body(("system", SYSTEM), ("user", "Message: a\nIntent:"), ("user", "and quickly")),
+        body(("system", SYSTEM), ("user", "Message: a\nIntent:"), tools=[{"type": "function"}]),
+        body(("system", SYSTEM), ("user", "Message: a\nIntent:"), response_format={"type": "json_object"}),
+        {"messages": [SYSTEM_MESSAGE, {"role": "user", "content": "Message: a\nIntent:", "name": "b"}]},
+        {"messages": [SYSTEM_MESSAGE, {"role": "user", "content": None}]},
+        {"messages": []},
+        {"input": "Message: a\nIntent:"},
+    ],
+)  # fmt: skip
+def test_whatever_the_template_does_not_know_is_not_stripped(changed: dict[str, Any]) -> None:
+    assert INTENT.strip(changed) is None
+    assert TemplateIndex([INTENT]).match(changed) is None
+    assert why_not(INTENT, changed).endswith(".")
+
+
+def test_a_value_that_quotes_the_template_is_not_cut_at_a_guess() -> None:
+    request = body(("user", "Question: is\nTone: a label?\nTone: calm\nReply now:"))
+    assert REPLY.strip(request) is None
+    assert "more than one way" in why_not(REPLY, request)
+
+
+def test_a_value_unlike_all_that_were_seen_is_not_stripped() -> None:
+    slot = Slot("message", limit=20, single_line=True)
+    pattern = TextPattern(("Message: ", ""), (slot,))
+    assert pattern.cut("Message: short") == ("short",)
+    assert pattern.cut("Message: " + "long" * 20) is None
+    assert pattern.cut("Message: two\nlines") is None
+    assert TextPattern(("Say ", ""), (Slot("x", choices=("yes", "no")),)).cut("Say maybe") is None
+
+
+def test_tools_response_format_and_number_types_are_kept_apart() -> None:
+    one = {"model": "m", "messages": [], "response_format": {"n": 1}}
+    assert len({layout.bucket_of({**one, "response_format": {"n": n}}) for n in (1, 1.0, True, "1")}) == 4
+    assert layout.same({"a": [1]}, {"a": [1]})
+    assert not layout.same({"a": [1]}, {"a": [1.0]})
+    assert not layout.same(1, True)
+
+
+def test_a_system_prompt_outside_the_messages_is_part_of_the_template() -> None:
+    request = {
+        "model": "m",
+        "system": SYSTEM,
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 5,
+    }
+    pattern = MessagePattern(layout.read(request).headers[0], (TextPattern((SYSTEM,)),))
+    template = PromptTemplate("anthropic", 1, (pattern, message("user", "", "")))
+    inputs = template.strip(request)
+    assert inputs is not None
+    assert inputs.messages == [{"role": "user", "content": "hi"}]
+    assert template.render(inputs) == request
+    assert template.strip({**request, "system": SYSTEM + "!"}) is None
+
+
+def test_an_image_stays_a_part() -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    request = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Look: a cat"}, image]}]}
+    pattern = MessagePattern(
+        layout.read(request).headers[0],
+        (TextPattern(("Look: ", ""), (Slot("what"),)), TextPattern(("", ""), (Slot("part", kind="part"),))),
+    )
+    template = PromptTemplate("look", 1, (pattern,))
+    inputs = template.strip(request)
+    assert inputs is not None
+    assert inputs.messages == [{"role": "user", "content": [{"type": "text", "text": "a cat"}, image]}]
+    assert parse_stripped(template, inputs.messages).values == inputs.values
+
+
+def test_templates_survive_the_store() -> None:
+    for template in (INTENT, REPLY, CHAT, TUTOR):
+        assert msgspec.json.decode(msgspec.json.encode(template), type=PromptTemplate) == template
+
+
+def test_people_see_slots_in_braces() -> None:
+    assert show(INTENT) == f"[system]\n{SYSTEM}\n[user]\nMessage: {{{{message}}}}\nIntent:"
+    assert INTENT.name == "intent@1"
+
+
+def test_of_several_templates_the_most_fixed_text_wins_then_the_latest_version() -> None:
+    wide = PromptTemplate("wide", 1, (message("system", SYSTEM), message("user", "", "")))
+    again = msgspec.structs.replace(INTENT, version=2)
+    request = body(("system", SYSTEM), ("user", "Message: a\nIntent:"))
+    for order in ([wide, INTENT, again], [again, INTENT, wide]):
+        match = TemplateIndex(order).match(request)
+        assert match is not None
+        assert match.template is again
+    other = TemplateIndex([INTENT, wide]).match(body(("system", SYSTEM), ("user", "free text")))
+    assert other is not None
+    assert other.template is wide
+
+
+def test_a_template_of_hardly_any_text_is_never_matched() -> None:
+    bare = PromptTemplate("bare", 1, (message("system", "Be nice"), message("user", "", "")))
+    assert TemplateIndex([bare]).match(body(("system", "Be nice"), ("user", "hi"))) is None
+
+
+def test_an_index_of_many_templates_finds_each() -> None:
+    templates = [
+        PromptTemplate(f"t{i}", 1, (message("user", f"Answer like number {i}: ", f"\nSigned, writer {i % 7}"),))
+        for i in range(300)
+    ] + [PromptTemplate(f"e{i}", 1, (message("user", "", f"\nIn the style of writer {i}"),)) for i in range(300)]
+    index = TemplateIndex(templates)
+    for template in templates:
+        field = template.head[0].fields[0]
+        match = index.match(body(("user", field.fill(["x"]))))
+        assert match is not None
+        assert match.template is template
+
+
+# Few letters, and the template's own pieces among them: this is where inverses break.
+tricky = st.text(alphabet="ab\n:[]\\", max_size=8) | st.lists(
+    st.sampled_from(["\nTone: ", "Question: ", "[tone]", "\n", "\\[tone]", "[question]", "\nReply now:"]),
+    max_size=5,
+).map("".join)  # fmt: skip
+literal = st.text(alphabet="ab\n:[]", min_size=1, max_size=3)
+
+
+@given(tricky, tricky)
+def test_strip_finds_just_what_was_rendered_or_nothing(question: str, tone: str) -> None:
+    request = body(("user", REPLY.head[0].fields[0].fill([question, tone])), temperature=0.5)
+    inputs = REPLY.strip(copy.deepcopy(request))
+    if inputs is None:
+        assert "\nTone: " in question + "|" + tone or question.endswith("\n") or tone.startswith("\n")
+    else:
+        assert inputs.values == (question, tone)
+        assert layout.same(REPLY.render(inputs), request)
+
+
+@given(st.lists(literal, min_size=1, max_size=4), st.text("ab\n:[]", max_size=3), st.text("ab\n:[]", max_size=16))
+def test_a_cut_is_right_and_the_only_one(inner: list[str], edge: str, text: str) -> None:
+    pattern = TextPattern((edge, *inner, ""), tuple(Slot(str(i)) for i in range(len(inner) + 1)))
+    ways = _cuts(pattern.literals, text)
+    assert pattern.cut(text) == (ways[0] if len(ways) == 1 else None)
+
+
+def _cuts(literals: tuple[str, ...], text: str) -> list[tuple[str, ...]]:
+    """Every way to cut, by trying all."""
+    if not text.startswith(literals[0]):
+        return []
+    rest = text[len(literals[0]) :]
+    if len(literals) == 1:
+        return [()] if not rest else []
+    return [(rest[:i], *more) for i in range(len(rest) + 1) for more in _cuts(literals[1:], rest[i:])]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["question", "tone", "a b"]), tricky), max_size=4))
+def test_the_form_of_several_values_reads_back(pairs: list[tuple[str, str]]) -> None:
+    assert split_form(join_form(pairs)) == pairs
+
+
+turn = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": tricky})
+
+
+@given(st.sampled_from([CHAT, TUTOR]), tricky, tricky, st.lists(turn, min_size=1, max_size=3))
+def test_stripped_messages_read_back(
+    template: PromptTemplate, topic: str, answer: str, turns: list[dict[str, Any]]
+) -> None:
+    messages = [{"role": "system", "content": SYSTEM}, *turns]
+    if template is TUTOR:
+        messages[0] = {"role": "system", "content": f"Teach {topic} to a child."}
+        messages.append({"role": "user", "content": f"The pupil says: {answer}"})
+    inputs = template.strip({"messages": messages})
+    assert inputs is not None
+    again = parse_stripped(template, inputs.messages)
+    assert template.render(again) == {"messages": messages}
+
+
+scalar = st.sampled_from([None, True, False, 0, 1, 1.0, -0.0, 0.5, 2**70, "", "a", "\ud800", "é"])
+json_value = scalar | st.lists(scalar, max_size=2) | st.dictionaries(st.sampled_from(["a", "", "type"]), scalar)
+text_part = st.fixed_dictionaries({"type": st.just("text"), "text": tricky}, optional={"cache": json_value})
+any_message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "tool", "^system", "x\x1fy"])},
+    optional={
+        "content": tricky | json_value | st.lists(text_part | json_value, max_size=3),
+        "name": json_value,
+        "": json_value,
+    },
+)
+top_level = st.dictionaries(st.sampled_from(["model", "system", "tools"]), json_value, max_size=2)
+
+
+@given(st.lists(any_message, max_size=3), top_level)
+def test_any_body_is_refused_or_put_together_again(messages: list[Any], others: dict[str, Any]) -> None:
+    request = {**others, "messages": messages}
+    try:
+        seen = layout.read(request)
+    except layout.Unreadable:
+        return
+    assert layout.same(layout.write(seen.headers, seen.fields, seen.envelope), request)
