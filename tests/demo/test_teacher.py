@@ -279,13 +279,14 @@ def test_errors_have_openais_shape() -> None:
             with pytest.raises(openai.NotFoundError) as unknown:
                 await client.ask(PROMPT.request("hello"), model="gpt-0")
             assert unknown.value.code == "model_not_found"
-            for wrong, param in (
-                ({"messages": []}, "messages"),
-                ({"n": 3}, "n"),
-                ({"max_tokens": 0}, "max_tokens"),
-            ):
+            cases: list[tuple[list[dict[str, str]], dict[str, Any], str]] = [
+                ([], {}, "messages"),
+                (PROMPT.request("hello"), {"n": 3}, "n"),
+                (PROMPT.request("hello"), {"max_tokens": 0}, "max_tokens"),
+            ]
+            for asked, more, param in cases:
                 with pytest.raises(openai.BadRequestError) as bad:
-                    await client.ask(**{"messages": PROMPT.request("hello"), **wrong})
+                    await client.ask(asked, **more)
                 assert bad.value.param == param
             with pytest.raises(openai.NotFoundError):
                 await client.openai.embeddings.create(model="gpt-6-luna", input="hello")
