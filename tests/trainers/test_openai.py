@@ -146,9 +146,7 @@ def test_the_service_gets_the_very_bytes_of_the_files_under_the_digest_of_the_da
     }
 
 
-def test_each_stage_is_saved_in_order_with_the_ids_of_the_other_side(
-    api: FakeOpenAI, dataset: Dataset
-) -> None:
+def test_each_stage_is_saved_in_order_with_the_ids_of_the_other_side(api: FakeOpenAI, dataset: Dataset) -> None:
     saved: list[FineTune] = []
     trainer(api).run(finetune(), dataset, saved.append)
     assert [stage for stage, _ in itertools.groupby(saved, key=lambda each: each.stage)] == STAGES
@@ -191,9 +189,7 @@ def test_a_finished_fine_tune_is_left_alone(api: FakeOpenAI, dataset: Dataset) -
 # The sweep
 
 
-def test_the_usual_sweep_has_eight_candidates_that_the_service_takes(
-    api: FakeOpenAI, dataset: Dataset
-) -> None:
+def test_the_usual_sweep_has_eight_candidates_that_the_service_takes(api: FakeOpenAI, dataset: Dataset) -> None:
     candidates = trainer(api).candidates(dataset)
     assert len(candidates) == 8
     assert len({json.dumps(each) for each in candidates}) == 8
@@ -203,9 +199,7 @@ def test_the_usual_sweep_has_eight_candidates_that_the_service_takes(
 
 
 def test_the_sweep_can_be_set_in_the_config(api: FakeOpenAI, dataset: Dataset) -> None:
-    chosen = trainer(
-        api, base_models=["a", "b"], n_epochs=[3], learning_rate_multipliers=[2.0], seed=1, suffix="s"
-    )
+    chosen = trainer(api, base_models=["a", "b"], n_epochs=[3], learning_rate_multipliers=[2.0], seed=1, suffix="s")
     assert chosen.candidates(dataset) == [
         {"base_model": name, "n_epochs": 3, "learning_rate_multiplier": 2.0, "seed": 1, "suffix": "s"}
         for name in ("a", "b")
@@ -276,9 +270,7 @@ def test_an_unknown_option_is_named_beside_the_valid_ones(api: FakeOpenAI, datas
         ),
     ],
 )
-def test_a_bad_row_is_found_before_anything_is_sent(
-    api: FakeOpenAI, tmp_path: Path, line: bytes, why: str
-) -> None:
+def test_a_bad_row_is_found_before_anything_is_sent(api: FakeOpenAI, tmp_path: Path, line: bytes, why: str) -> None:
     error = sentence(api, made_dataset(tmp_path, train=jsonl(10) + line + b"\n"))
     assert error.startswith(f"invalid_file: {why}")
     assert api.received == []
@@ -492,9 +484,13 @@ def test_a_run_that_was_cut_off_while_creating_lets_the_request_land_before_it_l
     assert len(api.jobs) == 1
 
 
-def test_a_job_of_another_store_with_the_same_id_is_not_taken_for_ours(
-    api: FakeOpenAI, tmp_path: Path
-) -> None:
+def test_a_job_that_exists_is_followed_even_when_the_dataset_is_gone(api: FakeOpenAI, dataset: Dataset) -> None:
+    job = started_job(api, dataset)
+    (Path(dataset.directory) / "train.jsonl").unlink()
+    assert trainer(api).run(job, dataset, ignore).state is FineTuneState.SUCCEEDED
+
+
+def test_a_job_of_another_store_with_the_same_id_is_not_taken_for_ours(api: FakeOpenAI, tmp_path: Path) -> None:
     theirs = trainer(api).run(finetune(), made_dataset(tmp_path / "a"), ignore)
     ours = trainer(api).run(finetune(), made_dataset(tmp_path / "b", train=jsonl(20)), ignore)
     assert ours.remote["job"] != theirs.remote["job"]
