@@ -1,1 +1,63 @@
-"""Wire formats: bytes in, nouns out. No sockets here."""
+"""Wire formats: bytes in, nouns out. No sockets here. One file per protocol; its name is the `protocol:`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol
+
+import msgspec
+
+from gateway.domain.exchange import Usage
+
+
+class RequestFacts(msgspec.Struct, frozen=True):
+    """What a route and a metric need of a request."""
+
+    model: str | None = None
+    streamed: bool = False
+
+
+class ResponseFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the books need of a response."""
+
+    model: str | None = None
+    finish_reason: str | None = None
+    usage: Usage = Usage()
+
+
+class Provider(Protocol):
+    """One wire format."""
+
+    name: str
+    credentials: frozenset[bytes]
+    """Lower-case names of the request headers that carry keys."""
+
+    def key_header(self, key: str) -> tuple[bytes, bytes]:
+        """The header that presents our own key."""
+        ...
+
+    def operation(self, path: str) -> str:
+        """OpenTelemetry's `gen_ai.operation.name` for this path, or `other`."""
+        ...
+
+    def read_request(self, path: str, body: bytes) -> RequestFacts:
+        """Never raises: what cannot be read is None."""
+        ...
+
+    def read_response(self, body: bytes, *, streamed: bool) -> ResponseFacts:
+        """From the whole body, or the tail of a stream. Never raises."""
+        ...
+
+    def ends_stream(self, piece: bytes) -> bool:
+        """Whether a client may take its answer for whole after this piece of a stream."""
+        ...
+
+    def error_body(self, status: int, code: str, message: str) -> bytes:
+        """An error of our own in this provider's shape (JSON)."""
+        ...
+
+
+def load(protocol: str) -> Provider:
+    """The wire format of this name (checked by the config)."""
+    provider: Provider = importlib.import_module(f"{__name__}.{protocol}").build()
+    return provider

@@ -1,1 +1,80 @@
-"""Places to send a request to."""
+"""Places to send a request to. Answers come back piece by piece, as they arrive, into a `Sink`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from gateway.errors import UpstreamError
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Outgoing(msgspec.Struct, kw_only=True, eq=False):
+    """A request for an upstream. `headers` are end-to-end ones; `Host` and framing are the upstream's to add.
+
+    `body` None means that the body follows through `Call.write` (`length` None: chunked). `text` is the
+    stripped input for a model in this process, which abstains below `min_confidence`.
+    """
+
+    method: bytes
+    path: bytes
+    headers: Headers
+    body: bytes | None = b""
+    length: int | None = 0
+    has_body: bool = False
+    model: str | None = None
+    text: str | None = None
+    streamed: bool = False
+    wants_usage: bool = False
+    min_confidence: float = 0.0
+
+
+class Head(msgspec.Struct, frozen=True, eq=False):
+    """Status line and headers of an answer. `length` None: not known before the end."""
+
+    status: int
+    reason: bytes
+    headers: Headers
+    length: int | None
+
+
+class Sink(Protocol):
+    """Who receives an answer. After `done` or a failure nothing more is called."""
+
+    def on_data(self, head: Head | None, piece: bytes, done: bool) -> None:
+        """The head once, with the first call; then the body's pieces as they arrive."""
+        ...
+
+    def on_failure(self, error: UpstreamError) -> None:
+        """There will be no (further) answer."""
+        ...
+
+    def on_upload(self, ready: bool) -> None:
+        """Whether more of a streamed request body can be taken now."""
+        ...
+
+
+class Call(Protocol):
+    """A request under way."""
+
+    def write(self, piece: bytes) -> None: ...
+    def write_end(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def abort(self) -> None:
+        """Stop; the sink hears nothing more."""
+        ...
+
+
+class Upstream(Protocol):
+    """A place to send requests to."""
+
+    name: str
+
+    def send(self, request: Outgoing, sink: Sink, *, connect_timeout: float) -> Call:
+        """Start a request. Never raises for what the upstream does; see `Sink.on_failure`."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,74 @@
+"""Our own pages: `/metrics`, `/healthz`, `/readyz`. An ordinary aiohttp application, off the request path."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+Ready = Callable[[], list[str]]
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def application(expose: Callable[[], bytes], not_ready: Ready, token: str | None) -> web.Application:
+    """`not_ready` gives the reasons why traffic should not come here; `token` opens the pages beyond loopback."""
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=expose(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def readyz(_request: web.Request) -> web.Response:
+        reasons = not_ready()
+        body = {"status": "not ready" if reasons else "ready", "reasons": reasons}
+        return web.json_response(body, status=503 if reasons else 200)
+
+    app = web.Application(middlewares=[_one_answer, _guard(token)])
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    return app
+
+
+@web.middleware
+async def _one_answer(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """One answer a connection: the next request on it may be one to relay, which is not done here."""
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        response = _error(error.status, "unknown_path", error.reason)
+    response.force_close()
+    return response
+
+
+def _guard(token: str | None) -> Middleware:
+    @web.middleware
+    async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        open_to_all = request.path in ("/healthz", "/readyz")
+        if open_to_all or _is_loopback(request) or _has_token(request, token):
+            return await handler(request)
+        return _error(403, "forbidden", "from beyond loopback this page needs 'Authorization: Bearer TOKEN', "
+                      "with the token in the variable that auth.admin_token_env names")  # fmt: skip
+
+    return guard
+
+
+def _is_loopback(request: web.Request) -> bool:
+    try:
+        return ipaddress.ip_address(request.remote or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _has_token(request: web.Request, token: str | None) -> bool:
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return bool(token) and hmac.compare_digest(given.encode(), (token or "").encode())
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+    headers = {"x-unprompt-error": code}
+    return web.Response(status=status, text=json.dumps(body), content_type="application/json", headers=headers)

@@ -1,0 +1,285 @@
+"""Builds everything from a `Config`; the only wiring. The end-to-end tests use the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from gateway import admin, providers
+from gateway.config import Config, InvalidConfig, Problem, load_config, load_routes
+from gateway.domain.exchange import id_maker
+from gateway.domain.price import Price, PriceBook
+from gateway.domain.route import LOCAL
+from gateway.errors import ConfigError, UnpromptError
+from gateway.metrics import Metrics
+from gateway.proxy.capture import Capture
+from gateway.proxy.forward import House
+from gateway.proxy.router import Switchboard
+from gateway.proxy.server import Limits, Server
+from gateway.stores.journal import JournalWriter
+from gateway.stores.sqlite import SqliteStore
+from gateway.upstreams import Upstream
+from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
+from gateway.upstreams.http import HttpUpstream
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = Path("config/gateway.yaml")
+WATCH_SECONDS = 0.2
+
+
+class Files(msgspec.Struct, frozen=True):
+    """The two files: `gateway` (None: built-in defaults) and, beside it, `routes`."""
+
+    gateway: Path | None
+    routes: Path
+
+    @classmethod
+    def beside(cls, given: Path | None) -> Files:
+        """`given` as on the command line; without it `config/gateway.yaml` where that exists."""
+        gateway = given or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+        return cls(gateway, (gateway or DEFAULT_CONFIG).with_name("routes.yaml"))
+
+
+class Places(msgspec.Struct, frozen=True):
+    """Where things are kept, all beside the store."""
+
+    store: Path
+    journal: Path
+    models: Path
+    datasets: Path
+
+    @classmethod
+    def of(cls, config: Config) -> Places:
+        home = config.store.home
+        return cls(config.store.path, home / "journal", home / "models", home / "datasets")
+
+
+def build_switchboard(files: Files, config: Config) -> tuple[Switchboard, dict[str, EmbeddedModel]]:
+    """The routes with all that they need: templates from the store, models from their folder.
+
+    Raises:
+        InvalidConfig: a problem in the file, or a template or model that it names does not exist.
+    """
+    table = load_routes(files.routes, config)
+    places = Places.of(config)
+    problems: list[Problem] = []
+    models: dict[str, EmbeddedModel] = {}
+    for model in sorted({t.model for r in table.routes for t in r.targets if t.upstream == LOCAL and t.model}):
+        try:
+            models[model] = EmbeddedModel.load(places.models, model)
+        except UnpromptError as error:
+            problems.append(Problem(str(files.routes), 0, "targets", str(error)))
+    switchboard = Switchboard.build(table, [])
+    tasks = {name.partition("@")[0] for name in table.strips()}
+    tasks |= {route.match.task for route in table.routes if route.match.task is not None}
+    if tasks:
+        store = SqliteStore(places.store)
+        templates = [template for task in sorted(tasks) for template in store.templates(task)]
+        store.close()
+        switchboard = Switchboard.build(table, templates)
+        for name in sorted(table.strips() - set(switchboard.by_name)):
+            remedy = "'unprompt tasks' lists the templates that there are"
+            problems.append(Problem(str(files.routes), 0, "strip", f"no template {name}; {remedy}"))
+    if problems:
+        raise InvalidConfig(problems)
+    return switchboard, models
+
+
+class App:
+    """One relay process."""
+
+    def __init__(self, files: Files, *, host: str | None = None, port: int | None = None) -> None:
+        """Reads and checks everything; nothing runs yet.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        self.files = files
+        self.config = config = load_config(files.gateway)
+        self.places = places = Places.of(config)
+        self.host = config.server.host if host is None else host
+        self.port = config.server.port if port is None else port
+        self.local = EmbeddedUpstream()
+        upstreams: dict[str, Upstream] = {
+            name: HttpUpstream(name, p.base_url) for name, p in config.providers.items()
+        }
+        upstreams[LOCAL] = self.local
+        self.metrics = Metrics(places.journal, lambda: len(self.house.active))
+        switchboard, self.local.models = build_switchboard(files, config)
+        self.metrics.reloaded(switchboard.table, time.time())
+        capture = config.capture
+        self.house = House(
+            default_provider=config.default_provider,
+            prefixes={name: u.prefix for name, u in upstreams.items() if isinstance(u, HttpUpstream)},
+            providers={name: providers.load(p.protocol) for name, p in config.providers.items()},
+            keys={name: os.environ[p.api_key_env] for name, p in config.providers.items() if p.api_key_env},
+            upstreams=upstreams,
+            prices=price_book(config),
+            capture=Capture(
+                JournalWriter(places.journal, sync_ms=config.store.sync_ms),
+                fail_closed=capture.on_failure == "fail_closed",
+                count=self.metrics.record,
+                sync_ms=config.store.sync_ms,
+            ),
+            switchboard=switchboard,
+            new_id=id_maker(),
+            dice=random.random,
+            observe=self.metrics.observe,
+            record_bodies=capture.bodies,
+            record_bytes=capture.max_body_mb << 20,
+        )
+        self._background: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+
+    async def start(self) -> str:
+        """Listen; gives our base URL."""
+        server = self.config.server
+        token = os.environ.get(self.config.auth.admin_token_env or "")
+        runner = web.AppRunner(admin.application(self.metrics.expose, self.not_ready, token), access_log=None)
+        await runner.setup()
+        self._runner = runner
+        pages = runner.server
+        if pages is None:
+            raise ConfigError("the admin application could not be set up")
+        limits = Limits(
+            body_bytes=server.max_body_mb << 20,
+            header_seconds=server.header_seconds,
+            idle_seconds=server.idle_seconds,
+        )
+        self.server = Server(self.house, limits, pages)
+        try:
+            port = await self.server.listen(self.host, self.port)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {self.host}:{self.port}: {error.strerror}; choose another with --port"
+            ) from error
+        work = (self.server.watch(), self.house.capture.keep_synced(), self._watch_routes())
+        self._background = [asyncio.create_task(job) for job in work]
+        return f"http://{self.host}:{port}"
+
+    def not_ready(self) -> list[str]:
+        """Why traffic should not come here, for `/readyz`."""
+        reasons = []
+        if self.server.draining:
+            reasons.append("shutting down")
+        if not self.house.capture.healthy:
+            reasons.append("the journal cannot be written")
+        return reasons
+
+    async def stop(self) -> None:
+        """Drain, write what is left, close."""
+        await self.server.drain(self.config.server.drain_seconds)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for upstream in self.house.upstreams.values():
+            await upstream.close()
+        self.house.capture.close()
+        await self._runner.cleanup()
+
+    # --- routes ----------------------------------------------------------------------------------
+
+    async def _watch_routes(self) -> None:
+        """Reload when the file changes: by its identity, time and size, which also sees swapped symlinks."""
+        last = _fingerprint(self.files.routes)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = _fingerprint(self.files.routes)
+            if now != last:
+                last = now
+                await self.reload()
+
+    async def reload(self) -> bool:
+        """Build the whole new switchboard, then swap it in one assignment; on any problem nothing changes."""
+        try:
+            if not self.files.routes.exists() and self.house.switchboard.table.routes:
+                raise InvalidConfig(
+                    [Problem(str(self.files.routes), 0, "", "is gone; write 'routes: []' to have none")]
+                )
+            switchboard, models = await asyncio.to_thread(build_switchboard, self.files, self.config)
+        except UnpromptError as error:
+            log.error("routes not reloaded, the ones before stay in force:\n%s", error)
+            self.metrics.reloaded(None, time.time())
+            return False
+        self.local.models = {**self.local.models, **models}  # requests under way keep theirs
+        self.house.switchboard = switchboard
+        self.metrics.reloaded(switchboard.table, time.time())
+        log.info("routes %s in force: %d routes", switchboard.table.version, len(switchboard.table.routes))
+        return True
+
+
+def price_book(config: Config) -> PriceBook:
+    """The user's prices and the library's; a model in this process costs nothing per token."""
+    own = config.prices() | {(LOCAL, "*"): Price(input=0.0, output=0.0)}
+    return PriceBook(own, {name: p.protocol for name, p in config.providers.items()})
+
+
+def _fingerprint(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+async def serve(app: App, announce: Callable[[str], None], *, worker: list[str] | None) -> None:
+    """Run until SIGTERM or SIGINT; a second one ends at once. `worker`: command of the offline process."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(app.reload()))
+    announce(await app.start())
+    keeper = asyncio.create_task(_keep_running(worker)) if worker else None
+    await stop.wait()
+    await app.stop()
+    if keeper is not None:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+
+
+async def _keep_running(command: list[str]) -> None:
+    """Start the worker, and start it again when it dies. It ends by itself when its standard input closes."""
+    pause = 0.5
+    while True:
+        started = time.monotonic()
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            if process.stdin is not None:
+                process.stdin.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 20)
+            raise
+        pause = 0.5 if time.monotonic() - started > 60 else min(pause * 2, 30.0)
+        log.error("the worker ended with code %s; starting it again in %.1f s", code, pause)
+        await asyncio.sleep(pause)
+
+
+def worker_command(files: Files, *, jobs: bool) -> list[str]:
+    """How this program starts its offline process."""
+    command = [sys.executable, "-m", "gateway", "worker"]
+    if files.gateway is not None:
+        command += ["--config", str(files.gateway)]
+    return command if jobs else [*command, "--record-only"]

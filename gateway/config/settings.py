@@ -1,0 +1,223 @@
+"""`gateway.yaml`: what people set. Every key has a default, so an absent file is a valid one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import pydantic
+from pydantic import Field
+
+from gateway.config.document import Document, InvalidConfig, Problem, Section, read, validate
+from gateway.domain.price import Price
+from gateway.domain.route import LOCAL
+
+Protocol = Literal["openai", "anthropic", "gemini"]
+
+RESERVED_NAMES = frozenset({LOCAL, "v1", "unprompt", "metrics", "healthz", "readyz"})
+"""First path segments that are ours, so no provider can have them."""
+
+
+class ServerConfig(Section):
+    """Where we listen, and the bounds that hold for everybody."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    max_body_mb: int = Field(64, ge=1, description="largest JSON body that a route may need to look into")
+    header_seconds: float = Field(10.0, gt=0, description="a client's whole head must arrive within")
+    idle_seconds: float = Field(75.0, gt=0, description="a kept-alive client connection may rest for")
+    drain_seconds: float = Field(30.0, ge=0, description="on SIGTERM, requests under way may take")
+
+
+class PriceConfig(Section):
+    """USD per 1M tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached_input: float | None = Field(None, ge=0)
+
+
+class ProviderConfig(Section):
+    """A wire format and a place. Without `api_key_env` the client's own key is passed through."""
+
+    protocol: Protocol = "openai"
+    base_url: str
+    api_key_env: str | None = None
+    prices: dict[str, PriceConfig] = {}
+
+    @pydantic.field_validator("base_url")
+    @classmethod
+    def _is_http_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{value!r} is not an http(s) URL; write it like https://api.openai.com/v1")
+        if parts.query or parts.fragment or parts.username or parts.password:
+            raise ValueError("a base URL has no user, query or fragment; put the key in api_key_env")
+        return value.rstrip("/")
+
+
+class StoreConfig(Section):
+    """Where exchanges are kept. `sync_ms` bounds what a power failure can lose (0: sync each record)."""
+
+    url: str = "sqlite:///data/unprompt.db"
+    sync_ms: int = Field(1000, ge=0)
+
+    @pydantic.field_validator("url")
+    @classmethod
+    def _is_sqlite(cls, value: str) -> str:
+        if not value.startswith("sqlite:///") or not value.removeprefix("sqlite:///"):
+            raise ValueError(f"{value!r} is not a store; write it like sqlite:///data/unprompt.db")
+        return value
+
+    @property
+    def path(self) -> Path:
+        return Path(self.url.removeprefix("sqlite:///"))
+
+    @property
+    def home(self) -> Path:
+        """The folder of everything that is kept: journal, datasets, trained models."""
+        return self.path.parent
+
+
+class CaptureConfig(Section):
+    """What is recorded, and what happens when it can't be."""
+
+    bodies: bool = True
+    max_body_mb: int = Field(16, ge=1, description="bodies larger than this are cut in the record")
+    on_failure: Literal["fail_open", "fail_closed"] = "fail_open"
+
+
+class TaskPolicy(Section):
+    """When a task is trained on, and what a candidate must show before it takes traffic."""
+
+    min_rows: int = Field(500, ge=50, description="stripped rows before the first training")
+    retrain_growth: float = Field(
+        2.0, gt=1, description="train again when the rows have grown by this factor"
+    )
+    answer_agreement: float = Field(
+        0.95, gt=0, le=1, description="agreement promised among answered requests"
+    )
+    margin: float = Field(
+        0.03, gt=0, lt=1, description="how much worse than the incumbent is still acceptable"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence of the interval bounds")
+    max_cost_ratio: float = Field(0.9, gt=0, description="candidate's cost over the incumbent's, at most")
+    max_latency_ratio: float = Field(
+        1.2, gt=0, description="candidate's p95 latency over the incumbent's, at most"
+    )
+    approve: Literal["auto", "ask"] = "auto"
+    trainers: tuple[str, ...] = ("classifier",)
+
+
+class TrainerConfig(Section):
+    """A trainer; `provider` names whose API trains and serves, `options` and `sweep` are its own."""
+
+    kind: str
+    provider: str | None = None
+    options: dict[str, Any] = {}
+    sweep: tuple[dict[str, Any], ...] | None = None
+    poll_seconds: float = Field(10.0, gt=0)
+
+
+class JobsConfig(Section):
+    """The background worker."""
+
+    enabled: bool = True
+    poll_seconds: float = Field(5.0, gt=0)
+
+
+class AuthConfig(Section):
+    """Admin pages beyond loopback need the token in this environment variable."""
+
+    admin_token_env: str | None = None
+
+
+def _default_providers() -> dict[str, ProviderConfig]:
+    return {
+        "openai": ProviderConfig(protocol="openai", base_url="https://api.openai.com/v1"),
+        "anthropic": ProviderConfig(protocol="anthropic", base_url="https://api.anthropic.com"),
+        "gemini": ProviderConfig(protocol="gemini", base_url="https://generativelanguage.googleapis.com"),
+    }
+
+
+class Config(Section):
+    """`config/gateway.yaml`. Every key has a default: an absent file is a valid one."""
+
+    server: ServerConfig = ServerConfig()
+    providers: dict[str, ProviderConfig] = Field(default_factory=_default_providers)
+    store: StoreConfig = StoreConfig()
+    capture: CaptureConfig = CaptureConfig()
+    tasks: dict[str, TaskPolicy] = {}
+    trainers: dict[str, TrainerConfig] = {"classifier": TrainerConfig(kind="classifier")}
+    jobs: JobsConfig = JobsConfig()
+    auth: AuthConfig = AuthConfig()
+
+    @property
+    def default_provider(self) -> str:
+        """The provider of bare `/v1/...`: the first one in the file."""
+        return next(iter(self.providers))
+
+    def policy(self, task: str) -> TaskPolicy:
+        """The task's own policy, else the one under `default`, else the built-in one."""
+        return self.tasks.get(task) or self.tasks.get("default") or TaskPolicy()
+
+    def prices(self) -> dict[tuple[str, str], Price]:
+        """The user's own prices by (provider, model)."""
+        return {
+            (name, model): Price(**price.model_dump())
+            for name, provider in self.providers.items()
+            for model, price in provider.prices.items()
+        }
+
+
+def load_config(file: Path | None) -> Config:
+    """The settings in `file`, or the defaults where `file` is None.
+
+    Raises:
+        InvalidConfig: with every problem of the file.
+    """
+    if file is None:
+        return Config()
+    document = read(file)
+    config, problems = validate(Config, document)
+    if config is not None:
+        problems = list(_cross_checks(config, document))
+    if config is None or problems:
+        raise InvalidConfig(problems)
+    return config
+
+
+def _cross_checks(config: Config, document: Document) -> Iterable[Problem]:
+    if not config.providers:
+        yield document.problem(["providers"], "is empty; name at least one provider")
+    for name, provider in config.providers.items():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name) or name in RESERVED_NAMES:
+            yield document.problem(
+                ["providers", name], "is not a usable name: lower-case letters and digits, and not "
+                f"{', '.join(sorted(RESERVED_NAMES))}"
+            )  # fmt: skip
+        if provider.api_key_env and not os.environ.get(provider.api_key_env):
+            yield document.problem(
+                ["providers", name, "api_key_env"],
+                f"the environment variable {provider.api_key_env} is not set; export it before starting",
+            )
+    for name, trainer in config.trainers.items():
+        if trainer.provider is not None and trainer.provider not in config.providers:
+            yield document.problem(
+                ["trainers", name, "provider"],
+                f"no provider {trainer.provider!r}; {names(config.providers)}",
+            )
+    for task, policy in config.tasks.items():
+        for trainer_name in policy.trainers:
+            if trainer_name not in config.trainers:
+                yield document.problem(
+                    ["tasks", task, "trainers"], f"no trainer {trainer_name!r}; {names(config.trainers)}"
+                )
+
+
+def names(mapping: Mapping[str, object]) -> str:
+    return f"known: {', '.join(mapping) or 'none'}"

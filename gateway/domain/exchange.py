@@ -1,0 +1,192 @@
+"""An exchange: one recorded request and its response.
+
+It is recorded in two halves. `Begin` is on disk before the upstream is called, `End` before the last
+byte leaves for the client; `Exchange` is the row that the two make. A begin without an end is an
+exchange that was under way when something died: a row with `complete` false.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+UsageSource = Literal["upstream", "estimated", "none"]
+
+
+class Outcome(StrEnum):
+    """How an exchange ended. The list is closed; every value but `ok` is also its `error_type`."""
+
+    OK = "ok"
+    CALLER_ERROR = "caller_error"
+    CALLER_CANCELLED = "caller_cancelled"
+    UPSTREAM_HTTP_4XX = "upstream_http_4xx"
+    UPSTREAM_HTTP_5XX = "upstream_http_5xx"
+    UPSTREAM_CONNECT = "upstream_connect"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    UPSTREAM_TRUNCATED = "upstream_truncated"
+    INTERNAL = "internal"
+    OTHER = "other"
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Billable tokens. `cached` is a part of `input`, `reasoning` a part of `output`."""
+
+    input: int | None = None
+    cached: int | None = None
+    output: int | None = None
+    reasoning: int | None = None
+    source: UsageSource = "none"
+
+
+class Begin(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What is known before the upstream is called. `started_at` is in seconds since the epoch."""
+
+    id: str
+    started_at: float
+    method: str
+    endpoint: str
+    provider: str
+    route: str | None
+    task: str | None
+    task_hint: str | None
+    model_requested: str | None
+    key_id: str | None
+    tags: dict[str, str]
+    request_headers: dict[str, str]
+    request: bytes
+    request_truncated: bool = False
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What is known when the response is over. Times are in milliseconds, from a monotonic clock."""
+
+    id: str
+    target: str | None
+    stripped: bool
+    status: int
+    streamed: bool
+    complete: bool
+    error_type: str | None
+    latency_ms: float
+    ttft_ms: float | None
+    model_served: str | None
+    finish_reason: str | None
+    usage: Usage
+    cost_usd: float | None
+    attempts: list[str]
+    response_headers: dict[str, str]
+    response: bytes
+    response_truncated: bool = False
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table `exchanges`; the names are the columns."""
+
+    id: str
+    started_at: float
+    route: str | None = None
+    task: str | None = None
+    task_version: int | None = None
+    task_hint: str | None = None
+    provider: str = ""
+    method: str = "POST"
+    endpoint: str = ""
+    model_requested: str | None = None
+    model_served: str | None = None
+    target: str | None = None
+    stripped: bool = False
+    status: int | None = None
+    streamed: bool = False
+    complete: bool = False
+    error_type: str | None = None
+    finish_reason: str | None = None
+    latency_ms: float | None = None
+    ttft_ms: float | None = None
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    usage_source: str = "none"
+    cost_usd: float | None = None
+    tags: dict[str, str] = {}
+    key_id: str | None = None
+    attempts: list[str] = []
+    request_headers: dict[str, str] = {}
+    response_headers: dict[str, str] = {}
+    request: bytes = b""
+    response: bytes = b""
+    truncated: bool = False
+
+    @classmethod
+    def of(cls, begin: Begin, end: End | None) -> Exchange:
+        """The row that the two halves make."""
+        first = cls(
+            id=begin.id,
+            started_at=begin.started_at,
+            route=begin.route,
+            task=begin.task,
+            task_hint=begin.task_hint,
+            provider=begin.provider,
+            method=begin.method,
+            endpoint=begin.endpoint,
+            model_requested=begin.model_requested,
+            tags=begin.tags,
+            key_id=begin.key_id,
+            request_headers=begin.request_headers,
+            request=begin.request,
+            truncated=begin.request_truncated,
+        )
+        return first if end is None else first.ended(end)
+
+    def ended(self, end: End) -> Exchange:
+        """This exchange with its second half."""
+        return msgspec.structs.replace(
+            self,
+            model_served=end.model_served,
+            target=end.target,
+            stripped=end.stripped,
+            status=end.status,
+            streamed=end.streamed,
+            complete=end.complete,
+            error_type=end.error_type,
+            finish_reason=end.finish_reason,
+            latency_ms=end.latency_ms,
+            ttft_ms=end.ttft_ms,
+            input_tokens=end.usage.input,
+            cached_tokens=end.usage.cached,
+            output_tokens=end.usage.output,
+            reasoning_tokens=end.usage.reasoning,
+            usage_source=end.usage.source,
+            cost_usd=end.cost_usd,
+            attempts=end.attempts,
+            response_headers=end.response_headers,
+            response=end.response,
+            truncated=self.truncated or end.response_truncated,
+        )
+
+
+def id_maker(clock: Callable[[], float] = time.time) -> Callable[[], str]:
+    """A function that gives time-ordered unique ids, in the form of UUID version 7 (RFC 9562).
+
+    The 12 bits after the version are a counter, so ids of one process within one millisecond keep
+    their order too.
+    """
+    counter = itertools.count()
+    last = 0
+
+    def new_id() -> str:
+        nonlocal last
+        last = max(last, int(clock() * 1000))  # a clock that jumps back does not reorder ids
+        sequence = next(counter) & 0xFFF
+        tail = os.urandom(8).hex()
+        stamp = f"{last:012x}"
+        variant = "89ab"[int(tail[0], 16) & 3]
+        return f"{stamp[:8]}-{stamp[8:]}-7{sequence:03x}-{variant}{tail[1:4]}-{tail[4:]}"
+
+    return new_id

@@ -1,0 +1,204 @@
+"""OpenAI's wire format: chat completions, responses, completions, embeddings, and everything shaped like them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import msgspec
+
+from gateway import sse
+from gateway.domain.exchange import Usage
+from gateway.providers import Provider, RequestFacts, ResponseFacts
+
+_OPERATIONS = {
+    "/chat/completions": "chat",
+    "/responses": "chat",
+    "/completions": "text_completion",
+    "/embeddings": "embeddings",
+}
+
+
+class _Request(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+    def noun(self) -> Usage:
+        incoming = self.prompt_tokens_details or self.input_tokens_details or _Details()
+        outgoing = self.completion_tokens_details or self.output_tokens_details or _Details()
+        output = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
+        return Usage(
+            input=self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens,
+            cached=incoming.cached_tokens,
+            output=output if output is not None else 0,  # embeddings have no output
+            reasoning=outgoing.reasoning_tokens,
+            source="upstream",
+        )
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Response(msgspec.Struct):
+    model: str | None = None
+    status: str | None = None
+    usage: _Usage | None = None
+    choices: list[_Choice] = []
+    response: _Response | None = None  # the last events of /responses streams wrap it
+
+    def noun(self) -> ResponseFacts:
+        if self.response is not None:
+            return self.response.noun()
+        finish = self.choices[0].finish_reason if self.choices else self.status
+        usage = self.usage.noun() if self.usage else Usage()
+        return ResponseFacts(model=self.model, finish_reason=finish, usage=usage)
+
+
+_request = msgspec.json.Decoder(_Request)
+_response = msgspec.json.Decoder(_Response)
+
+
+class OpenAI:
+    """The protocol `openai`."""
+
+    name = "openai"
+    credentials = frozenset({b"authorization", b"api-key"})
+
+    def key_header(self, key: str) -> tuple[bytes, bytes]:
+        return b"Authorization", b"Bearer " + key.encode()
+
+    def operation(self, path: str) -> str:
+        return next((name for suffix, name in _OPERATIONS.items() if path.endswith(suffix)), "other")
+
+    def read_request(self, path: str, body: bytes) -> RequestFacts:
+        try:
+            read = _request.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return RequestFacts()
+        return RequestFacts(read.model if isinstance(read.model, str) else None, read.stream is True)
+
+    def read_response(self, body: bytes, *, streamed: bool) -> ResponseFacts:
+        if not streamed:
+            return _facts(body) or ResponseFacts()
+        found = ResponseFacts()
+        for data in sse.last_data(body, 4):  # usage, the finish reason and [DONE] are the last events
+            facts = None if data == b"[DONE]" else _facts(data)
+            if facts is not None:
+                found = ResponseFacts(
+                    model=found.model or facts.model,
+                    finish_reason=found.finish_reason or facts.finish_reason,
+                    usage=found.usage if found.usage.source == "upstream" else facts.usage,
+                )
+        return found
+
+    def ends_stream(self, piece: bytes) -> bool:
+        tail = piece[-256:].rstrip()
+        return tail.endswith(b"[DONE]") or b"event: response.completed" in piece
+
+    def error_body(self, status: int, code: str, message: str) -> bytes:
+        kind = "invalid_request_error" if status < 500 else "api_error"
+        return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
+
+
+def build() -> Provider:
+    return OpenAI()
+
+
+def _facts(data: bytes) -> ResponseFacts | None:
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _response.decode(data).noun()
+    return None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """A chat completion's first choice, the same whether it was streamed or not."""
+
+    text: str = ""
+    refusal: str | None = None
+    tool_calls: bool = False
+    finish_reason: str | None = None
+    choices: int = 0
+
+
+def read_answer(body: bytes, *, streamed: bool) -> Answer | None:
+    """The answer in a recorded chat completion, None where there is none."""
+    try:
+        chunks = [json.loads(body)] if not streamed else _chunks(body)
+        return _assemble(chunks)
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        return None
+
+
+def _chunks(body: bytes) -> list[Any]:
+    return [json.loads(event.data) for event in sse.events(body) if event.data != b"[DONE]"]
+
+
+def _assemble(chunks: list[Any]) -> Answer | None:
+    text, refusal, finish, tools, seen = "", None, None, False, set()
+    for chunk in chunks:
+        for choice in chunk.get("choices") or []:
+            seen.add(choice.get("index", 0))
+            if choice.get("index", 0) != 0:
+                continue
+            part = choice.get("message") or choice.get("delta") or {}
+            text += part.get("content") or ""
+            if part.get("refusal"):
+                refusal = (refusal or "") + part["refusal"]
+            tools = tools or bool(part.get("tool_calls") or part.get("function_call"))
+            finish = choice.get("finish_reason") or finish
+    if not seen:
+        return None
+    return Answer(text=text, refusal=refusal, tool_calls=tools, finish_reason=finish, choices=len(seen))
+
+
+def chat_completion(id: str, model: str, text: str, usage: Usage) -> bytes:
+    """A whole answer of our own, as `POST /v1/chat/completions` gives it."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None},
+              "logprobs": None, "finish_reason": "stop"}  # fmt: skip
+    return json.dumps(
+        _envelope(id, model, "chat.completion") | {"choices": [choice], "usage": _counts(usage)}
+    ).encode()
+
+
+def chat_stream(id: str, model: str, text: str, usage: Usage | None) -> bytes:
+    """The same answer as server-sent events; with a usage event where `usage` is given."""
+    envelope = _envelope(id, model, "chat.completion.chunk")
+    deltas: list[tuple[dict[str, str], str | None]] = [
+        ({"role": "assistant", "content": ""}, None), ({"content": text}, None), ({}, "stop")]  # fmt: skip
+    chunks = [
+        envelope | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]}
+        for delta, finish in deltas
+    ]
+    if usage is not None:
+        chunks = [chunk | {"usage": None} for chunk in chunks]
+        chunks.append(envelope | {"choices": [], "usage": _counts(usage)})
+    data = [json.dumps(chunk).encode() for chunk in chunks] + [b"[DONE]"]
+    return b"".join(map(sse.encode, data))
+
+
+def _envelope(id: str, model: str, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{id}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _counts(usage: Usage) -> dict[str, int]:
+    given, made = usage.input or 0, usage.output or 0
+    return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}

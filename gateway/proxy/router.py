@@ -1,0 +1,177 @@
+"""Decides, before any upstream is called, where a request goes and with which bytes. Pure: no I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.domain.matching import Match, TemplateIndex
+from gateway.domain.route import Route, RouteTable, Target
+from gateway.domain.template import Inputs, PromptTemplate
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """What a route may look at. `body` None: it is streamed through unseen."""
+
+    provider: str
+    model: str | None
+    streamed: bool = False
+    tags: dict[str, str] = {}
+    key_id: str | None = None
+    task_hint: str | None = None
+    route_name: str | None = None
+    body: bytes | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One upstream to ask, and the exact body for it. `text` is the stripped input, None when whole.
+
+    `streamed` and `wants_usage` (of a stream) say in which form a model in this process must answer.
+    """
+
+    upstream: str
+    model: str | None
+    body: bytes | None
+    stripped: bool = False
+    text: str | None = None
+    streamed: bool = False
+    wants_usage: bool = False
+    min_confidence: float = 0.0
+
+    @property
+    def label(self) -> str:
+        return self.upstream if self.model is None else f"{self.upstream}/{self.model}"
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempts in order: each is only made when the one before it failed before its first byte."""
+
+    attempts: tuple[Attempt, ...]
+    route: Route | None = None
+    task: str | None = None
+
+
+class Switchboard(msgspec.Struct, frozen=True):
+    """A route table with the templates of its tasks; replaced whole when either changes."""
+
+    table: RouteTable
+    templates: TemplateIndex
+    by_name: dict[str, PromptTemplate] = {}
+
+    @classmethod
+    def build(cls, table: RouteTable, templates: Sequence[PromptTemplate]) -> Switchboard:
+        """`templates`: all versions of every task that the table names."""
+        return cls(table, TemplateIndex(templates), {template.name: template for template in templates})
+
+    def plan(self, request: Incoming, dice: Callable[[], float]) -> Plan:
+        """The first route that fits decides; without one, the request goes to its provider as it is."""
+        routes = self.table.candidates(request.provider, request.model, request.tags, request.key_id)
+        if request.route_name is not None:
+            routes = [route for route in routes if route.name == request.route_name]
+        parsed: dict[str, Any] | None = None
+        match: Match | None = None
+        if request.body is not None and any(_needs_task(route) for route in routes):
+            parsed = parse_unambiguous(request.body)
+            match = self.templates.match(parsed) if parsed is not None else None
+        task = request.task_hint or (match.template.task if match else None)
+        for route in routes:
+            if route.match.task is None or route.match.task == task:
+                return self._along(route, request, parsed, task, dice)
+        return Plan(attempts=(_whole(request, request.provider, request.model),), task=task)
+
+    def _along(
+        self,
+        route: Route,
+        request: Incoming,
+        parsed: dict[str, Any] | None,
+        task: str | None,
+        dice: Callable[[], float],
+    ) -> Plan:
+        fallback = _fallback(route, request)
+        first = self._aim(route.choose(dice()), request, parsed)
+        attempts = (fallback,) if first is None else (first, fallback)
+        if first is not None and (first.upstream, first.body) == (fallback.upstream, fallback.body):
+            attempts = (first,)
+        return Plan(attempts=attempts, route=route, task=task)
+
+    def _aim(self, target: Target, request: Incoming, parsed: dict[str, Any] | None) -> Attempt | None:
+        """The attempt at this target; None when it strips and the request does not match its template."""
+        if target.strip is None:
+            return _whole(request, target.upstream, target.model or request.model)
+        inputs = self.by_name[target.strip].strip(parsed) if parsed is not None else None
+        return None if inputs is None or parsed is None else _stripped(target, request, inputs, parsed)
+
+
+def _needs_task(route: Route) -> bool:
+    return route.match.task is not None or any(target.strip for target in route.targets)
+
+
+def _fallback(route: Route, request: Incoming) -> Attempt:
+    if route.fallback is None:
+        return _whole(request, request.provider, request.model)
+    return _whole(request, route.fallback.upstream, route.fallback.model or request.model)
+
+
+def _stripped(target: Target, request: Incoming, inputs: Inputs, parsed: dict[str, Any]) -> Attempt:
+    model = target.model or request.model
+    options = parsed.get("stream_options")
+    return Attempt(
+        upstream=target.upstream,
+        model=model,
+        body=rewrite(request.body or b"", model=model, messages=inputs.messages),
+        stripped=True,
+        text=inputs.text,
+        streamed=request.streamed,
+        wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        min_confidence=target.min_confidence,
+    )
+
+
+def _whole(request: Incoming, upstream: str, model: str | None) -> Attempt:
+    body = request.body
+    if body is not None and model is not None and model != request.model:
+        body = rewrite(body, model=model)
+    return Attempt(upstream=upstream, model=model, body=body)
+
+
+def rewrite(body: bytes, **changes: Any) -> bytes:
+    """A JSON object with some top-level values replaced; the others keep their bytes."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    for name, value in changes.items():
+        fields[name] = msgspec.Raw(msgspec.json.encode(value))
+    return msgspec.json.encode(fields)
+
+
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no encoder writes one, and it could spell a key differently
+_GUARDED = (b'"messages"', b'"role"', b'"content"', b'"tools"', b'"response_format"')
+
+
+def parse_unambiguous(body: bytes) -> dict[str, Any] | None:
+    """The parsed request, or None where two readers of the same bytes could disagree.
+
+    JSON lets a key stand twice, and parsers differ in which one they take. In JSON text a quote inside a
+    string is always escaped, so `"content"` in quotes is a key or a whole value: when it occurs more often
+    than the parsed value explains, a key was repeated (or hidden), and the request is left whole.
+    """
+    try:
+        parsed = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(parsed, dict) or _ESCAPED_LETTER.search(body):
+        return None
+    messages = parsed.get("messages")
+    if not isinstance(messages, list):
+        return None
+    expected = {
+        b'"messages"': 1,
+        b'"role"': sum(1 for m in messages if isinstance(m, dict) and "role" in m),
+        b'"content"': sum(1 for m in messages if isinstance(m, dict) and "content" in m),
+        b'"tools"': int("tools" in parsed),
+        b'"response_format"': int("response_format" in parsed),
+    }
+    if any(body.count(key) > expected[key] for key in _GUARDED):
+        return None
+    return parsed

@@ -1,0 +1,172 @@
+"""The journal: append-only segment files that hold every record before anything else does.
+
+A record is appended with one `write`, so it is in the operating system's page cache, and survives
+`kill -9`, before the call returns; a power failure can lose what was written since the last fsync.
+The recorder moves records from here into the store, and a segment goes when all of it is there.
+
+Record: 4-byte little-endian payload length, 4-byte CRC-32 of the payload, payload. The payload is
+MessagePack: a tag (`b` begin, `e` end) and the struct. A reader stops at the first record that is not
+whole; only the last record of a segment can be torn, since a segment has one writer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from gateway.domain.exchange import Begin, End
+from gateway.errors import StoreError
+
+_HEAD = struct.Struct("<II")
+SEGMENT_BYTES = 32 * 1024 * 1024
+
+Record = Begin | End
+
+
+class _Framed(msgspec.Struct, frozen=True, array_like=True):
+    begin: Begin | None = None
+    end: End | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Framed)
+
+
+class JournalWriter:
+    """Appends to one segment after another; one per process, no threads."""
+
+    def __init__(self, folder: Path, *, sync_ms: int = 1000, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self._folder = folder
+        self._sync_ms = sync_ms
+        self._segment_bytes = segment_bytes
+        self._numbers = itertools.count()
+        self._file = -1
+        self._size = 0
+        self._unsynced = False
+
+    def append(self, record: Record) -> None:
+        """Returns when the record is in the page cache (with `sync_ms` 0: on the disk).
+
+        Raises:
+            StoreError: it could not be written whole; nothing of it is left behind.
+        """
+        framed = _Framed(begin=record) if isinstance(record, Begin) else _Framed(end=record)
+        payload = _encoder.encode(framed)
+        try:
+            if self._file < 0 or self._size >= self._segment_bytes:
+                self._open_segment()
+            self._write(_HEAD.pack(len(payload), zlib.crc32(payload)) + payload)
+        except OSError as error:
+            raise StoreError(f"journal {self._folder}: {error.strerror}") from error
+
+    def _write(self, data: bytes) -> None:
+        try:
+            written = os.write(self._file, data)
+            if written < len(data):
+                raise OSError(28, f"only {written} of {len(data)} bytes could be written")
+        except OSError:
+            os.ftruncate(self._file, self._size)  # no torn record in the middle of a segment
+            raise
+        self._size += written
+        self._unsynced = True
+        if self._sync_ms == 0:
+            self.sync()
+
+    def _open_segment(self) -> None:
+        self.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}"
+        fresh = self._folder / f"{name}.new"
+        self._file = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: the writer lives
+        fresh.rename(self._folder / f"{name}.journal")  # locked before a reader can see it
+        self._size = 0
+
+    def sync(self) -> None:
+        """Force what was appended to the disk; blocks."""
+        force = self.sync_later()
+        if force is not None:
+            force()
+
+    def sync_later(self) -> Callable[[], None] | None:
+        """What a thread must call to force the records so far to the disk; None: there is nothing new."""
+        if not self._unsynced or self._file < 0:
+            return None
+        self._unsynced = False
+        duplicate = os.dup(self._file)  # the segment may be closed before the thread comes to it
+
+        def force() -> None:
+            try:
+                os.fsync(duplicate)
+            finally:
+                os.close(duplicate)
+
+        return force
+
+    def close(self) -> None:
+        """Finish the current segment; the next append opens a new one."""
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)
+            self._file = -1
+
+
+def segments(folder: Path) -> list[Path]:
+    """The segment files, oldest first."""
+    return sorted(folder.glob("*.journal")) if folder.is_dir() else []
+
+
+def read(segment: Path, offset: int, *, limit_bytes: int = 8 * 1024 * 1024) -> tuple[list[Record], int]:
+    """The whole records from `offset` on, about `limit_bytes` of them, and the offset behind the last."""
+    with segment.open("rb") as file:
+        file.seek(offset)
+        data = file.read(limit_bytes)
+        if len(data) >= _HEAD.size:
+            length = _HEAD.unpack_from(data)[0]
+            missing = _HEAD.size + length - len(data)
+            if missing > 0:  # one record larger than the limit
+                data += file.read(missing)
+    records, used = [], 0
+    for record, end in _whole(data):
+        records.append(record)
+        used = end
+    return records, offset + used
+
+
+def _whole(data: bytes) -> Iterator[tuple[Record, int]]:
+    position = 0
+    while position + _HEAD.size <= len(data):
+        length, crc = _HEAD.unpack_from(data, position)
+        end = position + _HEAD.size + length
+        payload = data[position + _HEAD.size : end]
+        if end > len(data) or zlib.crc32(payload) != crc:
+            return
+        framed = _decoder.decode(payload)
+        record = framed.begin or framed.end
+        if record is not None:
+            yield record, end
+        position = end
+
+
+def is_finished(segment: Path) -> bool:
+    """Whether its writer is gone or has moved on, so that nothing more will be appended."""
+    try:
+        file = os.open(segment, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(file)
