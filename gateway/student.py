@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 import unicodedata
@@ -41,6 +42,7 @@ class ModelFileError(UnpromptError, ValueError):
 class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which n-grams are read from a text: the shortest and longest of each kind.
 
+    `word_weight` is the length of a text's word vector beside its character vector's, which is 1.
     A maximum of 0 leaves that kind out. Texts beyond `max_chars` are read at their head and tail only, so
     that the time of a prediction is bounded.
     """
@@ -49,6 +51,7 @@ class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     word_max: int = 2
     char_min: int = 2
     char_max: int = 5
+    word_weight: float = 0.7
     max_chars: int = 8000
 
 
@@ -108,15 +111,17 @@ def ngrams(text: str, spec: FeatureSpec) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True, eq=False)
 class Vectoriser:
-    """Text to a sparse vector: sublinear TF times IDF, each kind of n-gram scaled to length one.
+    """Text to a sparse vector: sublinear TF times IDF, each kind of n-gram scaled to its own length.
 
-    `words` and `chars` number the known n-grams, words first; `idf` has one value for each.
+    `words` and `chars` number the known n-grams, words first; `idf` has one value for each. Unknown n-grams count
+    in the length, with the IDF `unseen_idf`: the stranger a text, the shorter its vector and the weaker its scores.
     """
 
     spec: FeatureSpec
     words: Mapping[str, int]
     chars: Mapping[str, int]
     idf: Floats
+    unseen_idf: float
 
     @classmethod
     def fit(cls, texts: Iterable[str], spec: FeatureSpec, max_features: int = 1_000_000) -> Vectoriser:
@@ -135,74 +140,101 @@ class Vectoriser:
         words, chars = (_most_frequent(counts, max_features // 2) for counts in (word_counts, char_counts))
         df = np.array([*(word_counts[w] for w in words), *(char_counts[c] for c in chars)], dtype=np.float64)
         idf = (np.log((1 + total) / (1 + df)) + 1).astype(np.float32)
-        return cls(spec, _numbered(words, 0), _numbered(chars, len(words)), idf)
+        return cls(spec, _numbered(words, 0), _numbered(chars, len(words)), idf, math.log(1 + total) + 1)
 
     def __call__(self, text: str) -> tuple[Indices, Floats]:
         """Ascending indices of this text's known n-grams, and their weights; empty when none is known."""
-        indices, counts = self.counts(text)
+        indices, counts, strangers = self.counts(text)
         values = (1 + np.log(counts)).astype(np.float32) * self.idf[indices]
         first_char = int(indices.searchsorted(len(self.words)))
-        for block in (values[:first_char], values[first_char:]):
-            block /= np.sqrt(block @ block) or 1
+        blocks = values[:first_char], values[first_char:]
+        for block, unknown, length in zip(blocks, strangers, (self.spec.word_weight, 1.0), strict=True):
+            if len(block):
+                block *= length / np.sqrt(block @ block + unknown * self.unseen_idf**2)
         return indices, values
 
-    def counts(self, text: str) -> tuple[Indices, Indices]:
-        """Ascending indices of the known n-grams of this text, and how often each occurs."""
+    def counts(self, text: str) -> tuple[Indices, Indices, tuple[int, int]]:
+        """Ascending indices of the known n-grams of this text, how often each occurs, and how many are unknown.
+
+        The last are two numbers: of words, of characters.
+        """
         words, chars = ngrams(text, self.spec)
-        found = [*map(self.words.get, words), *map(self.chars.get, chars)]
-        return np.unique(np.array([i for i in found if i is not None], np.int64), return_counts=True)
+        known_words = [index for index in map(self.words.get, words) if index is not None]
+        known_chars = [index for index in map(self.chars.get, chars) if index is not None]
+        indices, counts = np.unique(np.array(known_words + known_chars, np.int64), return_counts=True)
+        return indices, counts, (len(words) - len(known_words), len(chars) - len(known_chars))
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """From raw scores to the probability of being right.
+
+    `sharpness` is the inverse temperature of the softmax. `intercept` and the slopes are of a logistic curve over
+    the log-odds of the likeliest label and over its closeness to what was seen.
+    """
+
+    sharpness: float = 1.0
+    intercept: float = 0.0
+    odds_slope: float = 1.0
+    closeness_slope: float = 0.0
+
+    def __call__(self, top: Any, closeness: Any) -> Any:
+        """The probability that the likeliest label is right, from its softmax `top`; numbers or arrays."""
+        value = self.intercept + self.odds_slope * log_odds(top) + self.closeness_slope * closeness
+        return 1 / (1 + np.exp(-value))
+
+
+def log_odds(probability: Any) -> Any:
+    """ln(p / (1 - p)), finite at 0 and 1 too."""
+    safe = np.clip(probability, 1e-6, 1 - 1e-6)
+    return np.log(safe / (1 - safe))
 
 
 @dataclass(frozen=True, eq=False)
 class TextClassifier:
     """A trained classifier, ready to answer.
 
-    `weights` is (n-grams, labels), `bias` (labels,). `sharpness` multiplies the scores before the softmax (an
-    inverse temperature). `supports` holds ascending, evenly spaced quantiles of the training texts' support.
+    `weights` and `centroids` are (n-grams, labels), `bias` (labels,). Closeness is the greatest cosine of a text to
+    a label's centroid; `closeness` holds its ascending, evenly spaced quantiles over unseen texts of this task.
     """
 
     labels: tuple[str, ...]
     vectoriser: Vectoriser
     weights: Floats
     bias: Floats
-    sharpness: float
-    supports: Floats
-
-    def scores(self, text: str) -> Floats:
-        """One raw score per label, in the order of `labels`."""
-        indices, values = self.vectoriser(text)
-        scores: Floats = values @ self.weights[indices] + self.bias
-        return scores
+    centroids: Floats
+    closeness: Floats
+    calibration: Calibration
 
     def probabilities(self, text: str) -> NDArray[np.float64]:
-        """One probability per label, in the order of `labels`; they add up to 1."""
-        return softmax(self.scores(text), self.sharpness)
+        """The softmax of the scores: one number per label, in the order of `labels`; they add up to 1."""
+        indices, values = self.vectoriser(text)
+        return softmax(values @ self.weights[indices] + self.bias, self.calibration.sharpness)
 
     def predict(self, text: str) -> Prediction:
         """The likeliest label of any text at all, the empty one included. Never raises."""
         indices, values = self.vectoriser(text)
-        odds = softmax(values @ self.weights[indices] + self.bias, self.sharpness)
+        odds = softmax(values @ self.weights[indices] + self.bias, self.calibration.sharpness)
         best = int(odds.argmax())
-        return Prediction(self.labels[best], float(odds[best]), self._support(values))
-
-    def _support(self, values: Floats) -> float:
-        return 1.0 if len(values) else 0.0
+        closeness = float((values @ self.centroids[indices]).max())
+        support = float(self.closeness.searchsorted(closeness, side="right")) / len(self.closeness)
+        return Prediction(self.labels[best], float(self.calibration(odds[best], closeness)), support)
 
     def to_bytes(self) -> bytes:
         """The model file: a versioned prefix with a SHA-256, a JSON header, the arrays; no code in it."""
-        arrays = self.vectoriser.idf, self.weights, self.bias, self.supports
-        words, chars = "\n".join(self.vectoriser.words), "\n".join(self.vectoriser.chars)
-        texts = [words.encode(), chars.encode()]
+        known = self.vectoriser
+        arrays = known.idf, self.weights, self.centroids, self.bias, self.closeness
+        names = ["\n".join(known.words).encode(), "\n".join(known.chars).encode()]
         header = {
             "labels": self.labels,
-            "spec": msgspec.structs.asdict(self.vectoriser.spec),
-            "words": [len(self.vectoriser.words), len(texts[0])],
-            "chars": [len(self.vectoriser.chars), len(texts[1])],
-            "sharpness": self.sharpness,
-            "supports": len(self.supports),
+            "spec": msgspec.structs.asdict(known.spec),
+            "unseen_idf": known.unseen_idf,
+            "words": [len(known.words), len(names[0])],
+            "chars": [len(known.chars), len(names[1])],
+            "closeness": len(self.closeness),
+            "calibration": msgspec.structs.asdict(self.calibration),
         }
         head = json.dumps(header, sort_keys=True).encode()
-        blob = b"".join([head, *texts, *(array.astype("<f4").tobytes() for array in arrays)])
+        blob = b"".join([head, *names, *(array.astype("<f4").tobytes() for array in arrays)])
         return _PREFIX.pack(_MAGIC, _VERSION, hashlib.sha256(blob).digest(), len(head)) + blob
 
     @classmethod
@@ -258,16 +290,27 @@ def _assemble(header: dict[str, Any], body: memoryview) -> TextClassifier:
     )
     words = _names(body[:word_bytes], n_words)
     chars = _names(body[word_bytes : word_bytes + char_bytes], n_chars)
-    rows = n_words + n_chars
-    sizes = [rows, rows * len(labels), len(labels), int(header["supports"])]
+    rows, columns = n_words + n_chars, len(labels)
+    sizes = [rows, rows * columns, rows * columns, columns, int(header["closeness"])]
     floats = np.frombuffer(body[word_bytes + char_bytes :], dtype="<f4").astype(np.float32)
     if len(floats) != sum(sizes):
         raise ValueError(f"{sum(sizes)} numbers announced, {len(floats)} found")
-    idf, weights, bias, supports = np.split(floats, np.cumsum(sizes)[:-1])
-    spec = msgspec.convert(header["spec"], FeatureSpec)
-    vectoriser = Vectoriser(spec, _numbered(words, 0), _numbered(chars, n_words), idf)
-    weights = weights.reshape(rows, len(labels))
-    return TextClassifier(labels, vectoriser, weights, bias, float(header["sharpness"]), supports)
+    idf, weights, centroids, bias, closeness = np.split(floats, np.cumsum(sizes)[:-1])
+    return TextClassifier(
+        labels=labels,
+        vectoriser=Vectoriser(
+            spec=msgspec.convert(header["spec"], FeatureSpec),
+            words=_numbered(words, 0),
+            chars=_numbered(chars, n_words),
+            idf=idf,
+            unseen_idf=float(header["unseen_idf"]),
+        ),
+        weights=weights.reshape(rows, columns),
+        centroids=centroids.reshape(rows, columns),
+        bias=bias,
+        closeness=closeness,
+        calibration=msgspec.convert(header["calibration"], Calibration),
+    )
 
 
 def _names(part: memoryview, count: int) -> list[str]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import time
-import warnings
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -25,27 +26,34 @@ from numpy.typing import NDArray
 from gateway.domain.dataset import Dataset, Row
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.errors import DatasetError
-from gateway.student import FeatureSpec, Floats, TextClassifier, Vectoriser, softmax
+from gateway.student import Calibration, FeatureSpec, Floats, TextClassifier, Vectoriser, log_odds, softmax
 from gateway.trainers import Save, TrainerSettings
 
 Matrix = Any  # scipy.sparse.csr_matrix, which has no type stubs; scipy is imported where it is needed only
 Labels = NDArray[np.int64]
+Scores = NDArray[np.float64]
 
 MAX_LABEL_CHARS = 200
-MAX_WEIGHTS = 16_000_000
-SUPPORT_QUANTILES = 101
+MAX_WEIGHTS = 8_000_000
+CLOSENESS_QUANTILES = 201
+FIVE_FOLDS = 200_000  # rows times labels; beyond it three folds have to do, for time
+MAX_ROWS = 50_000
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a candidate of the sweep may set.
 
-    `c` is the inverse strength of regularisation; `seed` decides folds and the solver's order.
+    `c` is the inverse strength of regularisation, 0 for the head's usual one. `balance` (0..1) is how far rare
+    labels are weighed up to the frequent ones. `label_names` is the weight of a label's own name as one more
+    example of it, which helps where examples are few. `seed` decides folds and the solver's order.
     """
 
     features: Literal["word", "char", "word+char"] = "word+char"
-    head: Literal["svc", "lr"] = "svc"
-    c: float = 1.0
-    seed: int = 0
+    head: Literal["lr", "svc"] = "lr"
+    c: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    balance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    label_names: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
 
 
 class ClassifierTrainer:
@@ -55,12 +63,12 @@ class ClassifierTrainer:
         self._settings = settings
 
     def candidates(self, dataset: Dataset) -> list[dict[str, Any]]:
-        """Four students: both kinds of n-gram under either head, and each kind alone."""
+        """Both kinds of n-gram under either head, characters alone, and the natural frequencies of the labels."""
         sweep: list[dict[str, Any]] = [
+            {"features": "word+char", "head": "lr"},
             {"features": "word+char", "head": "svc"},
-            {"features": "word+char", "head": "lr", "c": 30.0},
-            {"features": "char", "head": "svc"},
-            {"features": "word", "head": "svc"},
+            {"features": "char", "head": "lr"},
+            {"features": "word+char", "head": "lr", "balance": 0.0},
         ]
         return [{**self._settings.options, **options} for options in sweep]
 
@@ -116,9 +124,7 @@ def check_closed_labels(rows: Sequence[Row]) -> None:
     counts = Counter(row.output for row in rows)
     longest = max(map(len, counts), default=0)
     if len(counts) < 2:
-        raise DatasetError(
-            f"a classifier needs at least 2 different outputs, {len(rows)} rows have {len(counts)}"
-        )
+        raise DatasetError(f"a classifier needs at least 2 different outputs, {len(rows)} rows have {len(counts)}")
     if longest > MAX_LABEL_CHARS:
         raise DatasetError(f"the outputs are no labels: one has {longest} characters, over {MAX_LABEL_CHARS}")
     singles = sum(count == 1 for count in counts.values())
@@ -136,94 +142,155 @@ class Trained:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Rows as numbers: n-gram counts (rows, n-grams), how many n-grams of each kind are unknown (rows, 2), the
+    label's index, and the weight of each row. The last rows are the names of the labels, one each."""
+
+    counts: Matrix
+    strangers: Floats
+    answers: Labels
+    weights: Floats
+
+    def at(self, chosen: Any) -> Examples:
+        """Some of the rows, by mask or by index."""
+        return Examples(self.counts[chosen], self.strangers[chosen], self.answers[chosen], self.weights[chosen])
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is learnt: `weights` and `centroids` (n-grams, labels), `bias` (labels,)."""
+
+    weights: Floats
+    bias: Floats
+    centroids: Floats
+
+
 def train(rows: Sequence[Row], options: Options) -> Trained:
     """A calibrated student of these rows. Deterministic: same rows and options, same bytes."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    texts = [row.text for row in rows]
+    if len(rows) > MAX_ROWS:
+        rows = random.Random(options.seed).sample(rows, MAX_ROWS)
     labels = tuple(sorted({row.output for row in rows}))
-    index = {label: number for number, label in enumerate(labels)}
-    answers = np.array([index[row.output] for row in rows])
+    names = [label_words(label) if options.label_names else "" for label in labels]
+    texts = [row.text for row in rows] + names
+    answers = np.array([*(bisect_left(labels, row.output) for row in rows), *range(len(labels))])
+    spec = feature_spec(options)
     with threadpool_limits(limits=1):  # the relay may share these cores
-        vectoriser = Vectoriser.fit(texts, feature_spec(options), max_features=MAX_WEIGHTS // len(labels))
-        counts = count_matrix(vectoriser, texts)
-        held_out = cross_fit(counts, vectoriser, answers, len(labels), options)
-        sharpness = fit_sharpness(held_out, answers)
-        matrix = weigh(counts, vectoriser.idf, len(vectoriser.words))
-        weights, bias = fit_head(matrix, answers, len(labels), options)
-    supports = np.linspace(0, 1, SUPPORT_QUANTILES, dtype=np.float32)
-    student = TextClassifier(labels, vectoriser, weights, bias, sharpness, supports)
-    odds = softmax(held_out, sharpness)
-    metrics = {
-        "rows": float(len(rows)),
-        "labels": float(len(labels)),
-        "cv_accuracy": float((odds.argmax(1) == answers).mean()),
-        "cv_confidence": float(odds.max(1).mean()),
+        vectoriser = Vectoriser.fit(texts, spec, max_features=MAX_WEIGHTS // len(labels))
+        examples = count(vectoriser, texts, answers, example_weights(answers, len(labels), options))
+        scores, closeness = cross_fit(examples, len(vectoriser.words), len(labels), options)
+        calibration = calibrate(scores, closeness, answers[: len(rows)])
+        matrix = weigh(examples, Idf.of(examples.counts), len(vectoriser.words), spec)
+        head = fit_head(matrix, examples, len(labels), options)
+    quantiles = np.quantile(closeness, np.linspace(0, 1, CLOSENESS_QUANTILES)).astype(np.float32)
+    student = TextClassifier(labels, vectoriser, head.weights, head.bias, head.centroids, quantiles, calibration)
+    return Trained(student, measure(scores, closeness, answers[: len(rows)], calibration))
+
+
+def measure(scores: Scores, closeness: Floats, answers: Labels, calibration: Calibration) -> dict[str, float]:
+    """How good and how sure the cross-fitted answers to the training rows are, against the teacher's."""
+    odds = softmax(scores, calibration.sharpness)
+    return {
+        "rows": len(answers),
+        "labels": scores.shape[1],
+        "cv_accuracy": round(float((odds.argmax(1) == answers).mean()), 4),
+        "cv_confidence": round(float(calibration(odds.max(1), closeness).mean()), 4),
     }
-    return Trained(student, {name: round(value, 4) for name, value in metrics.items()})
 
 
 def feature_spec(options: Options) -> FeatureSpec:
     """The n-grams that `options.features` stands for."""
     words, chars = "word" in options.features, "char" in options.features
-    return FeatureSpec(word_max=2 if words else 0, char_max=5 if chars else 0)
+    return FeatureSpec(word_max=2 if words else 0, char_max=5 if chars else 0, word_weight=0.7 if chars else 1.0)
 
 
-def count_matrix(vectoriser: Vectoriser, texts: Sequence[str]) -> Matrix:
-    """How often each known n-gram occurs in each text: (texts, n-grams), sparse."""
+def label_words(label: str) -> str:
+    """A label's name as a text: `card_arrival`, `CardArrival` and `{"intent": "card-arrival"}` name their words."""
+    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label))
+
+
+def example_weights(answers: Labels, n_labels: int, options: Options) -> Floats:
+    """Rare labels weigh more, by the power `balance` of their rarity; names of labels by `label_names` besides."""
+    counts = np.bincount(answers, minlength=n_labels)
+    weights: Floats = ((counts.mean() / counts[answers]) ** options.balance).astype(np.float32)
+    weights[-n_labels:] *= options.label_names
+    return weights
+
+
+def count(vectoriser: Vectoriser, texts: Sequence[str], answers: Labels, weights: Floats) -> Examples:
+    """The texts as numbers, read by the same function that reads them when the student serves."""
     from scipy.sparse import csr_matrix
 
     found = [vectoriser.counts(text) for text in texts]
-    ends = np.cumsum([0, *(len(indices) for indices, _ in found)])
-    indices = np.concatenate([indices for indices, _ in found])
-    values = np.concatenate([values for _, values in found]).astype(np.float32)
-    return csr_matrix((values, indices, ends), shape=(len(texts), len(vectoriser.idf)))
+    ends = np.cumsum([0, *(len(indices) for indices, _, _ in found)])
+    indices = np.concatenate([indices for indices, _, _ in found])
+    values = np.concatenate([values for _, values, _ in found]).astype(np.float32)
+    counts: Matrix = csr_matrix((values, indices, ends), shape=(len(texts), len(vectoriser.idf)))
+    strangers = np.array([strangers for _, _, strangers in found], dtype=np.float32)
+    return Examples(counts, strangers, answers, weights)
 
 
-def weigh(counts: Matrix, idf: Floats, n_words: int) -> Matrix:
-    """Counts to the weights that `Vectoriser` gives: the same arithmetic, for all rows at once."""
-    from scipy.sparse import diags, hstack
+@dataclass(frozen=True)
+class Idf:
+    """Inverse document frequencies: of each known n-gram (0 for one that no row has), and of an unknown one."""
 
-    matrix = counts.copy()
-    matrix.data = (1 + np.log(matrix.data)) * idf[matrix.indices]
-    blocks = []
-    for block in (matrix[:, :n_words], matrix[:, n_words:]):
-        lengths = np.sqrt(np.asarray(block.multiply(block).sum(axis=1)).ravel())
-        blocks.append(diags(1 / np.where(lengths > 0, lengths, 1)) @ block)
-    return hstack(blocks, format="csr", dtype=np.float64)
+    known: Floats
+    unseen: float
+
+    @classmethod
+    def of(cls, counts: Matrix) -> Idf:
+        """The IDF that `Vectoriser.fit` gives, for these rows."""
+        total, df = counts.shape[0], np.bincount(counts.indices, minlength=counts.shape[1])
+        known = np.where(df > 0, np.log((1 + total) / (1 + df)) + 1, 0)
+        return cls(known.astype(np.float32), float(np.log(1 + total) + 1))
 
 
-def fit_head(matrix: Matrix, answers: Labels, n_labels: int, options: Options) -> tuple[Floats, Floats]:
-    """Weights (n-grams, labels) and bias (labels,). A label that has no row here gets the lowest score."""
+def weigh(examples: Examples, idf: Idf, n_words: int, spec: FeatureSpec) -> Matrix:
+    """Counts to the vectors that `Vectoriser` gives: the same arithmetic, for all rows at once."""
+    matrix = examples.counts.astype(np.float64)
+    size = matrix.shape[0]
+    rows = np.repeat(np.arange(size), np.diff(matrix.indptr))
+    block = 2 * rows + (matrix.indices >= n_words)  # each row has two blocks, words and characters
+    unknown = np.where(idf.known[matrix.indices] > 0, 0, matrix.data)
+    strangers = examples.strangers.ravel() + np.bincount(block, unknown, minlength=2 * size)
+    matrix.data = (1 + np.log(matrix.data)) * idf.known[matrix.indices]
+    squares = np.bincount(block, matrix.data**2, minlength=2 * size) + strangers * idf.unseen**2
+    lengths = np.tile([spec.word_weight, 1.0], size)
+    matrix.data *= (lengths / np.sqrt(np.where(squares > 0, squares, 1)))[block]
+    return matrix
+
+
+def fit_head(matrix: Matrix, examples: Examples, n_labels: int, options: Options) -> Head:
+    """One linear separator per label against the rest; a label without a row here gets the lowest score."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    present = np.unique(answers)
     weights = np.zeros((matrix.shape[1], n_labels), dtype=np.float32)
-    bias = np.full(n_labels, -1.0, dtype=np.float32)
-    if len(present) < 2:
-        bias[present] = 1.0
-        return weights, bias
-    head = (
-        LinearSVC(C=options.c, random_state=options.seed)
-        if options.head == "svc"
-        else LogisticRegression(C=options.c, max_iter=300, random_state=options.seed)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "many classes for few rows" is checked above, by our own rule
-        head.fit(matrix, answers)
-    coefficients, intercepts = head.coef_, head.intercept_
-    if len(present) == 2:  # scikit-learn keeps one row for two classes
-        coefficients, intercepts = (
-            np.vstack([-coefficients, coefficients]) / 2,
-            np.array([-1, 1]) * intercepts / 2,
+    centroids = np.zeros((matrix.shape[1], n_labels), dtype=np.float32)
+    bias = np.full(n_labels, -10.0, dtype=np.float32)
+    present = np.unique(examples.answers)
+    if len(present) == 1:
+        bias[present] = 10.0
+        return Head(weights, bias, centroids)
+    for label in present:
+        own = examples.answers == label
+        separator = (
+            LinearSVC(C=options.c or 1.0, random_state=options.seed)
+            if options.head == "svc"
+            else LogisticRegression(
+                C=options.c or 30.0, solver="liblinear", dual=True, tol=0.01, random_state=options.seed
+            )
         )
-    weights[:, present] = coefficients.T
-    bias[present] = intercepts
-    return weights, bias
+        separator.fit(matrix, own, sample_weight=examples.weights)
+        weights[:, label], bias[label] = separator.coef_[0], separator.intercept_[0]
+        total = np.asarray(matrix[own].sum(axis=0)).ravel()
+        centroids[:, label] = total / (np.linalg.norm(total) or 1)
+    return Head(weights, bias, centroids)
 
 
-def folds(answers: Labels, seed: int, count: int = 5) -> Iterator[NDArray[np.bool_]]:
+def folds(answers: Labels, seed: int, count: int) -> Iterator[NDArray[np.bool_]]:
     """Masks of the held-out rows; each label's rows are dealt out evenly, whatever their number."""
     order = np.random.default_rng(seed).permutation(len(answers))
     order = order[np.argsort(answers[order], kind="stable")]
@@ -233,35 +300,65 @@ def folds(answers: Labels, seed: int, count: int = 5) -> Iterator[NDArray[np.boo
         yield fold == number
 
 
-def cross_fit(
-    counts: Matrix, vectoriser: Vectoriser, answers: Labels, n_labels: int, options: Options
-) -> NDArray[np.float64]:
-    """The scores (rows, labels) that each training row gets from a head that has not seen it.
+def cross_fit(examples: Examples, n_words: int, n_labels: int, options: Options) -> tuple[Scores, Floats]:
+    """The scores (rows, labels) and the closeness (rows,) that each row gets from heads that have not seen it.
 
-    N-grams that only the held-out rows have are left out, as a live text's unknown n-grams are.
+    What only the held-out rows have is unknown to the head, as it is with live texts: n-grams, and labels.
     """
-    scores = np.empty((len(answers), n_labels))
-    n_words = len(vectoriser.words)
-    for held in folds(answers, options.seed):
-        seen = counts[~held]
-        df = np.diff(seen.tocsc().indptr)
-        idf = np.where(df > 0, np.log((1 + seen.shape[0]) / (1 + df)) + 1, 0).astype(np.float32)
-        weights, bias = fit_head(weigh(seen, idf, n_words), answers[~held], n_labels, options)
-        scores[held] = weigh(counts[held], idf, n_words) @ weights + bias
-    return scores
+    size, spec = len(examples.answers) - n_labels, feature_spec(options)
+    scores, closeness = np.empty((size, n_labels)), np.empty(size, dtype=np.float32)
+    number = 5 if size * n_labels <= FIVE_FOLDS else 3
+    for held in folds(examples.answers[:size], options.seed, number):
+        rest = np.flatnonzero(~held)
+        named = size + np.unique(examples.answers[rest])
+        seen, unseen = examples.at(np.concatenate([rest, named])), examples.at(np.flatnonzero(held))
+        idf = Idf.of(seen.counts)
+        head = fit_head(weigh(seen, idf, n_words, spec), seen, n_labels, options)
+        matrix = weigh(unseen, idf, n_words, spec)
+        scores[held] = matrix @ head.weights + head.bias
+        closeness[held] = (matrix @ head.centroids).max(axis=1)
+    return scores, closeness
 
 
-def fit_sharpness(scores: NDArray[np.float64], answers: Labels) -> float:
-    """The inverse temperature with the least log loss (Guo et al. 2017, "On Calibration of Modern Neural
-    Networks")."""
+def calibrate(scores: Scores, closeness: Floats, answers: Labels) -> Calibration:
+    """Temperature first (Guo et al. 2017, "On Calibration of Modern Neural Networks"), then a logistic curve from
+    the top label's odds and its closeness to "the top label is right" (Platt 1999)."""
+    sharpness = fit_sharpness(scores, answers)
+    odds = softmax(scores, sharpness)
+    right = (odds.argmax(axis=1) == answers).astype(np.float64)
+    inputs = np.column_stack([np.ones(len(answers)), log_odds(odds.max(axis=1)), closeness])
+    return Calibration(sharpness, *map(float, fit_curve(inputs, right, np.array([0.0, 1.0, 0.0]))))
+
+
+def fit_curve(inputs: Scores, right: Scores, prior: Scores) -> Scores:
+    """The coefficients (columns,) of logistic regression, drawn towards `prior` by about one row's weight."""
+
+    def loss(curve: Scores) -> float:
+        margin = inputs @ curve
+        return float((np.logaddexp(0, margin) - right * margin).sum() + ((curve - prior) ** 2).sum() / 2)
+
+    curve = prior
+    for _ in range(50):  # Newton's method; a step that does not help is halved
+        chance = 1 / (1 + np.exp(-np.clip(inputs @ curve, -50, 50)))
+        gradient = inputs.T @ (chance - right) + (curve - prior)
+        hessian = (inputs * (chance * (1 - chance))[:, None]).T @ inputs + np.eye(len(prior))
+        step = np.linalg.solve(hessian, gradient)
+        while loss(curve - step) > loss(curve) and np.abs(step).max() > 1e-9:
+            step = step / 2
+        curve = curve - step
+    return curve
+
+
+def fit_sharpness(scores: Scores, answers: Labels) -> float:
+    """The inverse temperature with the least log loss."""
     rows = np.arange(len(answers))
 
     def loss(log_sharpness: float) -> float:
         odds = softmax(scores, float(np.exp(log_sharpness)))
         return float(-np.log(np.maximum(odds[rows, answers], 1e-12)).mean())
 
-    low, high = np.log(0.05), np.log(100.0)
-    for _ in range(60):  # ternary search: the loss is convex in the sharpness, so it has one valley
+    low, high = float(np.log(0.05)), float(np.log(100.0))
+    for _ in range(40):  # ternary search: the loss has one valley, being convex in the sharpness
         left, right = low + (high - low) / 3, high - (high - low) / 3
         low, high = (low, right) if loss(left) < loss(right) else (left, high)
     return float(np.exp((low + high) / 2))

@@ -1,0 +1,125 @@
+"""Measures the embedded classifier: `python benchmarks/classifier.py --data DIR` prints one Markdown table.
+
+DIR holds JSONL files with `text`, `label` and `split` (train or test). N logged rows are drawn from the train rows
+by seed, 80 % of them are trained on; accuracy and calibration are measured on the test rows against gold labels.
+With two files or more, each student is also shown the texts of the next file, which it should not know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.domain.dataset import Row
+from gateway.student import TextClassifier
+from gateway.trainers.classifier import Options, train
+
+SUPPORT_FLOOR = 0.01
+COLUMNS = (
+    "accuracy %",
+    "ECE",
+    "routed %",
+    "accuracy of routed %",
+    "train s",
+    "p50 us",
+    "own refused %",
+    "foreign refused %",
+    "MB",
+)
+
+
+def load(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of one file by split."""
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    with path.open() as lines:
+        for line in lines:
+            row = json.loads(line)
+            rows[row["split"]].append(row)
+    return rows
+
+
+def calibration_error(right: np.ndarray[Any, Any], sure: np.ndarray[Any, Any]) -> float:
+    """Expected calibration error over ten equal bins (Naeini et al. 2015)."""
+    bins = np.minimum((sure * 10).astype(int), 9)
+    gaps = [(bins == b).mean() * abs(right[bins == b].mean() - sure[bins == b].mean()) for b in np.unique(bins)]
+    return float(sum(gaps))
+
+
+def refused(student: TextClassifier, texts: list[str]) -> float:
+    """The share, in percent, of texts below the support floor."""
+    return 100 * statistics.fmean(student.predict(text).support < SUPPORT_FLOOR for text in texts)
+
+
+def measure(
+    train_rows: list[dict[str, str]], test: list[dict[str, str]], foreign: list[str], options: Options
+) -> list[float]:
+    """One line of figures, in the order of `COLUMNS`. Routed: probability 0.9 and above, and supported."""
+    rows = [
+        Row(exchange_id=str(n), text=row["text"], messages=[], output=row["label"], split="train")
+        for n, row in enumerate(train_rows)
+    ]
+    started = time.perf_counter()
+    student = train(rows, options).student
+    seconds = time.perf_counter() - started
+    times, found = [], []
+    for row in test:
+        before = time.perf_counter()
+        found.append(student.predict(row["text"]))
+        times.append(time.perf_counter() - before)
+    right = np.array([p.label == row["label"] for p, row in zip(found, test, strict=True)])
+    sure = np.array([p.probability for p in found])
+    routed = (sure >= 0.9) & np.array([p.support >= SUPPORT_FLOOR for p in found])
+    return [
+        100 * float(right.mean()),
+        calibration_error(right, sure),
+        100 * float(routed.mean()),
+        100 * float(right[routed].mean()) if routed.any() else float("nan"),
+        seconds,
+        1e6 * statistics.median(times),
+        refused(student, [row["text"] for row in test]),
+        refused(student, foreign) if foreign else float("nan"),
+        len(student.to_bytes()) / 1e6,
+    ]
+
+
+def main() -> None:
+    """Print the table, a line per set and size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of JSONL files")
+    parser.add_argument("--sets", nargs="+", default=["banking77", "snips_extract"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[100, 500, 2000])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--head", choices=["lr", "svc"], default="lr")
+    arguments = parser.parse_args()
+    sets = {name: load(arguments.data / f"{name}.jsonl") for name in arguments.sets}
+    write = sys.stdout.write
+    write(f"| set | N | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 2)}\n")
+    for number, (name, rows) in enumerate(sets.items()):
+        others = [other for other in sets if other != name]
+        stranger = others[number % len(others)] if others else ""
+        foreign = [row["text"] for row in sets[stranger]["test"]] if stranger else []
+        for size in arguments.sizes:
+            lines = [
+                measure(
+                    random.Random(seed).sample(rows["train"], int(size * 0.8)),
+                    rows["test"],
+                    foreign,
+                    Options(head=arguments.head),
+                )
+                for seed in range(arguments.seeds)
+            ]
+            means = [statistics.fmean(column) for column in zip(*lines, strict=True)]
+            write(f"| {name} | {size} | {' | '.join(f'{mean:.3g}' for mean in means)} |\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
