@@ -23,6 +23,7 @@ from gateway.domain.price import Price, PriceBook
 from gateway.domain.route import LOCAL
 from gateway.errors import ConfigError, UnpromptError
 from gateway.metrics import Metrics
+from gateway.pipeline.cycle import Workshop
 from gateway.proxy.capture import Capture
 from gateway.proxy.forward import House
 from gateway.proxy.router import Switchboard
@@ -232,6 +233,20 @@ def _fingerprint(file: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def workshop(files: Files, config: Config, say: Callable[[str], None] = log.info) -> Workshop:
+    """The offline wing's tools, with a store for the thread that calls this."""
+    places = Places.of(config)
+    return Workshop(
+        store=SqliteStore(places.store),
+        config=config,
+        prices=price_book(config),
+        routes=files.routes,
+        models=places.models,
+        datasets=places.datasets,
+        say=say,
+    )
 
 
 async def serve(app: App, announce: Callable[[str], None], *, worker: list[str] | None) -> None:

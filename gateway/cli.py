@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
+import yaml
 
-from gateway import __version__
-from gateway.app import App, Files, serve, worker_command
-from gateway.errors import UnpromptError
+from gateway import __version__, tables
+from gateway.app import App, Files, Places, build_switchboard, serve, worker_command, workshop
+from gateway.config import Config, InvalidConfig, load_config
+from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.matching import show as show_template
+from gateway.errors import TaskError, UnpromptError
+from gateway.jobs import Worker
+from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote
+from gateway.pipeline.cycle import Workshop, one_at_a_time
+from gateway.pipeline.discover import Discovery
+from gateway.pipeline.infer import infer_files
+from gateway.pipeline.overview import overview
+from gateway.stores.recorder import Recorder
 
 
 class _Commands(click.Group):
@@ -73,3 +89,259 @@ def _run(work: object) -> None:
     import uvloop
 
     uvloop.run(work)  # type: ignore[arg-type]
+
+
+@main.command("worker", hidden=True)
+@_config
+@click.option("--record-only", is_flag=True)
+def worker_process(config: Path | None, record_only: bool) -> None:
+    """The offline process that `serve` starts beside itself."""
+    files = Files.beside(config)
+    settings = load_config(files.gateway)
+    journal = Places.of(settings).journal
+    Worker(settings, journal, lambda: workshop(files, settings), jobs=not record_only).run()
+
+
+@main.command("check")
+@_config
+def check_command(config: Path | None) -> None:
+    """Report every problem in the config files at once.
+
+    \b
+    Example: unprompt check --config config/gateway.yaml
+    """
+    files = Files.beside(config)
+    settings: Config | None = None
+    problems: list[str] = []
+    try:
+        settings = load_config(files.gateway)
+    except InvalidConfig as error:
+        problems += map(str, error.problems)
+    try:
+        build_switchboard(files, settings or Config())
+    except InvalidConfig as error:
+        problems += [str(p) for p in error.problems if settings is not None or "no upstream" not in p.message]
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise click.ClickException(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found")
+    shown = files.gateway or "built-in defaults (no config/gateway.yaml)"
+    click.echo(f"{shown}: good; {files.routes}: {'good' if files.routes.exists() else 'not there, no routes'}")
+
+
+@contextlib.contextmanager
+def _shop(config: Path | None, *, alone: bool = True) -> Iterator[Workshop]:
+    """The offline wing with all that is recorded so far. `alone`: not while the worker takes a turn."""
+    files = Files.beside(config)
+    settings = load_config(files.gateway)
+    places = Places.of(settings)
+    with one_at_a_time(settings.store.home, wait=False) as free:
+        if not free and alone:
+            click.echo("the worker is taking a turn; waiting for it", err=True)
+    with one_at_a_time(settings.store.home, wait=alone) as free:
+        shop = workshop(files, settings, say=lambda sentence: click.echo(sentence, err=True))
+        Recorder(places.journal, shop.store).drain()
+        if free:
+            Discovery(shop.store).step()
+        try:
+            yield shop
+        finally:
+            shop.store.close()
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=1, ensure_ascii=False))
+
+
+@main.command("tasks")
+@click.argument("show", required=False, type=click.Choice(["show"]))
+@click.argument("task", required=False)
+@_config
+@_json
+def tasks_command(show: str | None, task: str | None, config: Path | None, as_json: bool) -> None:
+    """The tasks found in the traffic, and what is next for each; `show TASK` prints its templates.
+
+    \b
+    Example: unprompt tasks
+             unprompt tasks show support-intent
+    """
+    if show and not task:
+        raise click.UsageError("name a task: unprompt tasks show TASK")
+    with _shop(config, alone=False) as shop:
+        rows = [row for row in overview(shop.store, shop.config) if task is None or row["name"] == task]
+        if task is not None and not rows:
+            raise TaskError(f"no task {task!r}; 'unprompt tasks' lists those that there are")
+        if as_json:
+            _print_json(rows)
+            return
+        tables.console.print(tables.tasks(rows))
+        for template in shop.store.templates(task) if task else ():
+            click.echo(f"\n{template.name}\n{show_template(template)}")
+
+
+@main.command("infer")
+@click.option("--train", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True,
+              help="Recorded requests, one {rid, ts, body} a line (.gz too).")  # fmt: skip
+@click.option("--live", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Requests to match against what was learnt.")  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Predictions, JSON lines."
+)
+def infer_command(train: Path, live: Path | None, out: Path) -> None:
+    """Infer templates from a file of recorded requests, without a store.
+
+    \b
+    Example: unprompt infer --train train.jsonl.gz --live live.jsonl.gz --out pred.jsonl
+    """
+    _print_json(infer_files(train, live, out))
+
+
+@main.command("dataset")
+@click.argument("task")
+@_config
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; default beside the store.")
+@_json
+def dataset_command(task: str, config: Path | None, out: Path | None, as_json: bool) -> None:
+    """Build TASK's dataset: train.jsonl, validation.jsonl (OpenAI chat format) and card.md.
+
+    \b
+    Example: unprompt dataset support-intent --out export
+    """
+    with _shop(config) as shop:
+        built = dataset.build(shop.store, task, out or shop.datasets)
+        if as_json:
+            _print_json(built.card | {"directory": built.directory})
+        else:
+            click.echo(dataset.card_text(built.card))
+            click.echo(f"written to {built.directory}")
+
+
+@main.command("finetune")
+@click.argument("task")
+@_config
+@click.option("--sweep", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="YAML: trainer name -> list of options, one for each candidate.")  # fmt: skip
+@_json
+def finetune_command(task: str, config: Path | None, sweep: Path | None, as_json: bool) -> None:
+    """Start or resume a sweep of candidates for TASK.
+
+    \b
+    Example: unprompt finetune support-intent
+             unprompt finetune support-intent --sweep sweep.yaml
+    """
+    with _shop(config) as shop:
+        data = dataset.build(shop.store, task, shop.datasets)
+        wanted = _sweep_file(sweep, shop.config) if sweep else finetune.sweep_of(shop.config, data, shop.models)
+        planned = finetune.plan(shop.store, data, wanted)
+        open_ones = sum(not one.state.final for one in planned)
+        click.echo(f"{data.id}: {len(planned)} candidates, {open_ones} to train", err=True)
+
+        def progress(one: FineTune) -> None:
+            click.echo(f"  {evaluate.describe(one)}: {one.state.value} {one.stage}", err=True)
+
+        done = finetune.run(shop.store, shop.config, data, planned, shop.models, progress)
+        if as_json:
+            _print_json(done)
+        else:
+            tables.console.print(tables.finetunes(done))
+        if not any(one.state is FineTuneState.SUCCEEDED for one in done):
+            raise click.ClickException("no candidate was trained; the remarks above say why")
+
+
+def _sweep_file(file: Path, config: Config) -> finetune.Sweep:
+    value = yaml.safe_load(file.read_text("utf-8"))
+    try:
+        sweep = msgspec.convert(value, dict[str, list[dict[str, Any]]])
+    except msgspec.ValidationError as error:
+        raise TaskError(f"{file}: {error}; write it like 'classifier: [{{features: word}}]'") from error
+    for name in sweep:
+        if name not in config.trainers:
+            raise TaskError(f"{file}: no trainer {name!r}; the config has {', '.join(config.trainers)}")
+    return sweep
+
+
+def _newest(shop: Workshop, table: str, task: str) -> dict[str, Any]:
+    found = shop.store.rows(table, "task = ?", [task])
+    if not found:
+        known = ", ".join(row["name"] for row in shop.store.tasks()) or "none yet"
+        step = {"datasets": "finetune", "evaluations": "evaluate"}[table]
+        raise TaskError(f"task {task!r} has no {table} yet; run 'unprompt {step} TASK' (known tasks: {known})")
+    return found[-1]
+
+
+@main.command("evaluate")
+@click.argument("task")
+@_config
+@_json
+def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
+    """Ask TASK's candidates the held-out rows, beside the incumbent.
+
+    \b
+    Example: unprompt evaluate support-intent
+    """
+    with _shop(config) as shop:
+        data = dataset.load(shop.store, _newest(shop, "datasets", task)["id"])
+        report = cycle.evaluation(shop, data, shop.store.finetunes("dataset = ?", [data.id]))
+        decision = gate.decide(report, shop.config.policy(task))
+        if as_json:
+            _print_json({"report": report, "decision": decision})
+        else:
+            tables.console.print(tables.report(report), tables.decision(decision))
+
+
+@main.command("promote")
+@click.argument("task")
+@click.argument("candidate", required=False)
+@_config
+@click.option("--canary", metavar="PERCENT", help="Send only this share of the requests, like 5%.")
+@click.option("--force", is_flag=True, help="Promote although the gate refuses; noted in the decision record.")
+def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, force: bool) -> None:
+    """Flip TASK's route to its best candidate, or to CANDIDATE (a model or fine-tune id), past the gate.
+
+    \b
+    Example: unprompt promote support-intent --canary 5%
+    """
+    with _shop(config) as shop:
+        report = msgspec.convert(json.loads(_newest(shop, "evaluations", task)["report"]), evaluate.Report)
+        chosen = [s for s in report.candidates if candidate in (None, s.model, s.finetune)]
+        if not chosen:
+            raise TaskError(f"task {task}: no candidate {candidate!r}; 'unprompt evaluate {task}' lists them")
+        policy = shop.config.policy(task)
+        decision = gate.decide(msgspec.structs.replace(report, candidates=chosen), policy)
+        tables.console.print(tables.decision(decision))
+        if not decision.promote and not force:
+            promote.note_refusal(shop.store, decision)
+            raise click.ClickException("the gate refuses; nothing was changed (--force overrides it)")
+        share = _percent(canary) if canary else policy.share
+        route = promote.promote(shop.store, shop.config, shop.routes, decision, report.template, report.incumbent,
+                                share=share)  # fmt: skip
+        click.echo(f"{shop.routes}: {share:g} % of {task} goes to {route['targets'][0]['model']}")
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.rstrip("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 100:
+        raise click.BadParameter(f"{text!r} is no share; write it like 5%", param_hint="--canary")
+    return value
+
+
+@main.command("rollback")
+@click.argument("task")
+@_config
+def rollback_command(task: str, config: Path | None) -> None:
+    """Put TASK's route back to what it was before its last promotion.
+
+    \b
+    Example: unprompt rollback support-intent
+    """
+    files = Files.beside(config)
+    shop = workshop(files, load_config(files.gateway))  # waits for nobody: going back must always work
+    route = promote.rollback(shop.store, shop.config, shop.routes, task)
+    now = f"goes to {route['targets'][0].get('model')}" if route else "has no route any more: whole to its provider"
+    click.echo(f"{shop.routes}: {task} {now}")

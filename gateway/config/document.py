@@ -95,9 +95,7 @@ def read(file: Path) -> Document:
         line = mark.line + 1 if mark else 0
         raise InvalidConfig([Problem(str(file), line, "", f"not valid YAML: {text}")]) from error
     if not isinstance(document.value, dict):
-        raise InvalidConfig(
-            [Problem(str(file), 1, "", "must be a mapping of sections, like 'server: {...}'")]
-        )
+        raise InvalidConfig([Problem(str(file), 1, "", "must be a mapping of sections, like 'server: {...}'")])
     return document
 
 

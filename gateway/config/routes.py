@@ -99,9 +99,7 @@ def _route_checks(parsed: _RoutesFile, config: Config, document: Document) -> It
         for place, target in enumerate(route.targets):
             here = [*path, "targets", place]
             if target.upstream not in upstreams:
-                yield document.problem(
-                    [*here, "upstream"], f"no upstream {target.upstream!r}; {names(upstreams)}"
-                )
+                yield document.problem([*here, "upstream"], f"no upstream {target.upstream!r}; {names(upstreams)}")
             elif target.upstream == LOCAL and target.model is None:
                 yield document.problem([*here, "model"], "a local target needs the name of a trained model")
             elif target.upstream == LOCAL and target.strip is None:

@@ -95,20 +95,13 @@ class TaskPolicy(Section):
     """When a task is trained on, and what a candidate must show before it takes traffic."""
 
     min_rows: int = Field(500, ge=50, description="stripped rows before the first training")
-    retrain_growth: float = Field(
-        2.0, gt=1, description="train again when the rows have grown by this factor"
-    )
-    answer_agreement: float = Field(
-        0.95, gt=0, le=1, description="agreement promised among answered requests"
-    )
-    margin: float = Field(
-        0.03, gt=0, lt=1, description="how much worse than the incumbent is still acceptable"
-    )
+    retrain_growth: float = Field(2.0, gt=1, description="train again when the rows have grown by this factor")
+    answer_agreement: float = Field(0.95, gt=0, le=1, description="agreement asked of the answers it dares give")
+    margin: float = Field(0.05, gt=0, lt=1, description="how much worse than the incumbent is still acceptable")
+    share: float = Field(95.0, gt=0, le=100, description="percent of requests for a promoted candidate")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence of the interval bounds")
     max_cost_ratio: float = Field(0.9, gt=0, description="candidate's cost over the incumbent's, at most")
-    max_latency_ratio: float = Field(
-        1.2, gt=0, description="candidate's p95 latency over the incumbent's, at most"
-    )
+    max_latency_ratio: float = Field(1.2, gt=0, description="candidate's p95 latency over the incumbent's, at most")
     approve: Literal["auto", "ask"] = "auto"
     trainers: tuple[str, ...] = ("classifier",)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from typing import Any
 
@@ -202,3 +203,35 @@ def _envelope(id: str, model: str, kind: str) -> dict[str, Any]:
 def _counts(usage: Usage) -> dict[str, int]:
     given, made = usage.input or 0, usage.output or 0
     return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+
+
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no encoder writes one, and it could spell a key differently
+_GUARDED = (b'"messages"', b'"role"', b'"content"', b'"tools"', b'"response_format"')
+
+
+def read_chat(body: bytes) -> dict[str, Any] | None:
+    """The parsed chat request, or None where there is none or two readers of the same bytes could disagree.
+
+    JSON lets a key stand twice, and parsers differ in which one they take. In JSON text a quote inside a
+    string is always escaped, so `"content"` in quotes is a key or a whole value: when it occurs more often
+    than the parsed value explains, a key was repeated (or hidden), and the request is left whole.
+    """
+    try:
+        parsed = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(parsed, dict) or _ESCAPED_LETTER.search(body):
+        return None
+    messages = parsed.get("messages")
+    if not isinstance(messages, list):
+        return None
+    expected = {
+        b'"messages"': 1,
+        b'"role"': sum(1 for m in messages if isinstance(m, dict) and "role" in m),
+        b'"content"': sum(1 for m in messages if isinstance(m, dict) and "content" in m),
+        b'"tools"': int("tools" in parsed),
+        b'"response_format"': int("response_format" in parsed),
+    }
+    if any(body.count(key) > expected[key] for key in _GUARDED):
+        return None
+    return parsed

@@ -284,9 +284,7 @@ class Exchanging:
         headers = [(b"x-unprompt-exchange", self.id.encode())]
         if self._attempt is not None:
             form = b"stripped" if self._attempt.stripped else b"whole"
-            headers.append(
-                (b"x-unprompt-target", self._attempt.label.encode("latin-1", "replace") + b" " + form)
-            )
+            headers.append((b"x-unprompt-target", self._attempt.label.encode("latin-1", "replace") + b" " + form))
         return headers
 
     def _keep(self, piece: bytes) -> None:
@@ -303,9 +301,7 @@ class Exchanging:
             if self._call is not None:
                 self._call.abort()
             waited = "first byte" if not self._answering else "next byte"
-            self.on_failure(
-                UpstreamTimeout(f"{self._place.provider}: no {waited} within the route's time limit")
-            )
+            self.on_failure(UpstreamTimeout(f"{self._place.provider}: no {waited} within the route's time limit"))
 
     def client_gone(self) -> None:
         """The client left: the upstream is stopped and what there was is kept."""
@@ -370,9 +366,7 @@ class Exchanging:
             complete=complete,
             error_type=None if outcome is Outcome.OK else outcome.value,
             latency_ms=(now - self._started) * 1000,
-            ttft_ms=(self._first_piece - self._started) * 1000
-            if self._first_piece and self._streamed
-            else None,
+            ttft_ms=(self._first_piece - self._started) * 1000 if self._first_piece and self._streamed else None,
             model_served=facts.model,
             finish_reason=facts.finish_reason,
             usage=facts.usage,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import msgspec
 from gateway.domain.matching import Match, TemplateIndex
 from gateway.domain.route import Route, RouteTable, Target
 from gateway.domain.template import Inputs, PromptTemplate
+from gateway.providers.openai import read_chat
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +74,7 @@ class Switchboard(msgspec.Struct, frozen=True):
         parsed: dict[str, Any] | None = None
         match: Match | None = None
         if request.body is not None and any(_needs_task(route) for route in routes):
-            parsed = parse_unambiguous(request.body)
+            parsed = read_chat(request.body)
             match = self.templates.match(parsed) if parsed is not None else None
         task = request.task_hint or (match.template.task if match else None)
         for route in routes:
@@ -143,35 +143,3 @@ def rewrite(body: bytes, **changes: Any) -> bytes:
     for name, value in changes.items():
         fields[name] = msgspec.Raw(msgspec.json.encode(value))
     return msgspec.json.encode(fields)
-
-
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no encoder writes one, and it could spell a key differently
-_GUARDED = (b'"messages"', b'"role"', b'"content"', b'"tools"', b'"response_format"')
-
-
-def parse_unambiguous(body: bytes) -> dict[str, Any] | None:
-    """The parsed request, or None where two readers of the same bytes could disagree.
-
-    JSON lets a key stand twice, and parsers differ in which one they take. In JSON text a quote inside a
-    string is always escaped, so `"content"` in quotes is a key or a whole value: when it occurs more often
-    than the parsed value explains, a key was repeated (or hidden), and the request is left whole.
-    """
-    try:
-        parsed = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if not isinstance(parsed, dict) or _ESCAPED_LETTER.search(body):
-        return None
-    messages = parsed.get("messages")
-    if not isinstance(messages, list):
-        return None
-    expected = {
-        b'"messages"': 1,
-        b'"role"': sum(1 for m in messages if isinstance(m, dict) and "role" in m),
-        b'"content"': sum(1 for m in messages if isinstance(m, dict) and "content" in m),
-        b'"tools"': int("tools" in parsed),
-        b'"response_format"': int("response_format" in parsed),
-    }
-    if any(body.count(key) > expected[key] for key in _GUARDED):
-        return None
-    return parsed

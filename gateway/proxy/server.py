@@ -250,11 +250,7 @@ class Connection(asyncio.Protocol):
             self._refuse_size(request)
             return
         head = request.head
-        if (
-            head is not None
-            and (head.header(b"expect") or b"").lower() == b"100-continue"
-            and not request.complete
-        ):
+        if head is not None and (head.header(b"expect") or b"").lower() == b"100-continue" and not request.complete:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if request.streams or request.complete:
             self._start(request)

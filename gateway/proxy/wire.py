@@ -56,12 +56,7 @@ def locate(target: bytes, providers: Mapping[str, bytes], default: str) -> Place
             raise UnknownPath("the request target must be a path, like /v1/chat/completions")
         target = rest[rest.index(b"/") :]
     path = target.partition(b"?")[0]
-    if (
-        _DOTS.search(path)
-        or b"\\" in path
-        or b"%00" in path
-        or any(byte <= 0x20 or byte == 0x7F for byte in path)
-    ):
+    if _DOTS.search(path) or b"\\" in path or b"%00" in path or any(byte <= 0x20 or byte == 0x7F for byte in path):
         raise BadRequest("the path has dot segments, back slashes or control characters; send it normalised")
     segment = path[1:].partition(b"/")[0]
     name = segment.decode("latin-1")
@@ -120,9 +115,7 @@ def tags(value: bytes | None) -> dict[str, str]:
     return {name.strip()[:64]: text.strip()[:256] for name, equals, text in pairs if equals and name.strip()}
 
 
-def answer_head(
-    head: Head, extra: Headers, *, chunked: bool, close: bool, date: bytes | None = None
-) -> bytes:
+def answer_head(head: Head, extra: Headers, *, chunked: bool, close: bool, date: bytes | None = None) -> bytes:
     """Status line and headers for the client, up to the empty line."""
     named = _named_in_connection(head.headers)
     lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import sqlite_utils
 
+from gateway.domain.dataset import Dataset
 from gateway.domain.exchange import End, Exchange
 from gateway.domain.finetune import FineTune
 from gateway.domain.template import PromptTemplate
@@ -54,9 +55,7 @@ class SqliteStore:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                f"store {path}: {error}; check the path in store.url and its permissions"
-            ) from error
+            raise StoreError(f"store {path}: {error}; check the path in store.url and its permissions") from error
         self._connection = connection
         self.db = sqlite_utils.Database(connection)
         with self.transaction():
@@ -117,9 +116,7 @@ class SqliteStore:
         found = self.exchanges("id = ?", [exchange_id])
         return found[0] if found else None
 
-    def exchanges(
-        self, where: str = "1", parameters: Iterable[Any] = (), *, limit: int = -1
-    ) -> list[Exchange]:
+    def exchanges(self, where: str = "1", parameters: Iterable[Any] = (), *, limit: int = -1) -> list[Exchange]:
         """The exchanges for which the SQL condition `where` holds, oldest first."""
         query = f"SELECT {', '.join(_EXCHANGE_COLUMNS)} FROM exchanges WHERE {where} ORDER BY id LIMIT ?"
         cursor = self._connection.execute(query, [*parameters, limit])
@@ -131,9 +128,7 @@ class SqliteStore:
 
     def unassigned(self, limit: int) -> list[Exchange]:
         """The newest exchanges that belong to no task although they were looked at, oldest first."""
-        newest = (
-            "id IN (SELECT id FROM exchanges WHERE task IS NULL AND looked_at = 1 ORDER BY id DESC LIMIT ?)"
-        )
+        newest = "id IN (SELECT id FROM exchanges WHERE task IS NULL AND looked_at = 1 ORDER BY id DESC LIMIT ?)"
         return self.exchanges(newest, [limit])
 
     def assign(self, assignments: Mapping[str, tuple[str, int] | None]) -> None:
@@ -173,6 +168,15 @@ class SqliteStore:
             " FROM tasks t LEFT JOIN exchanges e ON e.task = t.name GROUP BY t.name ORDER BY exchanges DESC, t.name"
         ))  # fmt: skip
 
+    def version_counts(self, task: str, newest: int) -> dict[int, int]:
+        """How many of the task's newest exchanges were made with each template version."""
+        rows = self._connection.execute(
+            "SELECT task_version, COUNT(*) FROM (SELECT task_version FROM exchanges WHERE task = ?"
+            " ORDER BY id DESC LIMIT ?) WHERE task_version IS NOT NULL GROUP BY task_version",
+            [task, newest],
+        )
+        return {int(version): int(count) for version, count in rows}
+
     # --- what is learned ---------------------------------------------------------------------------
 
     def put(self, table: str, row: Mapping[str, Any]) -> None:
@@ -188,10 +192,16 @@ class SqliteStore:
 
     def rows(self, table: str, where: str = "1", parameters: Iterable[Any] = ()) -> list[Record]:
         """Rows of a table, oldest first."""
-        found = self.db.query(
-            f"SELECT * FROM {table} WHERE {where} ORDER BY created_at, rowid", list(parameters)
-        )
+        found = self.db.query(f"SELECT * FROM {table} WHERE {where} ORDER BY created_at, rowid", list(parameters))
         return list(found)
+
+    def add_dataset(self, dataset: Dataset) -> None:
+        """Note a dataset whose files are written."""
+        row = {"id": dataset.id, "task": dataset.task, "template": dataset.template, "directory": dataset.directory,
+               "digest": dataset.digest, "train_rows": len(dataset.part("train")),
+               "validation_rows": len(dataset.part("validation")), "card": dataset.card,
+               "created_at": time.time()}  # fmt: skip
+        self.db.table("datasets").insert(row, ignore=True)
 
     def save_finetune(self, finetune: FineTune) -> None:
         self.put("finetunes", msgspec.to_builtins(finetune.but(updated_at=time.time())))

@@ -1,0 +1,78 @@
+"""Tables for people, in the terminal; the same values go out as JSON elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gateway.domain.finetune import FineTune
+from gateway.pipeline.evaluate import Report, Score, describe
+from gateway.pipeline.gate import Decision
+
+console = Console()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The first column to the left, figures to the right."""
+    made = Table(title=title, title_justify="left", header_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def figure(value: float | None, form: str = "{:,.2f}") -> str:
+    return "-" if value is None or math.isnan(value) else form.format(value)
+
+
+def share(value: float | None) -> str:
+    return figure(value, "{:.1%}")
+
+
+def tasks(rows: Sequence[dict[str, Any]]) -> Table:
+    columns = ("task", "kind", "version", "exchanges", "match rate", "stripped", "cost USD", "what's next")
+    return table("Tasks", columns, [
+        (row["name"], row["kind"] or "-", str(row["version"]), str(row["exchanges"]), share(row["match_rate"]),
+         str(row["stripped"]), figure(row["cost_usd"], "{:.4f}"), row["next"])
+        for row in rows
+    ])  # fmt: skip
+
+
+def finetunes(rows: Sequence[FineTune]) -> Table:
+    columns = ("candidate", "state", "model", "seconds", "remark")
+    return table("Candidates", columns, [
+        (describe(f), f.state.value, f.model or "-", figure(f.metrics.get("train_seconds"), "{:.1f}"), f.error or f.stage)
+        for f in rows
+    ])  # fmt: skip
+
+
+def report(found: Report) -> Table:
+    columns = ("candidate", "agreement", f"at least ({found.confidence:.1%})", "answers itself", "agreement there",
+               "cost / 1k USD", "p50 ms", "p95 ms", "input tokens")  # fmt: skip
+    made = table(f"Evaluation of {found.task} on {found.incumbent.rows} held-out rows", columns, [
+        _score(score) for score in (found.incumbent, *found.candidates)
+    ])  # fmt: skip
+    for name, reason in found.failed.items():
+        made.add_row(name, f"failed: {reason}")
+    return made
+
+
+def _score(score: Score) -> tuple[str, ...]:
+    name = f"{score.candidate} ({score.model})" if score.finetune is None else score.candidate
+    return (
+        name, share(score.agreement), share(score.agreement_low), share(score.answered),
+        share(score.agreement_answered), figure(score.cost_per_1k_usd, "{:.4f}"), figure(score.p50_ms),
+        figure(score.p95_ms), figure(score.input_tokens, "{:.0f}"),
+    )  # fmt: skip
+
+
+def decision(made: Decision) -> Table:
+    return table(f"Decision: {made.reason}", ("condition", "measured", "limit", "holds"), [
+        (check.name, figure(check.value, "{:.4f}"), figure(check.limit, "{:.4f}"), "yes" if check.holds else "NO")
+        for check in made.checks
+    ])  # fmt: skip
