@@ -11,7 +11,9 @@ from gateway.pipeline.alignment import COMMON, WORD, Run, by_chance, shared_runs
 
 _FEW = 16
 _SOME = 150
-_SENTENCE_ENDS = (".", "?", "!", '"', "'", ",")
+_SENTENCE = 12
+_SENTENCE_ENDS = (".", "?", "!", '"', "'")
+_QUOTES = ('"', "'")
 _DELIMITERS = frozenset("\n:>\"'`([{=.?!;#*-|<)]},/")
 
 
@@ -26,17 +28,26 @@ def field_literals(texts: Sequence[str]) -> list[str]:
         return [texts[0]]
     first, inner, last = _edges(runs, split)
     inner = _likely(inner, split, first, last)
-    pieces = [split[0][run.starts[0] : run.starts[0] + run.length] for run in inner]
-    head = split[0][:first]
-    tail = split[0][len(split[0]) - last :]
-    count = len(texts)
-    literals = ["".join(_trim_right(head, count))]
-    for piece in pieces:
-        trimmed = _trim_left(_trim_right(piece, count), count)
-        if WORD.search("".join(trimmed)) or (trimmed and count >= 12):
-            literals.append("".join(trimmed))
-    literals.append("".join(_trim_left(tail, count)))
-    return literals
+    edge, ends = Run((0,) * len(split), first), tuple(len(text) - last for text in split)
+    runs = [edge, *inner, Run(ends, last)]
+    pieces = [split[0][run.starts[0] : run.starts[0] + run.length] for run in runs]
+    literals = [_trim_right(pieces[0], len(texts))]
+    for i in range(1, len(runs)):
+        values = _between(split, runs[i - 1], runs[i])
+        piece = _trim_left(pieces[i], literals[-1], values)
+        literals.append(piece if i == len(runs) - 1 else _trim_right(piece, len(texts)))
+    joined = ["".join(piece) for piece in literals]
+    return [joined[0], *filter(_is_separator, joined[1:-1]), joined[-1]]
+
+
+def _between(split: Sequence[list[str]], left: Run, right: Run) -> list[list[str]]:
+    spans = zip(split, left.starts, right.starts, strict=True)
+    return [text[start + left.length : end] for text, start, end in spans]
+
+
+def _is_separator(literal: str) -> bool:
+    """Whether a piece of text between two slots is telling enough: it has words, or empty or marked lines."""
+    return bool(WORD.search(literal)) or literal.count("\n") > 1
 
 
 def _edges(runs: list[Run], split: Sequence[list[str]]) -> tuple[int, list[Run], int]:
@@ -69,7 +80,7 @@ def _weakness(i: int, run: Run, kept: list[Run], split: Sequence[list[str]], fir
     names = [token for token in piece if WORD.fullmatch(token)]
     if len(split) < 12 and not names:
         return bits
-    if names and len(names) < 3 and all(name.lower() in COMMON for name in names) and "\n" not in piece:
+    if names and len(names) < 3 and all(name.lower() in COMMON for name in names) and "".join(piece).isalpha():
         return bits
     total, occurrences = 0, 0
     text = "".join(piece)
@@ -96,15 +107,29 @@ def _trim_right(piece: list[str], count: int) -> list[str]:
     return piece
 
 
-def _trim_left(piece: list[str], count: int) -> list[str]:
-    """Give a leading sign that ends a sentence, and for few samples leading words, back to the value."""
+def _trim_left(piece: list[str], before: list[str], values: Sequence[list[str]]) -> list[str]:
+    """Give back to the values what ends them: a full stop or a quote of theirs; for few samples, words.
+
+    `before`: the literal in front of the slot; `values`: what each sample has in it.
+    """
     if not piece:
         return piece
-    if count < _SOME and piece[0] in _SENTENCE_ENDS and (len(piece) == 1 or piece[1] != piece[0]):
+    if piece[0] in _SENTENCE_ENDS and _ends_values(piece, before, values):
         piece = piece[1:]
-    if count >= _FEW:
+    if len(values) >= _FEW:
         return piece
     for i, token in enumerate(piece[:8]):
         if token in _DELIMITERS or (token.lower() in COMMON and token.islower()):
             return piece[i:] if i and not piece[0].isspace() else piece
     return piece
+
+
+def _ends_values(piece: list[str], before: list[str], values: Sequence[list[str]]) -> bool:
+    """Whether the sign that begins the piece belongs to the values in front of it."""
+    sign = piece[0]
+    if len(values) >= _SOME or piece[1:2] == [sign]:
+        return False
+    if sign in _QUOTES:
+        return before[-1:] != [sign]
+    ended = any(value and value[-1] in _SENTENCE_ENDS for value in values)
+    return not ended and sum(len(value) >= _SENTENCE for value in values) > len(values) / 2

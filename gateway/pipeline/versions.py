@@ -15,8 +15,14 @@ from gateway.pipeline.naming import slug
 
 CHANGED = 0.5
 """Shared wording (Jaccard index of word trigrams) from which a later template is a new version."""
-VARIANT = 0.8
+FOLLOWED = 0.3
+"""The same where the later template comes into use just as the earlier one goes out of use."""
+VARIANT = 0.7
 """The same for templates that are in use side by side."""
+CONTAINED = 0.9
+"""Share of one template's wording that another holds too, from which they are variants of one task."""
+
+Trigrams = frozenset[tuple[str, ...]]
 
 
 class Use(NamedTuple):
@@ -30,13 +36,15 @@ class Use(NamedTuple):
 
 def place(new: Sequence[Use], known: Sequence[Use]) -> list[PromptTemplate]:
     """The new templates with task and version, in the order in which they came into use."""
-    placed = list(known)
+    placed = [(use, wording(use.template)) for use in known]
     for use in sorted(new, key=lambda use: (use.first, use.last, use.template.literals)):
-        task = agreed(use.hints) or _origin(use, placed) or slug(use.template, {u.template.task for u in placed})
-        version = 1 + max((u.template.version for u in placed if u.template.task == task), default=0)
-        template = msgspec.structs.replace(use.template, task=task, version=version)
-        placed.append(use._replace(template=template))
-    return [use.template for use in placed[len(known) :]]
+        said = wording(use.template)
+        task = agreed(use.hints) or _origin(use, said, placed)
+        task = task or slug(use.template, {earlier.template.task for earlier, _ in placed})
+        versions = [u.template.version for u, _ in placed if u.template.task == task]
+        template = msgspec.structs.replace(use.template, task=task, version=1 + max(versions, default=0))
+        placed.append((use._replace(template=template), said))
+    return [use.template for use, _ in placed[len(known) :]]
 
 
 def agreed(hints: Sequence[str | None]) -> str | None:
@@ -49,25 +57,50 @@ def agreed(hints: Sequence[str | None]) -> str | None:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", hint).strip("-") or None
 
 
-def _origin(use: Use, placed: Sequence[Use]) -> str | None:
+def _origin(use: Use, said: Wording, placed: Sequence[tuple[Use, Wording]]) -> str | None:
     """The task whose wording this template shares most, if it shares enough."""
     best: tuple[float, str] | None = None
-    for other in placed:
-        share = likeness(use.template, other.template)
-        if share >= (CHANGED if other.last < use.first else VARIANT) and (best is None or share > best[0]):
-            best = (share, other.template.task)
+    for other, others in placed:
+        share = likeness(said, others)
+        if share >= _threshold(other, use) or (share > 0 and containment(said, others) >= CONTAINED):
+            best = max(best, (share, other.template.task)) if best else (share, other.template.task)
     return best[1] if best else None
 
 
-def likeness(left: PromptTemplate, right: PromptTemplate) -> float:
+def _threshold(earlier: Use, later: Use) -> float:
+    gap, used = later.first - earlier.last, earlier.last - earlier.first
+    if -used / 20 <= gap <= used / 5:
+        return FOLLOWED
+    return CHANGED if gap > 0 else VARIANT
+
+
+class Wording(NamedTuple):
+    """A template's word trigrams: of all its messages, and of those that have slots."""
+
+    all: Trigrams
+    local: Trigrams
+
+
+def wording(template: PromptTemplate) -> Wording:
+    """The template's wording, to compare with others."""
+    return Wording(_trigrams(template, local=False), _trigrams(template, local=True))
+
+
+def likeness(left: Wording, right: Wording) -> float:
     """Shared wording, over all messages and over those that have slots: the lower of the two.
 
     A long system prompt that several tasks have in common says nothing about whether they are one task.
     """
-    return min(_jaccard(_trigrams(left, local), _trigrams(right, local)) for local in (False, True))
+    return min(_jaccard(a, b) for a, b in zip(left, right, strict=True))
 
 
-def _trigrams(template: PromptTemplate, local: bool) -> frozenset[tuple[str, ...]]:
+def containment(left: Wording, right: Wording) -> float:
+    """How much of the shorter wording the longer one holds; 0 when it is too short to say."""
+    shares = [len(a & b) / least for a, b in zip(left, right, strict=True) if (least := min(len(a), len(b))) >= 5]
+    return min(shares) if len(shares) == 2 else 0.0
+
+
+def _trigrams(template: PromptTemplate, *, local: bool) -> Trigrams:
     fields = [field for pattern in template.patterns for field in pattern.fields if field.slots or not local]
     found: set[tuple[str, ...]] = set()
     for literal in (literal for field in fields for literal in field.literals):
@@ -76,5 +109,5 @@ def _trigrams(template: PromptTemplate, local: bool) -> frozenset[tuple[str, ...
     return frozenset(found - {()})
 
 
-def _jaccard(left: frozenset[tuple[str, ...]], right: frozenset[tuple[str, ...]]) -> float:
+def _jaccard(left: Trigrams, right: Trigrams) -> float:
     return len(left & right) / len(left | right) if left | right else 1.0

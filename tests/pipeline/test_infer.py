@@ -142,6 +142,10 @@ def test_the_order_of_the_requests_changes_nothing() -> None:
 def test_a_changed_prompt_is_the_next_version_and_the_old_one_still_matches() -> None:
     changed = INTENT.replace("into one intent.", "into exactly one intent. Never answer with prose.")
     later = record(lambda rng: user(changed.format(sentence(rng))), 20, "later", start=1000)
+    together = infer(intents() + later)
+    assert [t.name for t in together.templates] == ["classify-customer-message@1", "classify-customer-message@2"]
+    assert tasks(together, intents()) == {("classify-customer-message", 1)}
+    assert tasks(together, later) == {("classify-customer-message", 2)}
     first = infer(intents())
     second = infer(later, known=first.templates)
     assert [t.name for t in second.templates] == ["classify-customer-message@2"]

@@ -1,0 +1,179 @@
+"""Is it one prompt? Evidence that the slots of a fitted group hide several prompts, or versions of one.
+
+Three signs count. The values of a slot fall into classes that each have fixed text of their own and vary inside.
+Or slots take few values, always the same ones together, and these are more than an enumeration. Or a text is
+there from some moment on and was not before. Recurring values alone are no sign: documents recur too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+from gateway.domain.template import TextPattern
+from gateway.pipeline.alignment import TOKEN, WORD
+from gateway.pipeline.literals import field_literals
+
+T = TypeVar("T")
+Values = dict[int, tuple[str, ...]]
+"""Slot values by row; rows are numbered in the order of time."""
+
+MIN_ROWS = 4
+"""A template needs this many different requests."""
+MIN_DISTINCT = 0.34
+"""Share of different values from which on a group of values counts as varying inside."""
+SHARED = 0.62
+"""Fixed text as a share of fixed and further text below which a group is parted."""
+TOGETHER = 0.9
+"""The same where several passages change together: an enumeration changes alone."""
+STRONG = 8
+"""Words of fixed text from which on a group is a prompt beyond doubt."""
+_CLOSED = 12
+_HEAD_SIZES = (8, 5, 3, 2)
+
+
+def words(text: str) -> int:
+    """How many words the text has."""
+    return len(WORD.findall(text))
+
+
+def fixed_words(pattern: TextPattern) -> int:
+    """How many words are fixed text."""
+    return sum(map(words, pattern.literals))
+
+
+def parts_of(patterns: Sequence[TextPattern], values: Values) -> list[list[int]]:
+    """The rows parted by the prompts among them; empty when they are requests of one prompt."""
+    strong = sum(map(fixed_words, patterns)) >= STRONG
+    fields = _slots_by_field(patterns)
+    for pattern, slots in fields:
+        for slot in slots:
+            column = {i: row[slot] for i, row in values.items()}
+            parts = _by_own_text(column, fixed_words(pattern), strong)
+            if parts:
+                return parts
+    for pattern, slots in fields:
+        parts = _by_closed_slots({i: tuple(row[s] for s in slots) for i, row in values.items()}, pattern)
+        if parts:
+            return parts
+    return _by_time(fields, values)
+
+
+def _slots_by_field(patterns: Sequence[TextPattern]) -> list[tuple[TextPattern, range]]:
+    """Each pattern that has slots, with their numbers."""
+    found, first = [], 0
+    for pattern in patterns:
+        if pattern.slots:
+            found.append((pattern, range(first, first + len(pattern.slots))))
+        first += len(pattern.slots)
+    return found
+
+
+def _by_own_text(values: dict[int, str], local: int, strong: bool) -> list[list[int]]:
+    """Classes of values, by how they begin or end, that each look like a prompt with slots of its own."""
+    if len(set(values.values())) < 2 * MIN_ROWS:
+        return []
+    enough = (0.7 if local else 0.5) * len(values)
+    for size in _HEAD_SIZES:
+        kept: list[list[int]] = []
+        added, rest = 0, values
+        for key in (head, tail):
+            for text, part in grouped(rest, key, size).items():
+                own = _own_words([values[i] for i in part], strong) if text else 0
+                if own:
+                    kept.append(part)
+                    added += own * len(part)
+            claimed = {i for part in kept for i in part}
+            rest = {i: value for i, value in values.items() if i not in claimed}
+        covered = len(values) - len(rest)
+        if len(kept) > 1 and covered >= enough and local / (local + added / covered) < SHARED:
+            return kept
+    return []
+
+
+def _own_words(values: Sequence[str], strong: bool) -> int:
+    """Words of fixed text that these values share, when they look like one prompt's requests; else 0."""
+    distinct = sorted(set(values))
+    if len(values) < MIN_ROWS or len(distinct) < max(3, MIN_DISTINCT * len(values)):
+        return 0
+    literals = field_literals(spread(distinct, 8))
+    longest = max(map(words, literals))
+    return sum(map(words, literals)) if longest >= (6 if strong else 3) else 0
+
+
+def _by_closed_slots(values: Values, pattern: TextPattern) -> list[list[int]]:
+    """Parts by the slots of one text that take few values, the same ones together."""
+    closed = [s for s in range(len(pattern.slots)) if _is_closed([row[s] for row in values.values()])]
+    if not closed:
+        return []
+    joint = {i: tuple(row[s] for s in closed) for i, row in values.items()}
+    most = max(len({row[s] for row in values.values()}) for s in closed)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, texts in joint.items():
+        groups[texts].append(i)
+    kept = [part for part in groups.values() if len(part) >= MIN_ROWS]
+    if len(kept) < 2 or len(groups) > most + 1:
+        return []
+    if sum(map(len, kept)) >= 0.9 * len(values) and _apart(kept):
+        return kept
+    local = fixed_words(pattern)
+    longest = [max(words(text) for text in texts) for texts in groups]
+    added = sum(sum(map(words, texts)) * len(part) for texts, part in groups.items()) / len(values)
+    if local < STRONG:
+        return kept if added >= 2 and max(longest) >= 3 else []
+    share = local / (local + added)
+    together = len(closed) > 1 and len(kept) <= 4 and max(longest) >= 6
+    return kept if share < (TOGETHER if together else SHARED) and (len(closed) > 1 or min(longest) >= 10) else []
+
+
+def _is_closed(column: Sequence[str]) -> bool:
+    counts = Counter(column)
+    recurring = [count for count in counts.values() if count >= MIN_ROWS]
+    return 2 <= len(recurring) <= _CLOSED and sum(recurring) >= 0.9 * len(column)
+
+
+def _by_time(fields: Sequence[tuple[TextPattern, range]], values: Values) -> list[list[int]]:
+    """Two parts, before and after, when a text at the edge of a slot is there from (or until) one moment."""
+    for _, slots in fields:
+        for slot in slots:
+            column = {i: row[slot] for i, row in values.items()}
+            for key in (head, tail):
+                for text, part in grouped(column, key, 8).items():
+                    rest = sorted(set(column) - set(part))
+                    if min(len(part), len(rest)) >= 2 * MIN_ROWS and words(text) >= 3 and _apart([part, rest]):
+                        return [part, rest]
+    return []
+
+
+def _apart(parts: Sequence[Sequence[int]]) -> bool:
+    """Whether the parts follow one another in time (one row in twenty may stray)."""
+    ranges = sorted((part[len(part) // 20], part[-1 - len(part) // 20]) for part in map(sorted, parts))
+    return all(before[1] < after[0] for before, after in pairwise(ranges))
+
+
+def grouped(values: dict[int, str], key: Callable[[str, int], str], size: int) -> dict[str, list[int]]:
+    """Rows by the first or last tokens of their value."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, value in values.items():
+        groups[key(value, size)].append(i)
+    return groups
+
+
+def head(value: str, size: int) -> str:
+    """The first `size` tokens."""
+    return "".join(TOKEN.findall(value[: 40 * size])[:size])
+
+
+def tail(value: str, size: int) -> str:
+    """The last `size` tokens."""
+    return "".join(TOKEN.findall(value[-40 * size :])[-size:])
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items, evenly spaced."""
+    if len(items) <= count:
+        return list(items)
+    step = (len(items) - 1) / (count - 1)
+    return [items[round(i * step)] for i in range(count)]
