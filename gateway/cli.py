@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -345,3 +346,39 @@ def rollback_command(task: str, config: Path | None) -> None:
     route = promote.rollback(shop.store, shop.config, shop.routes, task)
     now = f"goes to {route['targets'][0].get('model')}" if route else "has no route any more: whole to its provider"
     click.echo(f"{shop.routes}: {task} {now}")
+
+
+@main.command("demo")
+@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="JSON lines with text and label; default a set of our own.")  # fmt: skip
+@click.option(
+    "--rows", type=click.IntRange(100), default=2500, show_default=True, help="Messages to send, at most."
+)
+@click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), help="Folder; default below unprompt-demo/."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--upstream", help="Base URL of a real LLM instead of the built-in teacher (key: OPENAI_API_KEY).")
+@click.option("--model", default="gpt-6-luna", show_default=True, help="Model to ask for.")
+@_json
+def demo_command(data: Path | None, rows: int, home: Path | None, seed: int, upstream: str | None, model: str,
+                 as_json: bool) -> None:  # fmt: skip
+    """Run the whole loop on this machine: no key, no server, a few minutes.
+
+    \b
+    Example: unprompt demo
+             unprompt demo --data banking77.jsonl --json
+    """
+    from gateway.demo import outcome, story
+
+    options = story.Options(data=data, rows=rows, home=home, seed=seed, upstream=upstream, model=model)
+    started = time.monotonic()
+
+    def say(sentence: str) -> None:
+        click.echo(f"[{time.monotonic() - started:5.1f} s] {sentence}", err=as_json)
+
+    result = asyncio.run(story.tell(options, say))
+    if as_json:
+        _print_json(result)
+    else:
+        outcome.show(result, tables.console)

@@ -46,14 +46,16 @@ def tasks(rows: Sequence[dict[str, Any]]) -> Table:
 def finetunes(rows: Sequence[FineTune]) -> Table:
     columns = ("candidate", "state", "model", "seconds", "remark")
     return table("Candidates", columns, [
-        (describe(f), f.state.value, f.model or "-", figure(f.metrics.get("train_seconds"), "{:.1f}"), f.error or f.stage)
+        (describe(f), f.state.value, f.model or "-", figure(f.metrics.get("train_seconds"), "{:.1f}"),
+         f.error or f.stage or "-")
         for f in rows
     ])  # fmt: skip
 
 
 def report(found: Report) -> Table:
-    columns = ("candidate", "agreement", f"at least ({found.confidence:.1%})", "answers itself", "agreement there",
-               "cost / 1k USD", "p50 ms", "p95 ms", "input tokens")  # fmt: skip
+    """Agreement is with the incumbent; `itself` is the share that a candidate dares answer."""
+    columns = ("candidate", "agree", f"at least ({found.confidence:.0%})", "itself", "agree there", "USD/1k",
+               "p50 ms", "p95 ms")  # fmt: skip
     made = table(f"Evaluation of {found.task} on {found.incumbent.rows} held-out rows", columns, [
         _score(score) for score in (found.incumbent, *found.candidates)
     ])  # fmt: skip
@@ -63,11 +65,11 @@ def report(found: Report) -> Table:
 
 
 def _score(score: Score) -> tuple[str, ...]:
-    name = f"{score.candidate} ({score.model})" if score.finetune is None else score.candidate
+    name = f"incumbent {score.model}" if score.finetune is None else score.candidate
     return (
         name, share(score.agreement), share(score.agreement_low), share(score.answered),
-        share(score.agreement_answered), figure(score.cost_per_1k_usd, "{:.4f}"), figure(score.p50_ms),
-        figure(score.p95_ms), figure(score.input_tokens, "{:.0f}"),
+        share(score.agreement_answered), figure(score.cost_per_1k_usd, "{:.4f}"), figure(score.p50_ms, "{:,.1f}"),
+        figure(score.p95_ms, "{:,.1f}"),
     )  # fmt: skip
 
 

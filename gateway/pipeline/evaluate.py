@@ -262,9 +262,8 @@ def _score(
 
 
 def describe(finetune: FineTune) -> str:
-    """A candidate in one line."""
-    options = " ".join(f"{name}={value}" for name, value in finetune.options.items())
-    return f"{finetune.trainer} {options}".strip()
+    """A candidate in a few words: its trainer and the values of its options."""
+    return " ".join([finetune.trainer, *(str(value) for value in finetune.options.values())])
 
 
 # --- asking --------------------------------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""The demo's last page: before and after, and where to look next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from gateway import tables
+from gateway.pipeline.evaluate import Report
+from gateway.pipeline.gate import Decision
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print the tables of a finished demo."""
+    console.print(tables.report(msgspec.convert(result["report"], Report)))
+    console.print(tables.decision(msgspec.convert(result["decision"], Decision)))
+    console.print(_comparison(result))
+    console.print(
+        f"stripped {tables.share(result['stripped_share'])} of requests, whole to the incumbent "
+        f"{tables.share(result['fallback_share'])}; {result['changed_requests']} requests with a changed prompt: "
+        f"{result['wrong_strips']} wrongly stripped, {tables.share(result['changed_accuracy'])} answered right"
+    )
+    console.print(f"{result['rows']} rows, {result['candidates']} candidates, {result['seconds']:.0f} s in all")
+    console.print(_next_steps(result))
+
+
+def _comparison(result: dict[str, Any]) -> Any:
+    before, after = result["before"], result["after"]
+    lines = [
+        ("accuracy against gold", "accuracy", "{:.1%}"),
+        ("cost per 1,000 requests, USD", "cost_per_1k_usd", "{:.4f}"),
+        ("input tokens a request", "input_tokens", "{:.0f}"),
+        ("latency p50, ms", "p50_ms", "{:,.1f}"),
+        ("latency p95, ms", "p95_ms", "{:,.1f}"),
+    ]
+    title = f"Before and after: {before['requests']} held-out requests, {result['labels']} labels"
+    return tables.table(title, ("", "before", "after", "change"), [
+        (
+            name,
+            tables.figure(before[key], form),
+            tables.figure(after[key], form),
+            _change(key, before[key], after[key]),
+        )
+        for name, key, form in lines
+    ])  # fmt: skip
+
+
+def _change(key: str, before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "-"
+    if key == "accuracy":
+        return f"{(after - before) * 100:+.1f} points"
+    return f"{(after / before - 1) * 100:+.1f} %" if before else "-"
+
+
+def _next_steps(result: dict[str, Any]) -> str:
+    config = Path(result["home"]) / "config" / "gateway.yaml"
+    return "\n".join([
+        "where to look next:",
+        f"  unprompt tasks show {result['task']} --config {config}",
+        f"  unprompt rollback {result['task']} --config {config}",
+        f"  {config.with_name('routes.yaml')}            the flipped route",
+        f"  {Path(result['home']) / 'data' / 'datasets'}    training rows and their card",
+        f"  sqlite-utils tables {Path(result['home']) / 'data' / 'unprompt.db'} --counts",
+    ])  # fmt: skip

@@ -1,0 +1,336 @@
+"""The demo's story: an app with a few-shot prompt points its base URL at the gateway; the rest is ordinary.
+
+Everything runs as a user would run it: the gateway is `unprompt serve` in its own process with a config file,
+the traffic comes from the `openai` package over HTTP, the teacher is an HTTP server. Nothing in the product
+knows that it is in a demo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import yaml
+
+from gateway.demo import messages as data
+from gateway.demo.client import App, Call, Reply
+from gateway.demo.messages import Labelled
+from gateway.demo.prompts import Prompt, few_shot, one_offs, triage
+from gateway.errors import TaskError
+from gateway.stores.sqlite import SqliteStore
+
+MODEL = "gpt-6-luna"
+HELD_OUT = 300
+CHANGED = 60
+SETTLE_SECONDS = 240.0
+Say = Callable[[str], None]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person may choose. `upstream` and `model`: a real LLM instead of the teacher."""
+
+    data: Path | None = None
+    rows: int = 2500
+    home: Path | None = None
+    seed: int = 0
+    error_rate: float = 0.01
+    upstream: str | None = None
+    model: str = MODEL
+    at_once: int = 64
+
+
+class Plot(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks what: the main task's traffic, texts held out for the comparison, and what is mixed in."""
+
+    prompt: Prompt
+    traffic: list[Labelled]
+    held_out: list[Labelled]
+    aside: list[list[dict[str, Any]]]
+
+
+def plot(options: Options) -> Plot:
+    """Held-out texts come from the file's own test split, where it has one; none is ever in the traffic."""
+    rows = data.load(options.data) if options.data else data.messages(seed=options.seed)
+    about = None if options.data else data.descriptions()
+    prompt = few_shot(rows, about)
+    rng = random.Random(options.seed)
+    used = set(prompt.examples)
+    test = [row for row in rows if row.split == "test"]
+    pool = [row for row in rows if row.split != "test" and row.text not in used]
+    rng.shuffle(test)
+    rng.shuffle(pool)
+    number = min(HELD_OUT, len(pool) // 4)
+    held_out = test[:number] or pool[:number]
+    texts = {row.text for row in held_out}
+    traffic = [row for row in pool if row.text not in texts][: options.rows]
+    other = triage()
+    aside = [other.request(row.text) for row in traffic[: len(traffic) // 8]]
+    aside += one_offs(seed=options.seed, count=40)
+    return Plot(prompt=prompt, traffic=traffic, held_out=held_out, aside=aside)
+
+
+async def tell(options: Options, say: Say) -> dict[str, Any]:
+    """Run the whole story; gives the object that `--json` prints.
+
+    Raises:
+        UnpromptError: a part did not start, or the worker came to no decision in time.
+    """
+    started = time.monotonic()
+    story = plot(options)
+    home = options.home or Path("unprompt-demo") / f"{datetime.now():%Y%m%d-%H%M%S}"
+    home.mkdir(parents=True, exist_ok=True)
+    async with _teacher(options, home) as upstream:
+        _write_config(home, upstream, story)
+        async with _gateway(home) as url, App(f"{url}/v1", options.model) as app:
+            return await _acts(options, story, home, url, upstream, app, say, started)
+
+
+async def _acts(
+    options: Options, story: Plot, home: Path, url: str, upstream: str, app: App, say: Say, started: float
+) -> dict[str, Any]:
+    say(f"gateway at {url}, its upstream at {upstream}, everything kept in {home}")
+    say(f"prompt: about {story.prompt.size() // 4} tokens; {len(story.traffic)} messages to label")
+    before = await app.ask(_calls(story, "before"), at_once=16)
+    say(f"before: {len(before)} held-out messages asked with the whole prompt")
+    traffic = _traffic(story, options.seed)
+    await app.ask(traffic, at_once=options.at_once, progress=_progress(say, "traffic sent", len(traffic)))
+    seen = await _watch(home, story, say)
+    if seen["promoted"]:
+        await _route_in_force(url)
+    after = await app.ask(_calls(story, "after"), at_once=8)
+    changed = await app.ask(_changed(story), at_once=16)
+    say(f"after: the same {len(after)} held-out messages, and {len(changed)} with a changed prompt")
+    await asyncio.sleep(1.0)  # the recorder moves the last exchanges
+    return await _result(story, home, upstream, before, after, changed, seen, time.monotonic() - started)
+
+
+# --- the parts -----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _teacher(options: Options, home: Path) -> AsyncIterator[str]:
+    if options.upstream is not None:
+        yield options.upstream.rstrip("/")
+        return
+    command = [sys.executable, "-m", "gateway.demo.teacher", "--error-rate", str(options.error_rate)]
+    command += ["--seed", str(options.seed), "--model", options.model, "--data"]
+    async with _process([*command, str(options.data or "builtin")], home / "teacher.log") as line:
+        yield line.rpartition(" ")[2]
+
+
+@asynccontextmanager
+async def _gateway(home: Path) -> AsyncIterator[str]:
+    config = home / "config" / "gateway.yaml"
+    command = [sys.executable, "-m", "gateway", "serve", "--config", str(config), "--port", "0"]
+    async with _process(command, home / "gateway.log") as line:
+        yield line.split(" relays ")[1].split("/v1 ")[0]
+
+
+@asynccontextmanager
+async def _process(command: Sequence[str], log: Path) -> AsyncIterator[str]:
+    """A child that says on its first line where it is; gives that line."""
+    with log.open("wb") as errors:
+        child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=errors)
+    try:
+        line = (await child.stdout.readline()).decode().strip() if child.stdout else ""
+        if not line:
+            raise TaskError(f"{command[2]} did not start; {log} says why:\n{log.read_text()[-2000:]}")
+        yield line
+    finally:
+        if child.returncode is None:
+            child.terminate()
+            try:
+                await asyncio.wait_for(child.wait(), 30)
+            except TimeoutError:
+                child.kill()
+
+
+def _write_config(home: Path, upstream: str, story: Plot) -> None:
+    """An ordinary config. Training starts when the main task's traffic is in."""
+    config = {
+        "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
+        "store": {"url": f"sqlite:///{home / 'data' / 'unprompt.db'}"},
+        "jobs": {"poll_seconds": 0.5},
+        "tasks": {"default": {"min_rows": max(50, len(story.traffic))}},
+    }
+    folder = home / "config"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gateway.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+
+
+# --- what is asked -------------------------------------------------------------------------------------
+
+
+def _calls(story: Plot, phase: str) -> list[Call]:
+    """The held-out messages; recorded without their bodies, so that nothing can be learnt from them."""
+    headers = {"x-unprompt-log": "metadata", "x-unprompt-tags": f"phase={phase}"}
+    return [
+        Call(messages=story.prompt.request(row.text), stream=number % 2 == 1, headers=headers, expected=row.label)
+        for number, row in enumerate(story.held_out)
+    ]
+
+
+def _changed(story: Plot) -> list[Call]:
+    headers = {"x-unprompt-log": "metadata", "x-unprompt-tags": "phase=changed"}
+    return [
+        Call(messages=story.prompt.changed(row.text), headers=headers,
+             expected=story.prompt.changed_for(row.text).answer(row.label))
+        for row in story.held_out[:CHANGED]
+    ]  # fmt: skip
+
+
+def _traffic(story: Plot, seed: int) -> list[Call]:
+    """The app's requests in a random order, another task's and one-off ones among them."""
+    calls = [
+        Call(messages=story.prompt.request(row.text), stream=number % 3 == 2)
+        for number, row in enumerate(story.traffic)
+    ]
+    calls += [Call(messages=messages) for messages in story.aside]
+    random.Random(seed).shuffle(calls)
+    return calls
+
+
+def _progress(say: Say, what: str, total: int) -> Callable[[int], None]:
+    def progress(done: int) -> None:
+        if done == total or done % max(1, total // 5) == 0:
+            say(f"{what}: {done} of {total}")
+
+    return progress
+
+
+# --- waiting for the worker ------------------------------------------------------------------------------
+
+
+async def _watch(home: Path, story: Plot, say: Say) -> dict[str, Any]:
+    """Report what the worker does until it has decided about the main task."""
+    store = SqliteStore(home / "data" / "unprompt.db")
+    told: set[str] = set()
+
+    def once(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            say(sentence)
+
+    deadline = time.monotonic() + SETTLE_SECONDS
+    try:
+        while time.monotonic() < deadline:
+            _report(store, once)
+            decided = [row for row in store.rows("promotions") if row["action"] in ("promote", "refuse")]
+            if decided:
+                return _seen(store, decided[-1])
+            failed = store.rows("jobs", "state = 'failed'")
+            if failed:
+                raise TaskError(f"the worker gave up: {failed[-1]['error']}")
+            await asyncio.sleep(0.3)
+    finally:
+        store.close()
+    raise TaskError(f"no decision within {SETTLE_SECONDS:.0f} s; {home / 'gateway.log'} tells what happened")
+
+
+def _report(store: SqliteStore, once: Say) -> None:
+    for template in store.templates():
+        slots = ", ".join(slot.name for slot in template.slots)
+        once(f"task found: {template.name}, slots: {slots}, {template.fixed_words} words of prompt")
+    for row in store.rows("datasets"):
+        once(f"dataset {row['id']}: {row['train_rows']} train, {row['validation_rows']} validation rows")
+    for finetune in store.finetunes("state = 'succeeded'"):
+        once(f"trained {finetune.model} in {finetune.metrics.get('train_seconds', 0):.1f} s {finetune.options}")
+
+
+def _seen(store: SqliteStore, decided: dict[str, Any]) -> dict[str, Any]:
+    report = json.loads(store.rows("evaluations", "task = ?", [decided["task"]])[-1]["report"])
+    decision = json.loads(decided["decision"])
+    return {
+        "task": decided["task"],
+        "promoted": decided["action"] == "promote",
+        "report": report,
+        "decision": decision,
+    }
+
+
+async def _route_in_force(url: str) -> None:
+    """A flip is seen by the gateway within a fraction of a second; wait until its metrics say so."""
+    async with aiohttp.ClientSession() as session:
+        for _ in range(100):
+            async with session.get(f"{url}/metrics") as answer:
+                if "unprompt_route_weight{" in await answer.text():
+                    return
+            await asyncio.sleep(0.1)
+    raise TaskError("the gateway did not take up the new route within 10 s")
+
+
+# --- the result --------------------------------------------------------------------------------------------
+
+
+async def _result(
+    story: Plot, home: Path, upstream: str, before: Sequence[Reply], after: Sequence[Reply],
+    changed: Sequence[Reply], seen: dict[str, Any], seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    store = SqliteStore(home / "data" / "unprompt.db")
+    stats = await _stats(upstream)
+    stripped = sum(reply.stripped for reply in after)
+    result = {
+        "before": phase_figures(store, "before", before),
+        "after": phase_figures(store, "after", after),
+        "stripped_share": round(stripped / len(after), 4),
+        "fallback_share": round(1 - stripped / len(after), 4),
+        "wrong_strips": sum(reply.stripped for reply in changed) + stats.get("altered", 0) + stats.get("bare", 0),
+        "changed_requests": len(changed),
+        "changed_accuracy": round(sum(reply.right for reply in changed) / len(changed), 4),
+        "versions": len(store.templates(seen["task"])),
+        "promotions": len(store.rows("promotions", "action = 'promote'")),
+        "rollbacks": len(store.rows("promotions", "action = 'rollback'")),
+        "fallbacks": store.count("attempts != '[]'"),
+        "rows": json.loads(store.rows("datasets", "task = ?", [seen["task"]])[-1]["card"])["rows"],
+        "candidates": len(store.finetunes("task = ?", [seen["task"]])),
+        "tasks": [row["name"] for row in store.tasks()],
+        "task": seen["task"],
+        "promoted": seen["promoted"],
+        "labels": len({row.label for row in story.traffic}),
+        "report": seen["report"],
+        "decision": seen["decision"],
+        "home": str(home),
+        "seconds": round(seconds, 1),
+    }
+    store.close()
+    return result
+
+
+def phase_figures(store: SqliteStore, phase: str, replies: Sequence[Reply]) -> dict[str, Any]:
+    """Accuracy against gold and latency as the app saw them; cost and tokens as the gateway recorded them."""
+    times = sorted(reply.milliseconds for reply in replies)
+    recorded = store.exchanges("json_extract(tags, '$.phase') = ?", [phase])
+    costs = [e.cost_usd for e in recorded if e.cost_usd is not None]
+    tokens = [e.input_tokens for e in recorded if e.input_tokens is not None]
+    return {
+        "requests": len(replies),
+        "accuracy": round(sum(reply.right for reply in replies) / len(replies), 4),
+        "cost_per_1k_usd": round(1000 * sum(costs) / len(costs), 5)
+        if len(costs) == len(recorded) and costs
+        else None,
+        "input_tokens": round(sum(tokens) / len(tokens), 1) if tokens else None,
+        "p50_ms": round(times[len(times) // 2], 1),
+        "p95_ms": round(times[int(len(times) * 0.95)], 1),
+        "errors": sum(reply.error is not None for reply in replies),
+    }
+
+
+async def _stats(upstream: str) -> dict[str, Any]:
+    """The teacher's own count of what it was asked; a real LLM has none."""
+    url = upstream.removesuffix("/v1") + "/stats"
+    try:
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            found: dict[str, Any] = await answer.json() if answer.status == 200 else {}
+            return found
+    except (aiohttp.ClientError, ValueError):
+        return {}
