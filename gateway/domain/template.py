@@ -18,14 +18,23 @@ from gateway.domain import layout
 from gateway.domain.layout import Layout, Unreadable
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]{0,6}"
+_WEEKDAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
+_CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?"
+DATE = rf"(?:\d{{4}}-\d\d-\d\d(?:[T ]{_CLOCK})?|(?:{_WEEKDAY}, )?{_MONTH} \d{{1,2}}, \d{{4}}|{_CLOCK})"
+"""A date, a date with a time, or a time (a regular expression without anchors)."""
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+ID = rf"(?:{_UUID}|(?=[a-f]{{0,31}}\d)[0-9a-f]{{16,64}}(?!\w)|\d{{10,19}})"
+"""A UUID, a hash or trace id, an epoch or another long number (a regular expression without anchors)."""
+_TYPES = {"date": re.compile(DATE), "id": re.compile(ID)}
 _HEADING = re.compile(r"\\*\[[^\[\]\n]*\]")
 
 
 class Slot(msgspec.Struct, frozen=True):
     """A hole in the text.
 
-    `name` is for people and for the stripped form; `kind` says what it holds (`text`, or `part` for a whole
-    content part that is not text). The rest is what the requests behind the template never went beyond; a
+    `name` is for people and for the stripped form; `kind` says what it holds: `text`, `date`, `id`, or `part`
+    for a whole content part that is not text. The rest is what the requests behind the template never went beyond; a
     value that does is not stripped: `limit` characters (0: any), `single_line`, or `choices` (empty: any).
     """
 
@@ -41,7 +50,14 @@ class Slot(msgspec.Struct, frozen=True):
             return False
         if self.single_line and "\n" in value:
             return False
+        if self.kind in _TYPES and _TYPES[self.kind].fullmatch(value) is None:
+            return False
         return not self.choices or value in self.choices
+
+
+def kind_of(value: str) -> str:
+    """The kind of slot that this one value suggests: `date`, `id` or `text`."""
+    return next((kind for kind, shape in _TYPES.items() if shape.fullmatch(value)), "text")
 
 
 class TextPattern(msgspec.Struct, frozen=True):

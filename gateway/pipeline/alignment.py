@@ -16,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-TOKEN = re.compile(r"[^\W\d_]+|\d+|[\W_]")
+from gateway.domain.template import DATE, ID
+
+TOKEN = re.compile(rf"(?<!\w)(?:{DATE}|{ID})(?!\w)|[^\W\d_]+|\d+|[\W_]")
 WORD = re.compile(r"[^\W\d_]+|\d+")
 _SIZES = (10, 5, 3, 2, 1)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -59,7 +61,7 @@ class Run(NamedTuple):
 
 
 def tokens(text: str) -> list[str]:
-    """Words, numbers and single signs; joined they are the text again."""
+    """Dates, ids, words, numbers and single signs; joined they are the text again."""
     return TOKEN.findall(text)
 
 

@@ -12,29 +12,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from gateway.domain import layout
-from gateway.domain.layout import Layout, Unreadable
+from gateway.domain.layout import Unreadable
 from gateway.domain.matching import Match, TemplateIndex
-from gateway.domain.template import MessagePattern, PromptTemplate
-from gateway.pipeline.mining import Found, Miner
-from gateway.pipeline.naming import finish
+from gateway.domain.template import PromptTemplate
+from gateway.pipeline.grouping import Seen, mine_bucket
+from gateway.pipeline.records import Recorded
 from gateway.pipeline.versions import Use, place
 
-
-class Recorded(msgspec.Struct, frozen=True):
-    """One request as it was recorded.
-
-    `ts` seconds; `body` the parsed JSON; `key` tells tenants or endpoints apart, which never share a new
-    template; `hint` is the app's own name for the task, where it sent one.
-    """
-
-    id: str
-    ts: float
-    body: dict[str, Any]
-    key: str = ""
-    hint: str | None = None
+__all__ = ["Inference", "Recorded", "infer", "infer_files"]
 
 
 class Inference(NamedTuple):
@@ -44,24 +30,19 @@ class Inference(NamedTuple):
     assignments: dict[str, tuple[str, int] | None]
 
 
-class _Seen(NamedTuple):
-    request: Recorded
-    layout: Layout
-
-
 def infer(requests: Sequence[Recorded], known: Sequence[PromptTemplate] = ()) -> Inference:
     """Find the prompt templates behind these requests. The order in which they are given changes nothing."""
     ordered = sorted(requests, key=lambda request: (request.ts, request.id))
     before = _assign(ordered, known)
-    groups: dict[tuple[str, str, tuple[str, ...]], list[_Seen]] = defaultdict(list)
+    buckets: dict[tuple[str, str], list[Seen]] = defaultdict(list)
     for request in ordered:
         if before[request.id] is None:
             try:
-                seen = _Seen(request, layout.read(request.body))
+                seen = Seen(request, layout.read(request.body))
             except Unreadable:
                 continue
-            groups[request.key, seen.layout.bucket, seen.layout.headers].append(seen)
-    new = [use for key in sorted(groups) for use in _mine(groups[key])]
+            buckets[request.key, seen.layout.bucket].append(seen)
+    new = [use for key in sorted(buckets) for use in mine_bucket(buckets[key])]
     templates = place(new, _uses(known, ordered, before))
     return Inference(templates, _assign(ordered, [*known, *templates]))
 
@@ -80,30 +61,6 @@ def _uses(
     """Known templates with the last time that each was seen here; one that was not seen is of the past."""
     last = {assignments[request.id]: request.ts for request in requests}
     return [Use(t, -math.inf, last.get((t.task, t.version), -math.inf)) for t in known]
-
-
-def _mine(group: Sequence[_Seen]) -> list[Use]:
-    """Templates among requests with equal headers, not yet named."""
-    headers = group[0].layout.headers
-    rows = [tuple(text for texts in seen.layout.fields for text in texts) for seen in group]
-    forms = "".join(_forms(header) for header in headers)
-    uses: list[Use] = []
-    for found in Miner(rows, forms).mine():
-        bare = PromptTemplate("", 1, _head(headers, found), bucket=group[0].layout.bucket)
-        template = finish(bare, [rows[i] for i in found.members])
-        requests = [group[i].request for i in found.members]
-        uses.append(Use(template, requests[0].ts, requests[-1].ts, tuple(r.hint for r in requests)))
-    return uses
-
-
-def _forms(header: str) -> str:
-    form = layout.parse_header(header)[1]
-    return form if form == "s" else form[1:]
-
-
-def _head(headers: Sequence[str], found: Found) -> tuple[MessagePattern, ...]:
-    patterns = iter(found.patterns)
-    return tuple(MessagePattern(h, tuple(next(patterns) for _ in _forms(h))) for h in headers)
 
 
 def infer_files(train: Path, live: Path | None, out: Path) -> dict[str, Any]:

@@ -5,10 +5,14 @@ When in doubt a piece of text is input: that costs a few tokens, the other error
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from gateway.domain.template import DATE, ID
 from gateway.pipeline.alignment import COMMON, WORD, Run, by_chance, shared_runs, surprise, tokens
 
+_VOLATILE = re.compile(rf"(?<!\w)(?:{DATE}|{ID})(?!\w)")
+_CUE = re.compile(r"(?i)\b(today|todays|date|time|now|current|currently|timestamp|id|trace|session|request)\b")
 _FEW = 16
 _SOME = 150
 _SENTENCE = 12
@@ -37,7 +41,24 @@ def field_literals(texts: Sequence[str]) -> list[str]:
         piece = _trim_left(pieces[i], literals[-1], values)
         literals.append(piece if i == len(runs) - 1 else _trim_right(piece, len(texts)))
     joined = ["".join(piece) for piece in literals]
-    return [joined[0], *filter(_is_separator, joined[1:-1]), joined[-1]]
+    joined = [joined[0], *filter(_is_separator, joined[1:-1]), joined[-1]]
+    return [piece for literal in joined for piece in _without_volatile(literal)]
+
+
+def _without_volatile(literal: str) -> list[str]:
+    """The literal cut where it holds a date or an id that is only the same because all requests are of one day.
+
+    A word must announce it (today, date, trace, ...), and there must be few of them: examples hold dates too.
+    """
+    found = list(_VOLATILE.finditer(literal))
+    if len(found) > 2:
+        return [literal]
+    pieces, start = [], 0
+    for volatile in found:
+        if _CUE.search(literal[max(start, volatile.start() - 40) : volatile.start()]):
+            pieces.append(literal[start : volatile.start()])
+            start = volatile.end()
+    return [*pieces, literal[start:]]
 
 
 def _between(split: Sequence[list[str]], left: Run, right: Run) -> list[list[str]]:

@@ -20,7 +20,7 @@ Row = tuple[str, ...]
 """The texts of one request, message by message."""
 
 _SAMPLE = 16
-_BOILERPLATE = re.compile(r"(?i)^\s*you are an? (very )?(helpful|useful)?( AI)?( assistant)?")
+_BOILERPLATE = re.compile(r"(?i)\b(you )?are an? (very )?(helpful|useful)?( AI)?( assistant)?")
 _ROUNDS = 4
 _DEPTHS = (1, 2, 3, 5, 8)
 
@@ -52,11 +52,15 @@ def cut_row(patterns: Sequence[TextPattern], row: Row) -> tuple[str, ...] | None
 
 
 class Miner:
-    """Finds the templates of rows with equal headers; `forms` has one letter a text (`j`: JSON, no text)."""
+    """Finds the templates of rows with equal headers.
 
-    def __init__(self, rows: Sequence[Row], forms: str) -> None:
+    For each text of a row, `forms` has a letter (`j`: JSON, no text) and `system` whether it is a system message's.
+    """
+
+    def __init__(self, rows: Sequence[Row], forms: str, system: Sequence[bool]) -> None:
         self._rows = rows
         self._forms = forms
+        self._system = system
 
     def mine(self) -> list[Found]:
         """Every template among the rows, each with the rows it was found in."""
@@ -67,7 +71,7 @@ class Miner:
         if len(members) < MIN_ROWS:
             return []
         fit = self._fit(members)
-        accepted = is_prompt(fit.patterns) and len(fit.values) >= MIN_ROWS
+        accepted = is_prompt(fit.patterns, self._system) and len(fit.values) >= MIN_ROWS
         parts = parts_of(fit.patterns, fit.values) if accepted else []
         if accepted and not parts:
             return [Found(fit.patterns, sorted(fit.values)), *self._solve_rest(members, fit.misfits)]
@@ -129,13 +133,18 @@ class Miner:
         return []
 
 
-def is_prompt(patterns: Sequence[TextPattern]) -> bool:
-    """Whether the fixed text is enough to be a prompt, and there is something to vary."""
+def is_prompt(patterns: Sequence[TextPattern], system: Sequence[bool]) -> bool:
+    """Whether the fixed text is enough to be a prompt, and there is something to vary.
+
+    `system` tells which texts are a system message's: those often are boilerplate, and must say more.
+    """
     if not any(pattern.slots for pattern in patterns):
         return False
     literals = [_BOILERPLATE.sub("", literal) for pattern in patterns for literal in pattern.literals]
-    longest, total = max(map(words, literals)), sum(map(words, literals))
-    local = sum(fixed_words(pattern) for pattern in patterns if pattern.slots)
+    total = sum(map(words, literals))
+    own = [p for p, is_system in zip(patterns, system, strict=True) if p.slots and not is_system]
+    longest = max((words(literal) for pattern in own for literal in pattern.literals), default=0)
+    local = sum(map(fixed_words, own))
     return total >= STRONG or (local >= 3 and (longest >= 4 or total >= 5))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
+from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern, kind_of
 from gateway.pipeline.alignment import COMMON
 
 _SKIPPED = COMMON | {
@@ -101,6 +101,9 @@ def bounded(slot: Slot, values: Sequence[str]) -> Slot:
     """The slot with what its values never went beyond: length, new lines, a closed set of long texts."""
     if slot.kind == "part":
         return slot
+    kinds = {kind_of(value) for value in values}
+    if len(kinds) == 1 and "text" not in kinds:
+        return Slot(slot.name, kinds.pop())
     distinct = sorted(set(values))
     limit = 8 * max(map(len, distinct)) + 400
     single = len(values) >= _SINGLE_LINE_AFTER and not any("\n" in value for value in distinct)

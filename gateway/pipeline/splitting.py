@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
-from gateway.domain.template import TextPattern
+from gateway.domain.template import TextPattern, kind_of
 from gateway.pipeline.alignment import TOKEN, WORD
 from gateway.pipeline.literals import field_literals
 
@@ -47,7 +47,7 @@ def fixed_words(pattern: TextPattern) -> int:
 def parts_of(patterns: Sequence[TextPattern], values: Values) -> list[list[int]]:
     """The rows parted by the prompts among them; empty when they are requests of one prompt."""
     strong = sum(map(fixed_words, patterns)) >= STRONG
-    fields = _slots_by_field(patterns)
+    fields = _slots_by_field(patterns, values)
     for pattern, slots in fields:
         for slot in slots:
             column = {i: row[slot] for i, row in values.items()}
@@ -61,12 +61,14 @@ def parts_of(patterns: Sequence[TextPattern], values: Values) -> list[list[int]]
     return _by_time(fields, values)
 
 
-def _slots_by_field(patterns: Sequence[TextPattern]) -> list[tuple[TextPattern, range]]:
-    """Each pattern that has slots, with their numbers."""
+def _slots_by_field(patterns: Sequence[TextPattern], values: Values) -> list[tuple[TextPattern, list[int]]]:
+    """Each pattern that has slots, with the numbers of those that hold more than dates and ids."""
     found, first = [], 0
     for pattern in patterns:
-        if pattern.slots:
-            found.append((pattern, range(first, first + len(pattern.slots))))
+        slots = [first + i for i in range(len(pattern.slots))]
+        texts = [s for s in slots if any(kind_of(row[s]) == "text" for row in values.values())]
+        if texts:
+            found.append((pattern, texts))
         first += len(pattern.slots)
     return found
 
@@ -105,7 +107,7 @@ def _own_words(values: Sequence[str], strong: bool) -> int:
 
 def _by_closed_slots(values: Values, pattern: TextPattern) -> list[list[int]]:
     """Parts by the slots of one text that take few values, the same ones together."""
-    closed = [s for s in range(len(pattern.slots)) if _is_closed([row[s] for row in values.values()])]
+    closed = [s for s in range(len(next(iter(values.values())))) if _is_closed([row[s] for row in values.values()])]
     if not closed:
         return []
     joint = {i: tuple(row[s] for s in closed) for i, row in values.items()}
@@ -134,7 +136,7 @@ def _is_closed(column: Sequence[str]) -> bool:
     return 2 <= len(recurring) <= _CLOSED and sum(recurring) >= 0.9 * len(column)
 
 
-def _by_time(fields: Sequence[tuple[TextPattern, range]], values: Values) -> list[list[int]]:
+def _by_time(fields: Sequence[tuple[TextPattern, list[int]]], values: Values) -> list[list[int]]:
     """Two parts, before and after, when a text at the edge of a slot is there from (or until) one moment."""
     for _, slots in fields:
         for slot in slots:

@@ -1,0 +1,151 @@
+"""From the requests of one bucket to templates: single requests, few-shot prompts and conversations.
+
+Requests of one form are mined as they are when the form is all there is to say: no assistant messages, or always
+the same ones (few-shot examples). The others are mined by how they begin, up to the first user message. Where the
+requests behind one such beginning have many lengths, it is a conversation: its turns stay turns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gateway.domain import layout
+from gateway.domain.layout import Layout
+from gateway.domain.template import MessagePattern, PromptTemplate, TextPattern
+from gateway.pipeline.mining import Found, Miner, Row, cut_row
+from gateway.pipeline.naming import finish
+from gateway.pipeline.records import Recorded
+from gateway.pipeline.splitting import MIN_ROWS, fixed_words
+from gateway.pipeline.versions import Use
+
+
+class Seen(NamedTuple):
+    """A request and its body taken apart."""
+
+    request: Recorded
+    layout: Layout
+
+
+def mine_bucket(seen: Sequence[Seen]) -> list[Use]:
+    """Templates, not yet named, among requests (in order of time) that share tools and response format."""
+    uses: list[Use] = []
+    beginnings: dict[tuple[str, ...], list[Seen]] = defaultdict(list)
+    for headers, group in _grouped(seen).items():
+        examples = _few_shot(group)
+        uses += [_use(group, headers, found) for found in examples]
+        for item in _without(group, examples):
+            beginnings[headers[: _first_user(headers) + 1]].append(item)
+    for beginning, group in beginnings.items():
+        for found in _mine(group, beginning):
+            uses += _uses_of_beginning([group[i] for i in found.members], beginning, found)
+    return uses
+
+
+def _grouped(seen: Sequence[Seen]) -> dict[tuple[str, ...], list[Seen]]:
+    groups: dict[tuple[str, ...], list[Seen]] = defaultdict(list)
+    for item in seen:
+        groups[item.layout.headers].append(item)
+    return dict(sorted(groups.items()))
+
+
+def _mine(group: Sequence[Seen], headers: tuple[str, ...]) -> list[Found]:
+    """What the miner finds in the first messages of each request; `members` are all requests that fit."""
+    rows = [_row(item, range(len(headers))) for item in group]
+    forms = "".join(map(_forms, headers))
+    system = [_is_system(header) for header in headers for _ in _forms(header)]
+    found = Miner(rows, forms, system).mine()
+    return [
+        Found(f.patterns, [i for i, row in enumerate(rows) if cut_row(f.patterns, row) is not None]) for f in found
+    ]
+
+
+def _few_shot(group: Sequence[Seen]) -> list[Found]:
+    """Templates whose assistant messages are all fixed text."""
+    headers = group[0].layout.headers
+    answers = [i for i, header in enumerate(headers) if not _is_system(header) and not _is_user(header)]
+    if not answers or len(group) < MIN_ROWS:
+        return []
+    if any(len({item.layout.fields[i] for item in group}) > len(group) / MIN_ROWS for i in answers):
+        return []
+    first = [sum(len(_forms(header)) for header in headers[:i]) for i in answers]
+    return [f for f in _mine(group, headers) if not any(f.patterns[i].slots for i in first)]
+
+
+def _without(group: Sequence[Seen], found: Sequence[Found]) -> list[Seen]:
+    taken = {i for f in found for i in f.members}
+    return [item for i, item in enumerate(group) if i not in taken]
+
+
+def _uses_of_beginning(members: list[Seen], beginning: tuple[str, ...], found: Found) -> list[Use]:
+    """The template behind a beginning: the whole request, a longer request of one form, or a conversation."""
+    shapes = {item.layout.headers for item in members}
+    if shapes == {beginning}:
+        return [_use(members, beginning, Found(found.patterns, list(range(len(members)))))]
+    if len(shapes) == 1:
+        (headers,) = shapes
+        whole = [_use(members, headers, f) for f in _mine(members, headers)]
+        if whole:
+            return whole
+    return [_conversation(members, beginning, found.patterns)]
+
+
+def _conversation(members: list[Seen], beginning: tuple[str, ...], patterns: tuple[TextPattern, ...]) -> Use:
+    head = _messages(beginning, patterns)
+    tail: tuple[MessagePattern, ...] = ()
+    if not sum(map(fixed_words, head[-1].fields)):
+        head = head[:-1]
+    elif last := _wrapping(members, head[-1]):
+        head, tail = head[:-1], (last,)
+    bare = PromptTemplate("", 1, head, turns=True, tail=tail, bucket=members[0].layout.bucket)
+    rows = []
+    for item in members:
+        count = len(item.layout.headers)
+        rows.append(_row(item, [*range(len(head)), *range(count - len(tail), count)]))
+    return _finished(bare, members, rows)
+
+
+def _wrapping(members: list[Seen], first: MessagePattern) -> MessagePattern | None:
+    """The pattern of the last message, when every turn of the user is wrapped in the first one's fixed text."""
+    for item in members:
+        if item.layout.headers[-1] != first.header or cut_row(first.fields, item.layout.fields[-1]) is None:
+            return None
+    return first
+
+
+def _use(group: Sequence[Seen], headers: tuple[str, ...], found: Found) -> Use:
+    members = [group[i] for i in found.members]
+    bare = PromptTemplate("", 1, _messages(headers, found.patterns), bucket=members[0].layout.bucket)
+    return _finished(bare, members, [_row(item, range(len(headers))) for item in members])
+
+
+def _finished(bare: PromptTemplate, members: Sequence[Seen], rows: Sequence[Row]) -> Use:
+    hints = tuple(item.request.hint for item in members)
+    return Use(finish(bare, rows), members[0].request.ts, members[-1].request.ts, hints)
+
+
+def _row(item: Seen, messages: Sequence[int]) -> Row:
+    return tuple(text for i in messages for text in item.layout.fields[i])
+
+
+def _messages(headers: Sequence[str], patterns: Sequence[TextPattern]) -> tuple[MessagePattern, ...]:
+    rest = iter(patterns)
+    return tuple(MessagePattern(h, tuple(next(rest) for _ in _forms(h))) for h in headers)
+
+
+def _forms(header: str) -> str:
+    form = layout.parse_header(header)[1]
+    return form if form == "s" else form[1:]
+
+
+def _is_system(header: str) -> bool:
+    return layout.parse_header(header)[0].removeprefix("^") in ("system", "developer")
+
+
+def _is_user(header: str) -> bool:
+    return layout.parse_header(header)[0] == "user"
+
+
+def _first_user(headers: Sequence[str]) -> int:
+    return next((i for i, header in enumerate(headers) if _is_user(header)), len(headers) - 1)
