@@ -14,7 +14,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache | grep -A 99 Contracts
+	$(BIN)/lint-imports --no-logo
 
 serve: .venv/installed
 	$(BIN)/unprompt serve

@@ -25,7 +25,7 @@ from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.price import PriceBook
 from gateway.domain.route import LOCAL
 from gateway.stores.sqlite import SqliteStore
-from gateway.upstreams.embedded import EmbeddedModel
+from gateway.upstreams.embedded import SUPPORT_FLOOR, EmbeddedModel
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +156,8 @@ def _cross_fit(models: Path, finetune: FineTune) -> tuple[np.ndarray[Any, Any], 
     if finetune.upstream != LOCAL or not file.exists():
         return None
     kept = json.loads(file.read_text())
-    return np.array(kept["confidence"], dtype=float), np.array(kept["right"], dtype=bool)
+    sure = np.where(np.array(kept["support"]) >= SUPPORT_FLOOR, kept["confidence"], 0.0)
+    return sure, np.array(kept["right"], dtype=bool)
 
 
 def choose_threshold(

@@ -140,6 +140,8 @@ class Trained:
 
     student: TextClassifier
     metrics: dict[str, float]
+    cross_fit: dict[str, list[Any]]
+    """For each training row, from a head that has not seen it: `confidence`, `support`, and `right` (0 or 1)."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,22 @@ def train(rows: Sequence[Row], options: Options) -> Trained:
         head = fit_head(matrix, examples, len(labels), options)
     quantiles = np.quantile(closeness, np.linspace(0, 1, CLOSENESS_QUANTILES)).astype(np.float32)
     student = TextClassifier(labels, vectoriser, head.weights, head.bias, head.centroids, quantiles, calibration)
-    return Trained(student, measure(scores, closeness, answers[: len(rows)], calibration))
+    given = answers[: len(rows)]
+    left_out = cross_fitted(scores, closeness, given, calibration)
+    return Trained(student, measure(scores, closeness, given, calibration), left_out)
+
+
+def cross_fitted(
+    scores: Scores, closeness: Floats, answers: Labels, calibration: Calibration
+) -> dict[str, list[Any]]:
+    """What a threshold can be chosen from without touching held-out rows."""
+    odds = softmax(scores, calibration.sharpness)
+    rank = np.searchsorted(np.sort(closeness), closeness, side="right") / len(closeness)
+    return {
+        "confidence": np.round(calibration(odds.max(1), closeness), 6).tolist(),
+        "support": np.round(rank, 6).tolist(),
+        "right": (odds.argmax(1) == answers).astype(int).tolist(),
+    }
 
 
 def measure(scores: Scores, closeness: Floats, answers: Labels, calibration: Calibration) -> dict[str, float]:
@@ -365,7 +382,7 @@ def fit_sharpness(scores: Scores, answers: Labels) -> float:
 
 
 def write_model(folder: Path, trained: Trained, options: Options, digest: str, seconds: float) -> None:
-    """Write `model.json`, then `model.bin`: a folder that has a `model.bin` is whole."""
+    """Write `model.json` and `crossfit.json`, then `model.bin`: a folder that has a `model.bin` is whole."""
     about = {
         "labels": list(trained.student.labels),
         "options": msgspec.structs.asdict(options),
@@ -375,6 +392,7 @@ def write_model(folder: Path, trained: Trained, options: Options, digest: str, s
     }
     folder.mkdir(parents=True, exist_ok=True)
     _write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
+    _write_whole(folder / "crossfit.json", json.dumps(trained.cross_fit).encode())
     _write_whole(folder / "model.bin", trained.student.to_bytes())
 
 
