@@ -15,7 +15,7 @@ import struct
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -189,6 +189,21 @@ def log_odds(probability: Any) -> Any:
     return np.log(safe / (1 - safe))
 
 
+_Size = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model file says of itself; `words` and `chars` are how many n-grams in how many bytes."""
+
+    labels: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    spec: FeatureSpec
+    unseen_idf: float
+    words: tuple[_Size, _Size]
+    chars: tuple[_Size, _Size]
+    closeness: Annotated[int, msgspec.Meta(ge=1)]
+    calibration: Calibration
+
+
 @dataclass(frozen=True, eq=False)
 class TextClassifier:
     """A trained classifier, ready to answer.
@@ -224,16 +239,17 @@ class TextClassifier:
         known = self.vectoriser
         arrays = known.idf, self.weights, self.centroids, self.bias, self.closeness
         names = ["\n".join(known.words).encode(), "\n".join(known.chars).encode()]
-        header = {
-            "labels": self.labels,
-            "spec": msgspec.structs.asdict(known.spec),
-            "unseen_idf": known.unseen_idf,
-            "words": [len(known.words), len(names[0])],
-            "chars": [len(known.chars), len(names[1])],
-            "closeness": len(self.closeness),
-            "calibration": msgspec.structs.asdict(self.calibration),
-        }
-        head = json.dumps(header, sort_keys=True).encode()
+        header = _Header(
+            labels=self.labels,
+            spec=known.spec,
+            unseen_idf=known.unseen_idf,
+            words=(len(known.words), len(names[0])),
+            chars=(len(known.chars), len(names[1])),
+            closeness=len(self.closeness),
+            calibration=self.calibration,
+        )
+        # json, not msgspec: a label may hold half a surrogate pair, which only an escape can carry
+        head = json.dumps(msgspec.to_builtins(header), sort_keys=True).encode()
         blob = b"".join([head, *names, *(array.astype("<f4").tobytes() for array in arrays)])
         return _PREFIX.pack(_MAGIC, _VERSION, hashlib.sha256(blob).digest(), len(head)) + blob
 
@@ -246,9 +262,9 @@ class TextClassifier:
         """
         head_size = _checked_header_size(blob)
         try:
-            header = json.loads(blob[_PREFIX.size : _PREFIX.size + head_size])
+            header = msgspec.convert(json.loads(blob[_PREFIX.size : _PREFIX.size + head_size]), _Header)
             return _assemble(header, memoryview(blob)[_PREFIX.size + head_size :])
-        except (KeyError, TypeError, ValueError) as error:
+        except (msgspec.ValidationError, ValueError) as error:
             raise ModelFileError(f"the model file's header and its contents disagree: {error}") from error
 
 
@@ -281,17 +297,13 @@ def _checked_header_size(blob: bytes) -> int:
     return int(head_size)
 
 
-def _assemble(header: dict[str, Any], body: memoryview) -> TextClassifier:
-    """Cut the body into its parts. Raises ValueError, KeyError or TypeError when they do not fit."""
-    labels, (n_words, word_bytes), (n_chars, char_bytes) = (
-        tuple(header["labels"]),
-        header["words"],
-        header["chars"],
-    )
+def _assemble(header: _Header, body: memoryview) -> TextClassifier:
+    """Cut the body into its parts. Raises ValueError when they do not fit."""
+    labels, (n_words, word_bytes), (n_chars, char_bytes) = header.labels, header.words, header.chars
     words = _names(body[:word_bytes], n_words)
     chars = _names(body[word_bytes : word_bytes + char_bytes], n_chars)
     rows, columns = n_words + n_chars, len(labels)
-    sizes = [rows, rows * columns, rows * columns, columns, int(header["closeness"])]
+    sizes = [rows, rows * columns, rows * columns, columns, header.closeness]
     floats = np.frombuffer(body[word_bytes + char_bytes :], dtype="<f4").astype(np.float32)
     if len(floats) != sum(sizes):
         raise ValueError(f"{sum(sizes)} numbers announced, {len(floats)} found")
@@ -299,17 +311,17 @@ def _assemble(header: dict[str, Any], body: memoryview) -> TextClassifier:
     return TextClassifier(
         labels=labels,
         vectoriser=Vectoriser(
-            spec=msgspec.convert(header["spec"], FeatureSpec),
+            spec=header.spec,
             words=_numbered(words, 0),
             chars=_numbered(chars, n_words),
             idf=idf,
-            unseen_idf=float(header["unseen_idf"]),
+            unseen_idf=header.unseen_idf,
         ),
         weights=weights.reshape(rows, columns),
         centroids=centroids.reshape(rows, columns),
         bias=bias,
         closeness=closeness,
-        calibration=msgspec.convert(header["calibration"], Calibration),
+        calibration=header.calibration,
     )
 
 
