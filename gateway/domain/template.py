@@ -34,8 +34,9 @@ class Slot(msgspec.Struct, frozen=True):
     """A hole in the text.
 
     `name` is for people and for the stripped form; `kind` says what it holds: `text`, `date`, `id`, or `part`
-    for a whole content part that is not text. The rest is what the requests behind the template never went beyond; a
-    value that does is not stripped: `limit` characters (0: any), `single_line`, or `choices` (empty: any).
+    for a whole content part that is not text. The rest is what the requests behind the template never
+    went beyond; a value that does is not stripped: `limit` characters (0: any), `single_line`, or `choices`
+    (empty: any).
     """
 
     name: str

@@ -7,7 +7,7 @@ requests behind one such beginning have many lengths, it is a conversation: its 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,13 +33,20 @@ def mine_bucket(seen: Sequence[Seen]) -> list[Use]:
     uses: list[Use] = []
     beginnings: dict[tuple[str, ...], list[Seen]] = defaultdict(list)
     for headers, group in _grouped(seen).items():
-        examples = _few_shot(group)
-        uses += [_use(group, headers, found) for found in examples]
-        for item in _without(group, examples):
-            beginnings[headers[: _first_user(headers) + 1]].append(item)
+        fixed = _few_shot(group, seen)
+        examples = _mine(fixed, headers) if fixed else []
+        uses += [_use(fixed, headers, found) for found in examples]
+        taken = _members(fixed, examples)
+        beginnings[headers[: _first_user(headers) + 1]] += [item for item in group if id(item) not in taken]
     for beginning, group in beginnings.items():
-        for found in _mine(group, beginning):
+        group.sort(key=lambda item: (item.request.ts, item.request.id))
+        begun = _mine(group, beginning)
+        for found in begun:
             uses += _uses_of_beginning([group[i] for i in found.members], beginning, found)
+        taken = _members(group, begun)
+        for headers, rest in _grouped([item for item in group if id(item) not in taken]).items():
+            if headers != beginning:
+                uses += [_use(rest, headers, found) for found in _mine(rest, headers)]
     return uses
 
 
@@ -61,21 +68,20 @@ def _mine(group: Sequence[Seen], headers: tuple[str, ...]) -> list[Found]:
     ]
 
 
-def _few_shot(group: Sequence[Seen]) -> list[Found]:
-    """Templates whose assistant messages are all fixed text."""
+def _few_shot(group: Sequence[Seen], seen: Sequence[Seen]) -> list[Seen]:
+    """The requests of a group whose answers all recur as examples do, and are not how conversations begin."""
     headers = group[0].layout.headers
     answers = [i for i, header in enumerate(headers) if not _is_system(header) and not _is_user(header)]
     if not answers or len(group) < MIN_ROWS:
         return []
-    if any(len({item.layout.fields[i] for item in group}) > len(group) / MIN_ROWS for i in answers):
-        return []
-    first = [sum(len(_forms(header)) for header in headers[:i]) for i in answers]
-    return [f for f in _mine(group, headers) if not any(f.patterns[i].slots for i in first)]
+    counts = Counter(_row(item, answers) for item in group)
+    longer = [item for item in seen if len(item.layout.headers) > len(headers)]
+    begun = Counter(_row(i, answers) for i in longer if i.layout.headers[: len(headers)] == headers)
+    return [item for item in group if counts[row := _row(item, answers)] >= MIN_ROWS > begun[row]]
 
 
-def _without(group: Sequence[Seen], found: Sequence[Found]) -> list[Seen]:
-    taken = {i for f in found for i in f.members}
-    return [item for i, item in enumerate(group) if i not in taken]
+def _members(group: Sequence[Seen], found: Sequence[Found]) -> set[int]:
+    return {id(group[i]) for f in found for i in f.members}
 
 
 def _uses_of_beginning(members: list[Seen], beginning: tuple[str, ...], found: Found) -> list[Use]:
@@ -98,12 +104,26 @@ def _conversation(members: list[Seen], beginning: tuple[str, ...], patterns: tup
         head = head[:-1]
     elif last := _wrapping(members, head[-1]):
         head, tail = head[:-1], (last,)
+    if not tail and len(head) == len(beginning):
+        head += _shared_messages(members, len(head))
     bare = PromptTemplate("", 1, head, turns=True, tail=tail, bucket=members[0].layout.bucket)
     rows = []
     for item in members:
         count = len(item.layout.headers)
         rows.append(_row(item, [*range(len(head)), *range(count - len(tail), count)]))
     return _finished(bare, members, rows)
+
+
+def _shared_messages(members: list[Seen], start: int) -> tuple[MessagePattern, ...]:
+    """The messages from `start` on that are the same in all members."""
+    shared: list[MessagePattern] = []
+    first = members[0].layout
+    for i in range(start, min(len(item.layout.headers) for item in members)):
+        message = (first.headers[i], first.fields[i])
+        if any((item.layout.headers[i], item.layout.fields[i]) != message for item in members):
+            break
+        shared.append(MessagePattern(message[0], tuple(TextPattern((text,)) for text in message[1])))
+    return tuple(shared)
 
 
 def _wrapping(members: list[Seen], first: MessagePattern) -> MessagePattern | None:

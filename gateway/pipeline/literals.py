@@ -6,6 +6,7 @@ When in doubt a piece of text is input: that costs a few tokens, the other error
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from gateway.domain.template import DATE, ID
@@ -24,12 +25,12 @@ _DELIMITERS = frozenset("\n:>\"'`([{=.?!;#*-|<)]},/")
 def field_literals(texts: Sequence[str]) -> list[str]:
     """The literals that all these texts share, in order; the first and the last may be empty.
 
-    Texts that are all equal give one literal.
+    Texts that are all equal give one literal, unless it holds a date of today.
     """
+    if len(set(texts)) == 1:
+        return _without_volatile(texts[0])
     split = [tokens(text) for text in texts]
     runs = shared_runs(split)
-    if len(runs) == 1 and runs[0].length == len(split[0]) == max(map(len, split)):
-        return [texts[0]]
     first, inner, last = _edges(runs, split)
     inner = _likely(inner, split, first, last)
     edge, ends = Run((0,) * len(split), first), tuple(len(text) - last for text in split)
@@ -48,14 +49,13 @@ def field_literals(texts: Sequence[str]) -> list[str]:
 def _without_volatile(literal: str) -> list[str]:
     """The literal cut where it holds a date or an id that is only the same because all requests are of one day.
 
-    A word must announce it (today, date, trace, ...), and there must be few of them: examples hold dates too.
+    A word must announce it (today, date, trace, ...), always another one: examples hold dates too.
     """
-    found = list(_VOLATILE.finditer(literal))
-    if len(found) > 2:
-        return [literal]
+    found = [(v, literal[max(0, v.start() - 40) : v.start()]) for v in _VOLATILE.finditer(literal)]
+    labels = Counter(before[-8:] for _, before in found)
     pieces, start = [], 0
-    for volatile in found:
-        if _CUE.search(literal[max(start, volatile.start() - 40) : volatile.start()]):
+    for volatile, before in found:
+        if labels[before[-8:]] == 1 and _CUE.search(before) and volatile.start() >= start + 3:
             pieces.append(literal[start : volatile.start()])
             start = volatile.end()
     return [*pieces, literal[start:]]

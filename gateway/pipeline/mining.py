@@ -14,11 +14,25 @@ from typing import NamedTuple
 
 from gateway.domain.template import Slot, TextPattern
 from gateway.pipeline.literals import field_literals
-from gateway.pipeline.splitting import MIN_ROWS, STRONG, fixed_words, grouped, head, parts_of, spread, tail, words
+from gateway.pipeline.splitting import (
+    MIN_ROWS,
+    STRONG,
+    Trigrams,
+    fixed_words,
+    grouped,
+    head,
+    parts_of,
+    spread,
+    tail,
+    trigrams,
+    words,
+)
 
 Row = tuple[str, ...]
 """The texts of one request, message by message."""
 
+SAME = 0.9
+"""Share of fixed text in common from which two templates may be one."""
 _SAMPLE = 16
 _BOILERPLATE = re.compile(r"(?i)\b(you )?are an? (very )?(helpful|useful)?( AI)?( assistant)?")
 _ROUNDS = 4
@@ -65,7 +79,27 @@ class Miner:
     def mine(self) -> list[Found]:
         """Every template among the rows, each with the rows it was found in."""
         first = list({row: i for i, row in reversed(list(enumerate(self._rows)))}.values())
-        return self._solve(sorted(first))
+        return self._merged(self._solve(sorted(first)))
+
+    def _merged(self, found: list[Found]) -> list[Found]:
+        """Templates that differ in nothing but what one value happened to begin or end with become one."""
+        kept: list[tuple[Found, Trigrams]] = []
+        for one in sorted(found, key=lambda f: (-len(f.members), f.members)):
+            said = trigrams(one.patterns)
+            for i, (other, others) in enumerate(kept):
+                if len(said & others) >= SAME * max(len(said), len(others)):
+                    both = self._fit(sorted({*one.members, *other.members}))
+                    if self._is_one(both, one, other):
+                        kept[i] = (Found(both.patterns, sorted(both.values)), trigrams(both.patterns))
+                        break
+            else:
+                kept.append((one, said))
+        return [found for found, _ in kept]
+
+    def _is_one(self, both: Fit, *found: Found) -> bool:
+        least = min(sum(map(fixed_words, f.patterns)) for f in found)
+        enough = not both.misfits and sum(map(fixed_words, both.patterns)) >= SAME * least
+        return enough and not parts_of(both.patterns, both.values)
 
     def _solve(self, members: list[int]) -> list[Found]:
         if len(members) < MIN_ROWS:
@@ -149,9 +183,8 @@ def is_prompt(patterns: Sequence[TextPattern], system: Sequence[bool]) -> bool:
 
 
 def _pattern(column: Sequence[str], form: str) -> TextPattern:
-    if len(set(column)) == 1:
-        return TextPattern((column[0],))
     if form == "j":
-        return TextPattern(("", ""), (Slot("part", kind="part"),))
+        same = len(set(column)) == 1
+        return TextPattern((column[0],)) if same else TextPattern(("", ""), (Slot("part", kind="part"),))
     literals = field_literals(column)
     return TextPattern(tuple(literals), tuple(Slot("input") for _ in literals[1:]))

@@ -8,7 +8,7 @@ there from some moment on and was not before. Recurring values alone are no sign
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from gateway.pipeline.literals import field_literals
 T = TypeVar("T")
 Values = dict[int, tuple[str, ...]]
 """Slot values by row; rows are numbered in the order of time."""
+Trigrams = frozenset[tuple[str, ...]]
 
 MIN_ROWS = 4
 """A template needs this many different requests."""
@@ -42,6 +43,15 @@ def words(text: str) -> int:
 def fixed_words(pattern: TextPattern) -> int:
     """How many words are fixed text."""
     return sum(map(words, pattern.literals))
+
+
+def trigrams(patterns: Iterable[TextPattern]) -> Trigrams:
+    """The word trigrams of the fixed text; a shorter literal counts as one."""
+    found: set[tuple[str, ...]] = set()
+    for literal in (literal for pattern in patterns for literal in pattern.literals):
+        names = WORD.findall(literal)
+        found.update(zip(names, names[1:], names[2:], strict=False) if len(names) > 2 else [tuple(names)])
+    return frozenset(found - {()})
 
 
 def parts_of(patterns: Sequence[TextPattern], values: Values) -> list[list[int]]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.domain.template import PromptTemplate
-from gateway.pipeline.alignment import WORD
 from gateway.pipeline.naming import slug
+from gateway.pipeline.splitting import Trigrams, trigrams
 
 CHANGED = 0.5
 """Shared wording (Jaccard index of word trigrams) from which a later template is a new version."""
@@ -21,8 +21,6 @@ VARIANT = 0.7
 """The same for templates that are in use side by side."""
 CONTAINED = 0.9
 """Share of one template's wording that another holds too, from which they are variants of one task."""
-
-Trigrams = frozenset[tuple[str, ...]]
 
 
 class Use(NamedTuple):
@@ -91,7 +89,7 @@ def likeness(left: Wording, right: Wording) -> float:
 
     A long system prompt that several tasks have in common says nothing about whether they are one task.
     """
-    return min(_jaccard(a, b) for a, b in zip(left, right, strict=True))
+    return min(_jaccard(a, b) for a, b in zip(left, right, strict=True) if a or b or not (left.all or right.all))
 
 
 def containment(left: Wording, right: Wording) -> float:
@@ -101,12 +99,7 @@ def containment(left: Wording, right: Wording) -> float:
 
 
 def _trigrams(template: PromptTemplate, *, local: bool) -> Trigrams:
-    fields = [field for pattern in template.patterns for field in pattern.fields if field.slots or not local]
-    found: set[tuple[str, ...]] = set()
-    for literal in (literal for field in fields for literal in field.literals):
-        names = WORD.findall(literal)
-        found.update(zip(names, names[1:], names[2:], strict=False) if len(names) > 2 else [tuple(names)])
-    return frozenset(found - {()})
+    return trigrams(f for pattern in template.patterns for f in pattern.fields if f.slots or not local)
 
 
 def _jaccard(left: Trigrams, right: Trigrams) -> float:
