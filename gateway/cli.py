@@ -41,11 +41,16 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+_LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="unprompt")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """A logging gateway for LLM APIs that learns prompts away."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    runs_on = context.invoked_subcommand in ("serve", "worker")
+    logging.basicConfig(level=logging.INFO if runs_on else logging.WARNING, format=_LOG_LINE)
     for noisy in ("httpx", "httpcore", "httpx2", "httpcore2", "openai", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -61,7 +66,9 @@ _config = click.option(
 @click.option("--port", type=int, help="Port to listen on (0: any free one); overrides server.port.")
 @click.option("--no-jobs", is_flag=True, help="Record only: no inference, training or promotion.")
 def serve_command(config: Path | None, host: str | None, port: int | None, no_jobs: bool) -> None:
-    """Relay and record. Point your app's base URL at it.
+    """Relay and record.
+
+    Point your app's base URL at it. Without a config file it relays to OpenAI with the app's own key.
 
     \b
     Example: unprompt serve --port 8080
@@ -163,7 +170,9 @@ def _print_json(value: Any) -> None:
 @_config
 @_json
 def tasks_command(show: str | None, task: str | None, config: Path | None, as_json: bool) -> None:
-    """The tasks found in the traffic, and what is next for each; `show TASK` prints its templates.
+    """Show the tasks found in the traffic.
+
+    With what is next for each; `show TASK` prints its templates with their slots marked.
 
     \b
     Example: unprompt tasks
@@ -192,7 +201,9 @@ def tasks_command(show: str | None, task: str | None, config: Path | None, as_js
     "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Predictions, JSON lines."
 )
 def infer_command(train: Path, live: Path | None, out: Path) -> None:
-    """Infer templates from a file of recorded requests, without a store.
+    """Infer templates from a file of requests.
+
+    Needs no store: reads recorded requests, writes what belongs together and which parts are input.
 
     \b
     Example: unprompt infer --train train.jsonl.gz --live live.jsonl.gz --out pred.jsonl
@@ -206,7 +217,9 @@ def infer_command(train: Path, live: Path | None, out: Path) -> None:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; default beside the store.")
 @_json
 def dataset_command(task: str, config: Path | None, out: Path | None, as_json: bool) -> None:
-    """Build TASK's dataset: train.jsonl, validation.jsonl (OpenAI chat format) and card.md.
+    """Write TASK's training rows and their card.
+
+    train.jsonl and validation.jsonl are in OpenAI's chat format; card.md has the funnel.
 
     \b
     Example: unprompt dataset support-intent --out export
@@ -227,7 +240,9 @@ def dataset_command(task: str, config: Path | None, out: Path | None, as_json: b
               help="YAML: trainer name -> list of options, one for each candidate.")  # fmt: skip
 @_json
 def finetune_command(task: str, config: Path | None, sweep: Path | None, as_json: bool) -> None:
-    """Start or resume a sweep of candidates for TASK.
+    """Train a sweep of candidates for TASK.
+
+    Resumes one that was interrupted; nothing is trained twice.
 
     \b
     Example: unprompt finetune support-intent
@@ -278,7 +293,7 @@ def _newest(shop: Workshop, table: str, task: str) -> dict[str, Any]:
 @_config
 @_json
 def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
-    """Ask TASK's candidates the held-out rows, beside the incumbent.
+    """Judge TASK's candidates on held-out rows.
 
     \b
     Example: unprompt evaluate support-intent
@@ -300,7 +315,9 @@ def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
 @click.option("--canary", metavar="PERCENT", help="Send only this share of the requests, like 5%.")
 @click.option("--force", is_flag=True, help="Promote although the gate refuses; noted in the decision record.")
 def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, force: bool) -> None:
-    """Flip TASK's route to its best candidate, or to CANDIDATE (a model or fine-tune id), past the gate.
+    """Flip TASK's route to a candidate.
+
+    The best one, or CANDIDATE (a model or fine-tune id); the gate must agree.
 
     \b
     Example: unprompt promote support-intent --canary 5%
@@ -336,7 +353,9 @@ def _percent(text: str) -> float:
 @click.argument("task")
 @_config
 def rollback_command(task: str, config: Path | None) -> None:
-    """Put TASK's route back to what it was before its last promotion.
+    """Undo TASK's last promotion.
+
+    Its route in routes.yaml becomes what it was before; takes effect within a second.
 
     \b
     Example: unprompt rollback support-intent
@@ -363,7 +382,10 @@ def rollback_command(task: str, config: Path | None) -> None:
 @_json
 def demo_command(data: Path | None, rows: int, home: Path | None, seed: int, upstream: str | None, model: str,
                  as_json: bool) -> None:  # fmt: skip
-    """Run the whole loop on this machine: no key, no server, a few minutes.
+    """Run the whole loop here: no key, no server.
+
+    An app with a few-shot prompt asks a teacher through the gateway; the gateway finds the task, trains,
+    judges and flips the route. Takes one to three minutes.
 
     \b
     Example: unprompt demo

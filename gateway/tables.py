@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -14,13 +15,24 @@ from gateway.pipeline.evaluate import Report, Score, describe
 from gateway.pipeline.gate import Decision
 
 console = Console()
+_SENTENCES = ("next", "remark", "condition")
+"""Columns whose text may take several lines."""
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The first column to the left, figures to the right."""
-    made = Table(title=title, title_justify="left", header_style="bold")
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        words = column in _SENTENCES
+        justify: Literal["left", "right"] = "left" if words or number == 0 else "right"
+        made.add_column(column, justify=justify, no_wrap=not words, overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made
@@ -35,7 +47,7 @@ def share(value: float | None) -> str:
 
 
 def tasks(rows: Sequence[dict[str, Any]]) -> Table:
-    columns = ("task", "kind", "version", "exchanges", "match rate", "stripped", "cost USD", "what's next")
+    columns = ("task", "kind", "version", "exchanges", "match", "stripped", "USD", "next")
     return table("Tasks", columns, [
         (row["name"], row["kind"] or "-", str(row["version"]), str(row["exchanges"]), share(row["match_rate"]),
          str(row["stripped"]), figure(row["cost_usd"], "{:.4f}"), row["next"])
@@ -53,9 +65,8 @@ def finetunes(rows: Sequence[FineTune]) -> Table:
 
 
 def report(found: Report) -> Table:
-    """Agreement is with the incumbent; `itself` is the share that a candidate dares answer."""
-    columns = ("candidate", "agree", f"at least ({found.confidence:.0%})", "itself", "agree there", "USD/1k",
-               "p50 ms", "p95 ms")  # fmt: skip
+    """Agreement is with the incumbent, then its lower bound; `itself` is the share that a candidate dares answer."""
+    columns = ("candidate", "agrees", f"{found.confidence:.0%} sure", "itself", "USD/1k", "p50 ms", "p95 ms")
     made = table(f"Evaluation of {found.task} on {found.incumbent.rows} held-out rows", columns, [
         _score(score) for score in (found.incumbent, *found.candidates)
     ])  # fmt: skip
@@ -68,7 +79,7 @@ def _score(score: Score) -> tuple[str, ...]:
     name = f"incumbent {score.model}" if score.finetune is None else score.candidate
     return (
         name, share(score.agreement), share(score.agreement_low), share(score.answered),
-        share(score.agreement_answered), figure(score.cost_per_1k_usd, "{:.4f}"), figure(score.p50_ms, "{:,.1f}"),
+        figure(score.cost_per_1k_usd, "{:.4f}"), figure(score.p50_ms, "{:,.1f}"),
         figure(score.p95_ms, "{:,.1f}"),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{result['wrong_strips']} wrongly stripped, {tables.share(result['changed_accuracy'])} answered right"
     )
     console.print(f"{result['rows']} rows, {result['candidates']} candidates, {result['seconds']:.0f} s in all")
-    console.print(_next_steps(result))
+    console.print(_next_steps(result), soft_wrap=True)
 
 
 def _comparison(result: dict[str, Any]) -> Any:

@@ -32,6 +32,8 @@ from gateway.stores.sqlite import SqliteStore
 MODEL = "gpt-6-luna"
 HELD_OUT = 300
 CHANGED = 60
+RATE = 20.0
+"""Requests a second while latency is measured."""
 SETTLE_SECONDS = 240.0
 Say = Callable[[str], None]
 
@@ -100,15 +102,15 @@ async def _acts(
 ) -> dict[str, Any]:
     say(f"gateway at {url}, its upstream at {upstream}, everything kept in {home}")
     say(f"prompt: about {story.prompt.size() // 4} tokens; {len(story.traffic)} messages to label")
-    before = await app.ask(_calls(story, "before"), at_once=16)
+    before = await app.ask_at(_calls(story, "before"), rate=RATE)
     say(f"before: {len(before)} held-out messages asked with the whole prompt")
     traffic = _traffic(story, options.seed)
     await app.ask(traffic, at_once=options.at_once, progress=_progress(say, "traffic sent", len(traffic)))
     seen = await _watch(home, story, say)
     if seen["promoted"]:
         await _route_in_force(url)
-    after = await app.ask(_calls(story, "after"), at_once=8)
-    changed = await app.ask(_changed(story), at_once=16)
+    after = await app.ask_at(_calls(story, "after"), rate=RATE)
+    changed = await app.ask_at(_changed(story), rate=RATE)
     say(f"after: the same {len(after)} held-out messages, and {len(changed)} with a changed prompt")
     await asyncio.sleep(1.0)  # the recorder moves the last exchanges
     return await _result(story, home, upstream, before, after, changed, seen, time.monotonic() - started)
@@ -202,7 +204,7 @@ def _traffic(story: Plot, seed: int) -> list[Call]:
 
 def _progress(say: Say, what: str, total: int) -> Callable[[int], None]:
     def progress(done: int) -> None:
-        if done == total or done % max(1, total // 5) == 0:
+        if done % -(-total // 5) == 0 or done == total:
             say(f"{what}: {done} of {total}")
 
     return progress
