@@ -32,7 +32,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for number, column in enumerate(columns):
         words = column in _SENTENCES
         justify: Literal["left", "right"] = "left" if words or number == 0 else "right"
-        made.add_column(column, justify=justify, no_wrap=not words, overflow="fold")
+        made.add_column(
+            column, justify=justify, no_wrap=not words, overflow="fold", min_width=20 if words else None
+        )
     for row in rows:
         made.add_row(*row)
     return made
@@ -47,10 +49,11 @@ def share(value: float | None) -> str:
 
 
 def tasks(rows: Sequence[dict[str, Any]]) -> Table:
-    columns = ("task", "kind", "version", "exchanges", "match", "stripped", "USD", "next")
+    """One line a task; the share of its newest exchanges that fit the version in use; what happens next."""
+    columns = ("task", "calls", "stripped", "fits", "next")
     return table("Tasks", columns, [
-        (row["name"], row["kind"] or "-", str(row["version"]), str(row["exchanges"]), share(row["match_rate"]),
-         str(row["stripped"]), figure(row["cost_usd"], "{:.4f}"), row["next"])
+        (f"{row['name']}@{row['version']}", str(row["exchanges"]), str(row["stripped"]), share(row["match_rate"]),
+         " ".join(filter(None, (row["kind"] and f"{row['kind']};", row["next"]))))
         for row in rows
     ])  # fmt: skip
 
@@ -65,7 +68,7 @@ def finetunes(rows: Sequence[FineTune]) -> Table:
 
 
 def report(found: Report) -> Table:
-    """Agreement is with the incumbent, then its lower bound; `itself` is the share that a candidate dares answer."""
+    """Agreement with the incumbent and its lower bound; `itself` is the share that a candidate dares answer."""
     columns = ("candidate", "agrees", f"{found.confidence:.0%} sure", "itself", "USD/1k", "p50 ms", "p95 ms")
     made = table(f"Evaluation of {found.task} on {found.incumbent.rows} held-out rows", columns, [
         _score(score) for score in (found.incumbent, *found.candidates)
