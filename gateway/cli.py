@@ -379,9 +379,9 @@ def rollback_command(task: str, config: Path | None) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--upstream", help="Base URL of a real LLM instead of the built-in teacher (key: OPENAI_API_KEY).")
 @click.option("--model", default="gpt-6-luna", show_default=True, help="Model to ask for.")
+@click.option("--keep", is_flag=True, help="Leave gateway and teacher up at the end, until Ctrl-C.")
 @_json
-def demo_command(data: Path | None, rows: int, home: Path | None, seed: int, upstream: str | None, model: str,
-                 as_json: bool) -> None:  # fmt: skip
+def demo_command(as_json: bool, **chosen: Any) -> None:
     """Run the whole loop here: no key, no server.
 
     An app with a few-shot prompt asks a teacher through the gateway; the gateway finds the task, trains,
@@ -393,14 +393,16 @@ def demo_command(data: Path | None, rows: int, home: Path | None, seed: int, ups
     """
     from gateway.demo import outcome, story
 
-    options = story.Options(data=data, rows=rows, home=home, seed=seed, upstream=upstream, model=model)
+    options = story.Options(**chosen)
     started = time.monotonic()
 
     def say(sentence: str) -> None:
         click.echo(f"[{time.monotonic() - started:5.1f} s] {sentence}", err=as_json)
 
-    result = asyncio.run(story.tell(options, say))
-    if as_json:
-        _print_json(result)
-    else:
-        outcome.show(result, tables.console)
+    def show(result: dict[str, Any]) -> None:
+        if as_json:
+            _print_json(result)
+        else:
+            outcome.show(result, tables.console)
+
+    asyncio.run(story.tell(options, say, show))

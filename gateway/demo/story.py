@@ -49,6 +49,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     upstream: str | None = None
     model: str = MODEL
     at_once: int = 64
+    keep: bool = False
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +82,8 @@ def plot(options: Options) -> Plot:
     return Plot(prompt=prompt, traffic=traffic, held_out=held_out, aside=aside)
 
 
-async def tell(options: Options, say: Say) -> dict[str, Any]:
-    """Run the whole story; gives the object that `--json` prints.
+async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None]) -> None:
+    """Run the whole story and `show` the object that `--json` prints.
 
     Raises:
         UnpromptError: a part did not start, or the worker came to no decision in time.
@@ -94,7 +95,10 @@ async def tell(options: Options, say: Say) -> dict[str, Any]:
     async with _teacher(options, home) as upstream:
         _write_config(home, upstream, story)
         async with _gateway(home) as url, App(f"{url}/v1", options.model) as app:
-            return await _acts(options, story, home, url, upstream, app, say, started)
+            show(await _acts(options, story, home, url, upstream, app, say, started))
+            if options.keep:
+                say(f"everything stays up until Ctrl-C: {url}/v1 for your own requests, {url}/metrics")
+                await asyncio.Event().wait()
 
 
 async def _acts(

@@ -1,0 +1,80 @@
+"""The demo's own bookkeeping; the story as a whole is run by CI, with its outcome checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gateway.demo import outcome
+from gateway.demo.client import Reply
+from gateway.demo.story import Options, phase_figures, plot
+from gateway.domain.exchange import Exchange
+from gateway.stores.sqlite import SqliteStore
+
+
+def test_no_held_out_message_is_in_the_traffic_or_in_the_prompt() -> None:
+    story = plot(Options())
+    sent = {row.text for row in story.traffic}
+    held_out = {row.text for row in story.held_out}
+    assert len(held_out) == 300
+    assert len(sent) > 1000
+    assert not held_out & sent
+    assert not held_out & set(story.prompt.examples)
+
+
+def test_a_file_with_a_test_split_is_compared_on_that_split_only(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"text": f"message {number} about {label}", "label": label, "split": "test" if number % 5 == 0 else "train"}
+        for number in range(200)
+        for label in ("billing", "delivery")
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    story = plot(Options(data=file))
+    assert {row.split for row in story.held_out} == {"test"}
+    assert {row.split for row in story.traffic} == {"train"}
+
+
+def test_cost_is_unknown_as_long_as_one_request_has_no_price(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "unprompt.db")
+    priced = Exchange(id="a", started_at=1.0, tags={"phase": "after"}, cost_usd=0.5, input_tokens=100)
+    unpriced = Exchange(id="b", started_at=2.0, tags={"phase": "after"}, cost_usd=None, input_tokens=300)
+    replies = [Reply(text="x", right=True, milliseconds=10.0), Reply(text="y", milliseconds=30.0)]
+    with store.transaction():
+        store.absorb("s", 0, [priced], [])
+    assert phase_figures(store, "after", replies[:1])["cost_per_1k_usd"] == 500
+    with store.transaction():
+        store.absorb("s", 0, [unpriced], [])
+    figures = phase_figures(store, "after", replies)
+    assert figures["cost_per_1k_usd"] is None
+    assert figures["input_tokens"] == 200
+    assert figures["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_last_page_fits_the_terminal(width: int) -> None:
+    score = {
+        "candidate": "classifier word+char lr", "upstream": "local", "model": "support-1", "rows": 200,
+        "agreement": 0.97, "agreement_low": 0.95, "answered": 0.8, "agreement_answered": 0.96, "min_confidence": 0.7,
+        "cost_per_1k_usd": 0.01, "p50_ms": 0.4, "p95_ms": 1388.4, "input_tokens": 20.0, "finetune": "ft-1",
+    }  # fmt: skip
+    figures = {"accuracy": 0.99, "cost_per_1k_usd": 0.1, "input_tokens": 1400, "p50_ms": 600.0, "p95_ms": 1500.0}
+    result = {
+        "report": {"id": "e", "task": "support", "dataset": "d", "template": "support@1", "confidence": 0.95,
+                   "incumbent": score | {"finetune": None}, "candidates": [score], "failed": {}},
+        "decision": {"task": "support", "evaluation": "e", "candidate": "ft-1", "score": score, "promote": True,
+                     "checks": [{"name": "agreement, lower bound", "value": 0.95, "limit": 0.95, "holds": True}]},
+        "before": figures | {"requests": 300}, "after": figures | {"accuracy": 0.98, "cost_per_1k_usd": 0.05},
+        "labels": 12, "stripped_share": 0.8, "fallback_share": 0.2, "changed_requests": 60, "wrong_strips": 0,
+        "changed_accuracy": 1.0, "rows": 1000, "candidates": 4, "seconds": 60.0, "task": "support", "home": "h",
+    }  # fmt: skip
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    outcome.show(result, console)
+    page = console.export_text()
+    assert "-1.0 points" in page
+    assert "-50.0 %" in page
+    assert "classifier word+char lr" in page, "a candidate's name must not be broken"
+    assert "1,388.4" in page
