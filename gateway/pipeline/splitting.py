@@ -19,6 +19,7 @@ from gateway.pipeline.literals import field_literals
 T = TypeVar("T")
 Values = dict[int, tuple[str, ...]]
 """Slot values by row; rows are numbered in the order of time."""
+Column = tuple[str, ...]
 Trigrams = frozenset[tuple[str, ...]]
 
 MIN_ROWS = 4
@@ -31,6 +32,9 @@ TOGETHER = 0.9
 """The same where several passages change together: an enumeration changes alone."""
 STRONG = 8
 """Words of fixed text from which on a group is a prompt beyond doubt."""
+STRAYS = 0.75
+"""Share of rows that hold the same long value from which on the others are strays."""
+_SENTENCE = 6
 _CLOSED = 12
 _HEAD_SIZES = (8, 5, 3, 2)
 
@@ -56,6 +60,8 @@ def trigrams(patterns: Iterable[TextPattern]) -> Trigrams:
 
 def parts_of(patterns: Sequence[TextPattern], values: Values) -> list[list[int]]:
     """The rows parted by the prompts among them; empty when they are requests of one prompt."""
+    if usual := _without_strays(values):
+        return [usual]
     strong = sum(map(fixed_words, patterns)) >= STRONG
     fields = _slots_by_field(patterns, values)
     for pattern, slots in fields:
@@ -69,6 +75,16 @@ def parts_of(patterns: Sequence[TextPattern], values: Values) -> list[list[int]]
         if parts:
             return parts
     return _by_time(fields, values)
+
+
+def _without_strays(values: Values) -> list[int]:
+    """The rows left without the few for whose sake a long text seems to vary; empty if there are none."""
+    usual = list(values)
+    for column in zip(*values.values(), strict=True):
+        text, count = Counter(column).most_common(1)[0]
+        if STRAYS * len(column) <= count < len(column) and words(text) >= _SENTENCE:
+            usual = [i for i in usual if text in values[i]]
+    return usual if MIN_ROWS <= len(usual) < len(values) else []
 
 
 def _slots_by_field(patterns: Sequence[TextPattern], values: Values) -> list[tuple[TextPattern, list[int]]]:
@@ -117,27 +133,37 @@ def _own_words(values: Sequence[str], strong: bool) -> int:
 
 def _by_closed_slots(values: Values, pattern: TextPattern) -> list[list[int]]:
     """Parts by the slots of one text that take few values, the same ones together."""
-    closed = [s for s in range(len(next(iter(values.values())))) if _is_closed([row[s] for row in values.values()])]
-    if not closed:
+    columns = list(zip(*values.values(), strict=True))
+    together = _together([column for column in columns if _is_closed(column)])
+    if not together:
         return []
-    joint = {i: tuple(row[s] for s in closed) for i, row in values.items()}
-    most = max(len({row[s] for row in values.values()}) for s in closed)
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, texts in joint.items():
+    for i, texts in zip(values, zip(*together, strict=True), strict=True):
         groups[texts].append(i)
     kept = [part for part in groups.values() if len(part) >= MIN_ROWS]
-    if len(kept) < 2 or len(groups) > most + 1:
+    if len(kept) < 2:
         return []
     if sum(map(len, kept)) >= 0.9 * len(values) and _apart(kept):
         return kept
     local = fixed_words(pattern)
-    longest = [max(words(text) for text in texts) for texts in groups]
+    longest = [max(map(words, texts)) for texts in groups]
     added = sum(sum(map(words, texts)) * len(part) for texts, part in groups.items()) / len(values)
     if local < STRONG:
         return kept if added >= 2 and max(longest) >= 3 else []
+    several = len(together) > 1 and len(kept) <= 4 and added >= 4
     share = local / (local + added)
-    together = len(closed) > 1 and len(kept) <= 4 and max(longest) >= 6
-    return kept if share < (TOGETHER if together else SHARED) and (len(closed) > 1 or min(longest) >= 10) else []
+    return kept if share < (TOGETHER if several else SHARED) and (len(together) > 1 or min(longest) >= 10) else []
+
+
+def _together(columns: list[Column]) -> list[Column]:
+    """The columns that change together, of all such sets the one with the most."""
+    best: list[Column] = []
+    for one in columns:
+        most = len(set(one))
+        found = [other for other in columns if len(set(zip(one, other, strict=True))) <= max(most, len(set(other)))]
+        if len(found) > len(best):
+            best = found
+    return best
 
 
 def _is_closed(column: Sequence[str]) -> bool:
