@@ -58,7 +58,8 @@ def test_cost_is_unknown_as_long_as_one_request_has_no_price(tmp_path: Path) -> 
 def test_the_last_page_fits_the_terminal(width: int) -> None:
     score = {
         "candidate": "classifier word+char lr", "upstream": "local", "model": "support-1", "rows": 200,
-        "agreement": 0.97, "agreement_low": 0.95, "answered": 0.8, "agreement_answered": 0.96, "min_confidence": 0.7,
+        "agreement": 0.97, "agreement_low": 0.95, "answered": 0.8, "agreement_answered": 0.96,
+        "min_confidence": 0.7,
         "cost_per_1k_usd": 0.01, "p50_ms": 0.4, "p95_ms": 1388.4, "input_tokens": 20.0, "finetune": "ft-1",
     }  # fmt: skip
     figures = {"accuracy": 0.99, "cost_per_1k_usd": 0.1, "input_tokens": 1400, "p50_ms": 600.0, "p95_ms": 1500.0}
