@@ -1,7 +1,7 @@
 """YAML files -> one frozen `Config` and `RouteTable`, or every problem at once."""
 
-from gateway.config.document import InvalidConfig, Problem
-from gateway.config.routes import load_routes
+from gateway.config.document import InvalidConfig, Problem, problem_at
+from gateway.config.routes import load_routes, parse_routes
 from gateway.config.settings import (
     Config,
     ProviderConfig,
@@ -21,4 +21,6 @@ __all__ = [
     "TrainerConfig",
     "load_config",
     "load_routes",
+    "parse_routes",
+    "problem_at",
 ]

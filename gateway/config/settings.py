@@ -103,7 +103,7 @@ class TaskPolicy(Section):
     max_cost_ratio: float = Field(0.9, gt=0, description="candidate's cost over the incumbent's, at most")
     max_latency_ratio: float = Field(1.2, gt=0, description="candidate's p95 latency over the incumbent's, at most")
     approve: Literal["auto", "ask"] = "auto"
-    trainers: tuple[str, ...] = ("classifier",)
+    trainers: tuple[str, ...] = Field(("classifier",), min_length=1)
 
 
 class TrainerConfig(Section):
@@ -137,6 +137,9 @@ def _default_providers() -> dict[str, ProviderConfig]:
     }
 
 
+_BUILT_IN_TRAINERS = {"classifier": TrainerConfig(kind="classifier")}
+
+
 class Config(Section):
     """`config/gateway.yaml`. Every key has a default: an absent file is a valid one."""
 
@@ -145,9 +148,15 @@ class Config(Section):
     store: StoreConfig = StoreConfig()
     capture: CaptureConfig = CaptureConfig()
     tasks: dict[str, TaskPolicy] = {}
-    trainers: dict[str, TrainerConfig] = {"classifier": TrainerConfig(kind="classifier")}
+    trainers: dict[str, TrainerConfig] = Field(default_factory=lambda: dict(_BUILT_IN_TRAINERS))
     jobs: JobsConfig = JobsConfig()
     auth: AuthConfig = AuthConfig()
+
+    @pydantic.field_validator("trainers")
+    @classmethod
+    def _with_built_in(cls, given: dict[str, TrainerConfig]) -> dict[str, TrainerConfig]:
+        """The classifier is there also where the file names other trainers: the default policy asks for it."""
+        return {**_BUILT_IN_TRAINERS, **given}
 
     @property
     def default_provider(self) -> str:
@@ -158,6 +167,17 @@ class Config(Section):
         """The task's own policy, else the one under `default`, else the built-in one."""
         return self.tasks.get(task) or self.tasks.get("default") or TaskPolicy()
 
+    def key(self, provider: str) -> str:
+        """Our own key for a provider, empty where there is none.
+
+        Without `api_key_env`, OpenAI itself gets `OPENAI_API_KEY`, as it would from its own client; nobody else.
+        """
+        section = self.providers.get(provider)
+        if section is None:
+            return ""
+        openai = urlsplit(section.base_url).hostname == "api.openai.com"
+        return os.environ.get(section.api_key_env or ("OPENAI_API_KEY" if openai else ""), "")
+
     def prices(self) -> dict[tuple[str, str], Price]:
         """The user's own prices by (provider, model)."""
         return {
@@ -167,8 +187,10 @@ class Config(Section):
         }
 
 
-def load_config(file: Path | None) -> Config:
+def load_config(file: Path | None, *, environment: bool = True) -> Config:
     """The settings in `file`, or the defaults where `file` is None.
+
+    `environment` False: the variables that hold keys need not be set, for commands that call nobody.
 
     Raises:
         InvalidConfig: with every problem of the file.
@@ -176,40 +198,58 @@ def load_config(file: Path | None) -> Config:
     if file is None:
         return Config()
     document = read(file)
-    config, problems = validate(Config, document)
+    problems = document.repeated_keys()
+    config, wrong = validate(Config, document)
+    problems += wrong
     if config is not None:
-        problems = list(_cross_checks(config, document))
+        problems += _cross_checks(config, document)
+        problems += _missing_variables(config, document) if environment else []
     if config is None or problems:
-        raise InvalidConfig(problems)
+        raise InvalidConfig(problems, config)
     return config
 
 
 def _cross_checks(config: Config, document: Document) -> Iterable[Problem]:
-    if not config.providers:
+    providers, trainers = (
+        {**getattr(config, section), **_raw(document, section)} for section in ("providers", "trainers")
+    )
+    if not providers:
         yield document.problem(["providers"], "is empty; name at least one provider")
-    for name, provider in config.providers.items():
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name) or name in RESERVED_NAMES:
+    for name in providers:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", str(name)) or name in RESERVED_NAMES:
             yield document.problem(
                 ["providers", name], "is not a usable name: lower-case letters and digits, and not "
                 f"{', '.join(sorted(RESERVED_NAMES))}"
             )  # fmt: skip
-        if provider.api_key_env and not os.environ.get(provider.api_key_env):
-            yield document.problem(
-                ["providers", name, "api_key_env"],
-                f"the environment variable {provider.api_key_env} is not set; export it before starting",
-            )
     for name, trainer in config.trainers.items():
-        if trainer.provider is not None and trainer.provider not in config.providers:
+        if trainer.provider is not None and trainer.provider not in providers:
             yield document.problem(
-                ["trainers", name, "provider"],
-                f"no provider {trainer.provider!r}; {names(config.providers)}",
+                ["trainers", name, "provider"], f"no provider {trainer.provider!r}; {names(providers)}"
             )
     for task, policy in config.tasks.items():
         for trainer_name in policy.trainers:
-            if trainer_name not in config.trainers:
+            if trainer_name not in trainers:
                 yield document.problem(
-                    ["tasks", task, "trainers"], f"no trainer {trainer_name!r}; {names(config.trainers)}"
+                    ["tasks", task, "trainers"], f"no trainer {trainer_name!r}; {names(trainers)}"
                 )
+
+
+def _raw(document: Document, section: str) -> dict[str, Any]:
+    """A section as it stands: a name whose entry has a problem of its own is a known name all the same."""
+    value = document.value.get(section)
+    return value if isinstance(value, dict) else {}
+
+
+def _missing_variables(config: Config, document: Document) -> Iterable[Problem]:
+    wanted: list[tuple[list[str | int], str | None]] = [
+        (["providers", name, "api_key_env"], provider.api_key_env) for name, provider in config.providers.items()
+    ]
+    wanted.append((["auth", "admin_token_env"], config.auth.admin_token_env))
+    for path, variable in wanted:
+        if variable and not os.environ.get(variable):
+            yield document.problem(
+                path, f"the environment variable {variable} is not set; export it before starting"
+            )
 
 
 def names(mapping: Mapping[str, object]) -> str:

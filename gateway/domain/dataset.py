@@ -13,7 +13,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One training example, traceable to the exchange it came from.
 
     `messages` is the stripped request exactly as a live stripped request sends it, without the answer;
-    `text` is the same input as one string; `output` is the answer to learn.
+    `text` is the same input as one string; `output` is the answer to learn. `seen` is how many of the
+    incumbent's exchanges had this input.
     """
 
     exchange_id: str
@@ -21,10 +22,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     output: str
     split: Split
+    seen: int = 1
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows plus where their files are. `digest` is the SHA-256 of the two JSONL files' bytes."""
+    """Rows plus where their files are. `digest` is the SHA-256 of the two JSONL files' bytes.
+
+    `beyond` are held-out inputs to which the incumbent gave no text that can be learnt (tool calls, a refusal):
+    nobody trains on them, and a candidate that answers one of them is wrong.
+    """
 
     id: str
     task: str
@@ -33,6 +39,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     digest: str
     card: dict[str, Any]
+    beyond: list[Row] = []
 
     def part(self, split: Split) -> list[Row]:
         return [row for row in self.rows if row.split == split]

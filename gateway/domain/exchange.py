@@ -7,9 +7,11 @@ exchange that was under way when something died: a row with `complete` false.
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import os
+import re
 import time
+import unicodedata
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Literal
@@ -174,19 +176,42 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
 def id_maker(clock: Callable[[], float] = time.time) -> Callable[[], str]:
     """A function that gives time-ordered unique ids, in the form of UUID version 7 (RFC 9562).
 
-    The 12 bits after the version are a counter, so ids of one process within one millisecond keep
-    their order too.
+    The 12 bits after the version count the ids of one millisecond, so ids of one process keep their order
+    whatever the clock does.
     """
-    counter = itertools.count()
-    last = 0
+    last, sequence = 0, 0
 
     def new_id() -> str:
-        nonlocal last
-        last = max(last, int(clock() * 1000))  # a clock that jumps back does not reorder ids
-        sequence = next(counter) & 0xFFF
+        nonlocal last, sequence
+        now = int(clock() * 1000)
+        if now > last:
+            last, sequence = now, 0
+        elif sequence < 0xFFF:
+            sequence += 1
+        else:  # 4,096 ids in this millisecond: borrow from the next one
+            last, sequence = last + 1, 0
         tail = os.urandom(8).hex()
         stamp = f"{last:012x}"
         variant = "89ab"[int(tail[0], 16) & 3]
         return f"{stamp[:8]}-{stamp[8:]}-7{sequence:03x}-{variant}{tail[1:4]}-{tail[4:]}"
 
     return new_id
+
+
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_NAME_LENGTH = 64
+
+
+def task_name(hint: str | None) -> str | None:
+    """The app's own name for a task (`x-unprompt-task`) as a task may be called, None where there is none.
+
+    What comes out is safe in a file name, in `strip: TASK@VERSION` and in a metric; a name is its own name.
+    One of which nothing readable is left (`..`, or a script other than Latin) gets a name made of its hash.
+    """
+    if hint is None or not hint.strip():
+        return None
+    name = _NO_NAME.sub("-", hint)[:_NAME_LENGTH].strip("-.")
+    if any(letter.isalnum() for letter in name):
+        return name
+    plain = unicodedata.normalize("NFC", hint).encode("utf-8", "surrogatepass")
+    return f"task-{hashlib.sha256(plain).hexdigest()[:8]}"

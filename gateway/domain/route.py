@@ -67,14 +67,14 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts = Timeouts()
 
     def choose(self, point: float) -> Target:
-        """The target at `point` (0 <= point < 1) of the weights' line."""
-        total = sum(target.weight for target in self.targets)
-        mark = point * total
-        for target in self.targets:
+        """The target at `point` (0 <= point < 1) of the weights' line; one of weight 0 is never chosen."""
+        weighty = [target for target in self.targets if target.weight > 0] or self.targets
+        mark = point * sum(target.weight for target in weighty)
+        for target in weighty:
             mark -= target.weight
             if mark < 0:
                 return target
-        return self.targets[-1]
+        return weighty[-1]
 
 
 class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
