@@ -20,6 +20,9 @@ from gateway.pipeline.records import Recorded
 from gateway.pipeline.splitting import MIN_ROWS, fixed_words
 from gateway.pipeline.versions import Use
 
+_MOST = 0.6
+Opening = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
+
 
 class Seen(NamedTuple):
     """A request and its body taken apart."""
@@ -31,23 +34,60 @@ class Seen(NamedTuple):
 def mine_bucket(seen: Sequence[Seen]) -> list[Use]:
     """Templates, not yet named, among requests (in order of time) that share tools and response format."""
     uses: list[Use] = []
-    beginnings: dict[tuple[str, ...], list[Seen]] = defaultdict(list)
+    left: list[Seen] = []
     for headers, group in _grouped(seen).items():
         fixed = _few_shot(group, seen)
         examples = _mine(fixed, headers) if fixed else []
         uses += [_use(fixed, headers, found) for found in examples]
-        taken = _members(fixed, examples)
-        beginnings[headers[: _first_user(headers) + 1]] += [item for item in group if id(item) not in taken]
-    for beginning, group in beginnings.items():
-        group.sort(key=lambda item: (item.request.ts, item.request.id))
+        left += _without(group, fixed, examples)
+    for beginning, group in _by_beginning(left).items():
         begun = _mine(group, beginning)
         for found in begun:
             uses += _uses_of_beginning([group[i] for i in found.members], beginning, found)
-        taken = _members(group, begun)
-        for headers, rest in _grouped([item for item in group if id(item) not in taken]).items():
+        for headers, rest in _grouped(_without(group, group, begun)).items():
             if headers != beginning:
                 uses += [_use(rest, headers, found) for found in _mine(rest, headers)]
     return uses
+
+
+def _by_beginning(seen: Sequence[Seen]) -> dict[tuple[str, ...], list[Seen]]:
+    """Requests by the headers up to the first user message that is not part of a fixed opening.
+
+    An opening is fixed when most requests that begin like it go on like it, and then in many ways.
+    """
+    starts = {id(item): 0 for item in seen}
+    ends = {id(item): _next_user(item, 0) for item in seen}
+    moving = list(seen)
+    while moving:
+        siblings = Counter(_opening(item, starts[id(item)]) for item in moving)
+        same = Counter(_opening(item, ends[id(item)]) for item in moving)
+        ways: dict[Opening, set[Opening]] = defaultdict(set)
+        for item in moving:
+            end = ends[id(item)]
+            ways[_opening(item, end)].add(_opening(item, _next_user(item, end)))
+        moving = [
+            item
+            for item in moving
+            if len(ways[opening := _opening(item, ends[id(item)])]) >= MIN_ROWS
+            and same[opening] >= _MOST * siblings[_opening(item, starts[id(item)])]
+            and ends[id(item)] < len(item.layout.headers)
+        ]
+        starts.update({id(item): ends[id(item)] for item in moving})
+        ends.update({id(item): _next_user(item, ends[id(item)]) for item in moving})
+    groups: dict[tuple[str, ...], list[Seen]] = defaultdict(list)
+    for item in sorted(seen, key=lambda item: (item.request.ts, item.request.id)):
+        groups[item.layout.headers[: ends[id(item)]]].append(item)
+    return dict(sorted(groups.items()))
+
+
+def _opening(item: Seen, end: int) -> Opening:
+    return item.layout.headers[:end], item.layout.fields[:end]
+
+
+def _next_user(item: Seen, start: int) -> int:
+    """The number of messages up to the first user message from `start` on; all if there is none."""
+    headers = item.layout.headers
+    return next((i + 1 for i in range(start, len(headers)) if _is_user(headers[i])), len(headers))
 
 
 def _grouped(seen: Sequence[Seen]) -> dict[tuple[str, ...], list[Seen]]:
@@ -80,8 +120,10 @@ def _few_shot(group: Sequence[Seen], seen: Sequence[Seen]) -> list[Seen]:
     return [item for item in group if counts[row := _row(item, answers)] >= MIN_ROWS > begun[row]]
 
 
-def _members(group: Sequence[Seen], found: Sequence[Found]) -> set[int]:
-    return {id(group[i]) for f in found for i in f.members}
+def _without(group: Sequence[Seen], mined: Sequence[Seen], found: Sequence[Found]) -> list[Seen]:
+    """The group less what was found among `mined`."""
+    taken = {id(mined[i]) for f in found for i in f.members}
+    return [item for item in group if id(item) not in taken]
 
 
 def _uses_of_beginning(members: list[Seen], beginning: tuple[str, ...], found: Found) -> list[Use]:
@@ -165,7 +207,3 @@ def _is_system(header: str) -> bool:
 
 def _is_user(header: str) -> bool:
     return layout.parse_header(header)[0] == "user"
-
-
-def _first_user(headers: Sequence[str]) -> int:
-    return next((i for i, header in enumerate(headers) if _is_user(header)), len(headers) - 1)

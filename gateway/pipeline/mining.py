@@ -99,14 +99,14 @@ class Miner:
     def _is_one(self, both: Fit, *found: Found) -> bool:
         least = min(sum(map(fixed_words, f.patterns)) for f in found)
         enough = not both.misfits and sum(map(fixed_words, both.patterns)) >= SAME * least
-        return enough and not parts_of(both.patterns, both.values)
+        return enough and not parts_of(both.patterns, both.values, self._system)
 
     def _solve(self, members: list[int]) -> list[Found]:
         if len(members) < MIN_ROWS:
             return []
         fit = self._fit(members)
         accepted = is_prompt(fit.patterns, self._system) and len(fit.values) >= MIN_ROWS
-        parts = parts_of(fit.patterns, fit.values) if accepted else []
+        parts = parts_of(fit.patterns, fit.values, self._system) if accepted else []
         if accepted and not parts:
             return [Found(fit.patterns, sorted(fit.values)), *self._solve_rest(members, fit.misfits)]
         found: list[Found] = []

@@ -58,16 +58,17 @@ def trigrams(patterns: Iterable[TextPattern]) -> Trigrams:
     return frozenset(found - {()})
 
 
-def parts_of(patterns: Sequence[TextPattern], values: Values) -> list[list[int]]:
+def parts_of(patterns: Sequence[TextPattern], values: Values, system: Sequence[bool]) -> list[list[int]]:
     """The rows parted by the prompts among them; empty when they are requests of one prompt."""
     if usual := _without_strays(values):
         return [usual]
     strong = sum(map(fixed_words, patterns)) >= STRONG
     fields = _slots_by_field(patterns, values)
+    prompts = {id(pattern) for pattern, is_system in zip(patterns, system, strict=True) if is_system}
     for pattern, slots in fields:
         for slot in slots:
             column = {i: row[slot] for i, row in values.items()}
-            parts = _by_own_text(column, fixed_words(pattern), strong)
+            parts = _by_own_text(column, fixed_words(pattern), strong, id(pattern) in prompts)
             if parts:
                 return parts
     for pattern, slots in fields:
@@ -99,17 +100,17 @@ def _slots_by_field(patterns: Sequence[TextPattern], values: Values) -> list[tup
     return found
 
 
-def _by_own_text(values: dict[int, str], local: int, strong: bool) -> list[list[int]]:
+def _by_own_text(values: dict[int, str], local: int, strong: bool, system: bool) -> list[list[int]]:
     """Classes of values, by how they begin or end, that each look like a prompt with slots of its own."""
-    if len(set(values.values())) < 2 * MIN_ROWS:
+    if len(set(values.values())) < (2 if system else 2 * MIN_ROWS):
         return []
-    enough = (0.7 if local else 0.5) * len(values)
+    enough = (0.6 if local else 0.5) * len(values)
     for size in _HEAD_SIZES:
         kept: list[list[int]] = []
         added, rest = 0, values
         for key in (head, tail):
             for text, part in grouped(rest, key, size).items():
-                own = _own_words([values[i] for i in part], strong) if text else 0
+                own = _own_words([values[i] for i in part], strong, system) if text else 0
                 if own:
                     kept.append(part)
                     added += own * len(part)
@@ -121,9 +122,14 @@ def _by_own_text(values: dict[int, str], local: int, strong: bool) -> list[list[
     return []
 
 
-def _own_words(values: Sequence[str], strong: bool) -> int:
-    """Words of fixed text that these values share, when they look like one prompt's requests; else 0."""
+def _own_words(values: Sequence[str], strong: bool, system: bool) -> int:
+    """Words of fixed text that these values share, when they look like one prompt's requests; else 0.
+
+    One and the same text again and again is a document, but in a system message it is a prompt.
+    """
     distinct = sorted(set(values))
+    if system and len(distinct) == 1 and len(values) >= MIN_ROWS:
+        return words(distinct[0]) if words(distinct[0]) >= _SENTENCE else 0
     if len(values) < MIN_ROWS or len(distinct) < max(3, MIN_DISTINCT * len(values)):
         return 0
     literals = field_literals(spread(distinct, 8))

@@ -15,9 +15,9 @@ from gateway.pipeline.splitting import Trigrams, trigrams
 
 CHANGED = 0.5
 """Shared wording (Jaccard index of word trigrams) from which a later template is a new version."""
-FOLLOWED = 0.3
+FOLLOWED = 0.15
 """The same where the later template comes into use just as the earlier one goes out of use."""
-VARIANT = 0.7
+VARIANT = 0.65
 """The same for templates that are in use side by side."""
 CONTAINED = 0.9
 """Share of one template's wording that another holds too, from which they are variants of one task."""
