@@ -18,9 +18,14 @@ from gateway.domain.matching import Match, TemplateIndex
 from gateway.domain.template import PromptTemplate
 from gateway.pipeline.grouping import Seen, mine_bucket
 from gateway.pipeline.records import Recorded
+from gateway.pipeline.splitting import spread
 from gateway.pipeline.versions import Use, place
 
 __all__ = ["Inference", "Recorded", "infer", "infer_files"]
+
+
+BATCH = 8000
+"""Requests to mine at once; the others are matched with what these show, and only what is left is mined again."""
 
 
 class Inference(NamedTuple):
@@ -34,17 +39,29 @@ def infer(requests: Sequence[Recorded], known: Sequence[PromptTemplate] = ()) ->
     """Find the prompt templates behind these requests. The order in which they are given changes nothing."""
     ordered = sorted(requests, key=lambda request: (request.ts, request.id))
     before = _assign(ordered, known)
-    buckets: dict[tuple[str, str], list[Seen]] = defaultdict(list)
-    for request in ordered:
-        if before[request.id] is None:
-            try:
-                seen = Seen(request, layout.read(request.body))
-            except Unreadable:
-                continue
-            buckets[request.key, seen.layout.bucket].append(seen)
-    new = [use for key in sorted(buckets) for use in mine_bucket(buckets[key])]
+    new: list[Use] = []
+    left = [request for request in ordered if before[request.id] is None]
+    while left:
+        batch = spread(left, BATCH)
+        found = _mine(batch)
+        new += found
+        if not found or len(batch) == len(left):
+            break
+        index = TemplateIndex([use.template for use in found])
+        left = [request for request in left if index.match(request.body) is None]
     templates = place(new, _uses(known, ordered, before))
     return Inference(templates, _assign(ordered, [*known, *templates]))
+
+
+def _mine(requests: Sequence[Recorded]) -> list[Use]:
+    buckets: dict[tuple[str, str], list[Seen]] = defaultdict(list)
+    for request in requests:
+        try:
+            seen = Seen(request, layout.read(request.body))
+        except Unreadable:
+            continue
+        buckets[request.key, seen.layout.bucket].append(seen)
+    return [use for key in sorted(buckets) for use in mine_bucket(buckets[key])]
 
 
 def _assign(requests: Sequence[Recorded], templates: Sequence[PromptTemplate]) -> dict[str, tuple[str, int] | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.domain.template import DATE, ID
 from gateway.pipeline.alignment import COMMON, WORD, Run, by_chance, shared_runs, surprise, tokens
@@ -29,7 +29,8 @@ def field_literals(texts: Sequence[str]) -> list[str]:
     """
     if len(set(texts)) == 1:
         return _without_volatile(texts[0])
-    split = [tokens(text) for text in texts]
+    before, after = _shared_lines(texts)
+    split = [tokens(text[before : len(text) - after]) for text in texts]
     runs = shared_runs(split)
     first, inner, last = _edges(runs, split)
     inner = _likely(inner, split, first, last)
@@ -42,8 +43,30 @@ def field_literals(texts: Sequence[str]) -> list[str]:
         piece = _trim_left(pieces[i], literals[-1], values)
         literals.append(piece if i == len(runs) - 1 else _trim_right(piece, len(texts)))
     joined = ["".join(piece) for piece in literals]
+    joined[0] = texts[0][:before] + joined[0]
+    joined[-1] += texts[0][len(texts[0]) - after :]
     joined = [joined[0], *filter(_is_separator, joined[1:-1]), joined[-1]]
     return [piece for literal in joined for piece in _without_volatile(literal)]
+
+
+def _shared_lines(texts: Sequence[str]) -> tuple[int, int]:
+    """How many characters of whole lines all texts begin and end with, so that these need no alignment."""
+    least = min(map(len, texts))
+    before = _longest(least, lambda n: all(text.startswith(texts[0][:n]) for text in texts))
+    before = max(0, texts[0].rfind("\n", 0, before))
+    ends = texts[0][len(texts[0]) - least :]
+    after = _longest(least - before, lambda n: all(text.endswith(ends[least - n :]) for text in texts))
+    newline = ends.find("\n", least - after)
+    return before, least - newline - 1 if newline >= 0 else 0
+
+
+def _longest(limit: int, holds: Callable[[int], bool]) -> int:
+    """The largest length up to `limit` for which this holds, given that it holds for all shorter ones."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
 
 
 def _without_volatile(literal: str) -> list[str]:

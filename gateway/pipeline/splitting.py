@@ -72,6 +72,8 @@ def parts_of(patterns: Sequence[TextPattern], values: Values, system: Sequence[b
             if parts:
                 return parts
     for pattern, slots in fields:
+        if not fixed_words(pattern) and id(pattern) not in prompts:
+            continue  # a message of the user without fixed text: documents and openings of conversations recur
         parts = _by_closed_slots({i: tuple(row[s] for s in slots) for i, row in values.items()}, pattern)
         if parts:
             return parts
