@@ -75,13 +75,18 @@ def _without_volatile(literal: str) -> list[str]:
     A word must announce it (today, date, trace, ...), always another one: examples hold dates too.
     """
     found = [(v, literal[max(0, v.start() - 40) : v.start()]) for v in _VOLATILE.finditer(literal)]
-    labels = Counter(before[-8:] for _, before in found)
+    labels = Counter(_last_word(before) for _, before in found)
     pieces, start = [], 0
     for volatile, before in found:
-        if labels[before[-8:]] == 1 and _CUE.search(before) and volatile.start() >= start + 3:
+        if labels[_last_word(before)] == 1 and _CUE.search(before) and volatile.start() >= start + 3:
             pieces.append(literal[start : volatile.start()])
             start = volatile.end()
     return [*pieces, literal[start:]]
+
+
+def _last_word(text: str) -> str:
+    names = WORD.findall(text)
+    return names[-1] if names else ""
 
 
 def _between(split: Sequence[list[str]], left: Run, right: Run) -> list[list[str]]:

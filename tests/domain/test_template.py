@@ -225,6 +225,7 @@ def test_strip_finds_just_what_was_rendered_or_nothing(question: str, tone: str)
     else:
         assert inputs.values == (question, tone)
         assert layout.same(REPLY.render(inputs), request)
+        assert parse_stripped(REPLY, inputs.messages).values == inputs.values
 
 
 @given(st.lists(literal, min_size=1, max_size=4), st.text("ab\n:[]", max_size=3), st.text("ab\n:[]", max_size=16))

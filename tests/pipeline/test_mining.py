@@ -1,0 +1,137 @@
+"""What texts share, and what of it is prompt: the pieces under `infer`."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.domain.template import Slot, TextPattern
+from gateway.pipeline.alignment import shared_runs, tokens
+from gateway.pipeline.literals import field_literals
+from gateway.pipeline.mining import Miner, cut_row
+
+CITIES = ["Rome", "New York", "Oslo", "Lima", "Kyoto", "Cairo", "Quito", "Bern", "Perth", "Accra"]
+ASKED = ["food", "museums", "a quiet walk", "jazz, any kind", "books", "the sea", "trains", "tea", "chess", "art"]
+
+
+def test_the_text_around_the_values_is_found() -> None:
+    texts = [
+        f"Plan a day in {city}.\nWishes: {asked}\n\nAnswer:" for city, asked in zip(CITIES, ASKED, strict=True)
+    ]
+    assert field_literals(texts) == ["Plan a day in ", ".\nWishes: ", "\n\nAnswer:"]
+
+
+def test_a_word_that_few_values_happen_to_share_is_given_back_to_them() -> None:
+    texts = [f"Message: Yes {rest}\nAnswer:" for rest in ("please", "I do, twice", "tomorrow", "or no")]
+    assert field_literals(texts) == ["Message: ", "\nAnswer:"]
+
+
+def test_quotes_around_a_value_are_template() -> None:
+    texts = [f'Is "{asked}" a noun? Say yes or no.' for asked in ASKED]
+    assert field_literals(texts) == ['Is "', '" a noun? Say yes or no.']
+
+
+def test_the_full_stop_of_sentences_is_theirs() -> None:
+    sentences = (
+        "While we were in Rome nobody of our group ever looked at a single map",
+        "Trains to Oslo leave from the other side, and only before noon",
+        "A friend told me once how he lost both shoes on a beach near Lima",
+        "The tea is cold again because you forgot it, as always, on the stairs",
+        "Nothing helps against rain, but people in Bern keep on buying umbrellas",
+    )
+    literals = field_literals([f"Translate into German: {sentence}.\n\nGerman:" for sentence in sentences])
+    assert literals == ["Translate into German: ", "\n\nGerman:"]
+
+
+def test_a_date_of_today_is_a_slot_though_all_requests_are_of_one_day() -> None:
+    assert field_literals(["Today's date is 2026-03-01. Be brief."] * 9) == ["Today's date is ", ". Be brief."]
+    examples = "Date: 2020-01-01\nDate: 2020-01-02\nNow go."
+    assert field_literals([examples] * 9) == [examples]
+
+
+def test_two_prompts_over_the_same_documents_are_two() -> None:
+    documents = [f"{a} in {c}: where to go for {a}, and how often." for a in ASKED for c in CITIES[:3]]
+    rows = [(f"Summarize the following text in one line.\n\n{d}",) for d in documents]
+    rows += [(f"List all places that are named below, one a line.\n\n{d}",) for d in documents]
+    found = Miner(rows, "s", [False]).mine()
+    assert sorted(len(f.members) for f in found) == [30, 30]
+
+
+def test_a_closed_set_of_short_values_is_a_slot_and_no_reason_to_part() -> None:
+    rows = [
+        (f"Translate the text below to {language} and keep the tone of the author.\n\n{asked} {city}",)
+        for asked in ASKED
+        for city in CITIES[:2]
+        for language in ("German", "Greek")
+    ]
+    (found,) = Miner(rows, "s", [False]).mine()
+    assert found.patterns[0].literals[0] == "Translate the text below to "
+
+
+def test_strays_do_not_blur_a_prompt() -> None:
+    prompt = "# Order\n{}\n\nSay in one word whether the customer above is satisfied with the order or not."
+    rows = [(prompt.format(f"{a} {c}"),) for a in ASKED for c in CITIES[:4]]
+    rows += [("# Order\nbread and the usual words above in one go",)]
+    found = Miner(rows, "s", [False]).mine()
+    assert any(cut_row(f.patterns, rows[0]) == ("food Rome",) for f in found)
+
+
+word = st.sampled_from(
+    [
+        "red",
+        "green",
+        "blue",
+        "one",
+        "two",
+        "The",
+        "a\n",
+        ":",
+        ".",
+        ",",
+        '"',
+        "-",
+        "Answer",
+        "Question",
+        "7",
+        "2026-03-01",
+        "\n",
+        " ",
+    ]
+)
+text = st.lists(word, max_size=12).map(" ".join)
+
+
+@given(st.lists(text, min_size=2, max_size=6))
+def test_shared_runs_stand_in_every_text_in_order(texts: list[str]) -> None:
+    split = [tokens(t) for t in texts]
+    assert ["".join(s) for s in split] == texts
+    ends = [0] * len(texts)
+    for run in shared_runs(split):
+        pieces = {"".join(s[start : start + run.length]) for s, start in zip(split, run.starts, strict=True)}
+        assert len(pieces) == 1
+        assert all(start >= end for start, end in zip(run.starts, ends, strict=True))
+        ends = [start + run.length for start in run.starts]
+
+
+@given(st.lists(text, min_size=2, max_size=6), text, text)
+def test_every_sample_holds_the_literals_it_was_found_with(values: list[str], before: str, after: str) -> None:
+    texts = [before + value + after for value in values]
+    literals = field_literals(texts)
+    for sample in texts:
+        assert sample.startswith(literals[0])
+        position = len(literals[0])
+        for literal in literals[1:-1]:
+            assert literal
+            position = sample.index(literal, position) + len(literal)
+        assert len(literals) == 1 or sample.endswith(literals[-1])
+        assert position + len(literals[-1]) <= len(sample) or len(literals) == 1
+
+
+@given(st.lists(text, min_size=4, max_size=9, unique=True))
+def test_members_of_a_found_template_fit_it(values: list[str]) -> None:
+    rows = [(f"Say what is meant by the following words.\n\n{value}\n\nMeaning:",) for value in values]
+    for found in Miner(rows, "s", [False]).mine():
+        for i in found.members:
+            cut = cut_row(found.patterns, rows[i])
+            assert cut is not None
+            assert TextPattern(found.patterns[0].literals, tuple(Slot("x") for _ in cut)).fill(cut) == rows[i][0]
