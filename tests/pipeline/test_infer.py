@@ -190,3 +190,47 @@ def test_the_apps_own_name_for_the_task_is_used_where_it_agrees() -> None:
 def test_tenants_never_share_a_new_template() -> None:
     requests = [Recorded(r.id, r.ts, r.body, key=f"tenant-{i % 10}") for i, r in enumerate(intents(30))]
     assert infer(requests).templates == []
+
+
+def conversation(rng: random.Random, turns: int) -> dict[str, Any]:
+    system = "You are the concierge of the Hotel Aurora. Be short, kind and honest; never promise a late check-out."
+    said = [("user" if i % 2 == 0 else "assistant", sentence(rng)) for i in range(2 * turns + 1)]
+    return {"messages": [{"role": r, "content": c} for r, c in [("system", system), *said]]}
+
+
+def test_of_a_conversation_the_system_prompt_goes_and_the_turns_stay() -> None:
+    requests = record(lambda rng: conversation(rng, rng.randint(0, 3)), 30, "talk")
+    (template,) = infer(requests).templates
+    assert template.turns
+    body = conversation(random.Random(1), 5)
+    inputs = template.strip(body)
+    assert inputs is not None
+    assert inputs.messages == body["messages"][1:]
+
+
+def test_few_shot_examples_as_messages_are_template() -> None:
+    shots = [
+        ("user", "Ticket: the site is down"),
+        ("assistant", "high"),
+        ("user", "Ticket: typo"),
+        ("assistant", "low"),
+    ]
+
+    def make(rng: random.Random) -> dict[str, Any]:
+        messages = [("system", "Rate the urgency of the ticket."), *shots, ("user", f"Ticket: {sentence(rng)}")]
+        return {"messages": [{"role": r, "content": c} for r, c in messages]}
+
+    (template,) = infer(record(make, 20, "shots")).templates
+    assert not template.turns
+    inputs = template.strip(make(random.Random(7)))
+    assert inputs is not None
+    assert [message["role"] for message in inputs.messages] == ["user"]
+    assert "Ticket" not in inputs.text
+
+
+def test_many_requests_are_mined_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.pipeline.infer.BATCH", 40)
+    groups = [intents(100), urgencies(100), queries(5)]
+    inference = infer([request for group in groups for request in group])
+    assert [len(tasks(inference, group)) for group in groups] == [1, 1, 1]
+    assert len({request for group in groups for request in tasks(inference, group)} - {None}) >= 2
