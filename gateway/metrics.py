@@ -16,7 +16,7 @@ import prometheus_client as prom
 
 from gateway import __version__
 from gateway.domain.route import RouteTable
-from gateway.proxy.forward import Seen
+from gateway.proxy.record import Seen
 
 _SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
             163.84, 327.68, 600.0)  # fmt: skip

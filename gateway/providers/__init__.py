@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -18,19 +18,18 @@ class RequestFacts(msgspec.Struct, frozen=True):
 
 
 class ResponseFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the books need of a response."""
+    """What the books need of a response. `failed`: it says that it is an error, whatever its status was."""
 
     model: str | None = None
     finish_reason: str | None = None
     usage: Usage = Usage()
+    failed: bool = False
 
 
 class Provider(Protocol):
     """One wire format."""
 
     name: str
-    credentials: frozenset[bytes]
-    """Lower-case names of the request headers that carry keys."""
 
     def key_header(self, key: str) -> tuple[bytes, bytes]:
         """The header that presents our own key."""
@@ -48,13 +47,27 @@ class Provider(Protocol):
         """From the whole body, or the tail of a stream. Never raises."""
         ...
 
-    def ends_stream(self, piece: bytes) -> bool:
-        """Whether a client may take its answer for whole after this piece of a stream."""
+    def ends_stream(self, window: bytes) -> bool:
+        """Whether a client may take its answer for whole with the event that begins in this part of a stream.
+
+        `window` is a piece with the `WINDOW` bytes before it (at the very start: a line feed).
+        """
+        ...
+
+    def aim(self, path: bytes, model: str) -> bytes:
+        """The same path for another model, where the path names one."""
         ...
 
     def error_body(self, status: int, code: str, message: str) -> bytes:
         """An error of our own in this provider's shape (JSON)."""
         ...
+
+
+WINDOW = 64
+"""How many bytes before a piece `ends_stream` must see: the longest mark may be split over two pieces."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+"""A number of tokens; an upstream that claims more has sent nonsense that no store can hold."""
 
 
 def load(protocol: str) -> Provider:

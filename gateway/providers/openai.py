@@ -12,7 +12,7 @@ import msgspec
 
 from gateway import sse
 from gateway.domain.exchange import Usage
-from gateway.providers import Provider, RequestFacts, ResponseFacts
+from gateway.providers import Count, Provider, RequestFacts, ResponseFacts
 
 _OPERATIONS = {
     "/chat/completions": "chat",
@@ -28,15 +28,15 @@ class _Request(msgspec.Struct):
 
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
@@ -61,17 +61,22 @@ class _Choice(msgspec.Struct):
 
 class _Response(msgspec.Struct):
     model: str | None = None
-    status: str | None = None
+    status: Any = None
     usage: _Usage | None = None
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
+    error: Any = None
     response: _Response | None = None  # the last events of /responses streams wrap it
 
     def noun(self) -> ResponseFacts:
         if self.response is not None:
             return self.response.noun()
-        finish = self.choices[0].finish_reason if self.choices else self.status
+        status = self.status if isinstance(self.status, str) else None
+        finish = self.choices[0].finish_reason if self.choices else status
         usage = self.usage.noun() if self.usage else Usage()
-        return ResponseFacts(model=self.model, finish_reason=finish, usage=usage)
+        return ResponseFacts(model=self.model, finish_reason=finish, usage=usage, failed=bool(self.error))
+
+
+_END_MARK = re.compile(rb"[\r\n](?:data: ?\[DONE\]|event: ?response\.(?:completed|incomplete|failed))")
 
 
 _request = msgspec.json.Decoder(_Request)
@@ -82,7 +87,6 @@ class OpenAI:
     """The protocol `openai`."""
 
     name = "openai"
-    credentials = frozenset({b"authorization", b"api-key"})
 
     def key_header(self, key: str) -> tuple[bytes, bytes]:
         return b"Authorization", b"Bearer " + key.encode()
@@ -108,12 +112,16 @@ class OpenAI:
                     model=found.model or facts.model,
                     finish_reason=found.finish_reason or facts.finish_reason,
                     usage=found.usage if found.usage.source == "upstream" else facts.usage,
+                    failed=found.failed or facts.failed,
                 )
         return found
 
-    def ends_stream(self, piece: bytes) -> bool:
-        tail = piece[-256:].rstrip()
-        return tail.endswith(b"[DONE]") or b"event: response.completed" in piece
+    def ends_stream(self, window: bytes) -> bool:
+        hint = b"[DONE]" in window or b"response." in window  # cheaper than the pattern
+        return hint and _END_MARK.search(window) is not None
+
+    def aim(self, path: bytes, model: str) -> bytes:
+        return path
 
     def error_body(self, status: int, code: str, message: str) -> bytes:
         kind = "invalid_request_error" if status < 500 else "api_error"

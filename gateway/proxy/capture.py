@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from gateway.domain.exchange import Begin, End
 from gateway.errors import StoreError, StoreUnavailable
-from gateway.stores.journal import JournalWriter, Record
+from gateway.proxy.secrets import blank_text
+from gateway.stores.journal import JournalWriter, Record, Unencodable, encode
 
 log = logging.getLogger(__name__)
 
 SPILL_BYTES = 256 * 1024 * 1024
+RETRY_SECONDS = 0.25
+RECOVER_BYTES = 4 * 1024 * 1024
+"""How much of the spill is written at once: the relay waits meanwhile."""
+
 KEPT_HEADERS = frozenset({
     b"content-type", b"content-encoding", b"user-agent", b"accept", b"retry-after",
     b"x-request-id", b"request-id", b"openai-processing-ms", b"openai-version", b"anthropic-version",
 })  # fmt: skip
 """Only these headers are recorded: an allow-list, so that no key is ever kept by accident."""
 
+_NAMES = {name: name.decode() for name in KEPT_HEADERS}
+
 
 class Capture:
     """Appends to the journal. When that fails: `fail_open` keeps records in memory and writes them when it
     can again, in order; `fail_closed` refuses the request before its upstream is called.
 
-    `count(result)` is told of each record: `written`, `spooled` (kept in memory), `dropped` (memory full).
+    `count(result)` is told of each record: `written`, `spooled` (kept in memory), `dropped` (memory full),
+    `poison` (it cannot be written down at all).
     """
 
     def __init__(
@@ -36,7 +44,7 @@ class Capture:
         self._fail_closed = fail_closed
         self._count = count
         self._sync_seconds = sync_ms / 1000
-        self._spilled: deque[Record] = deque()
+        self._spilled: deque[bytes] = deque()
         self._spilled_bytes = 0
 
     def begin(self, record: Begin) -> None:
@@ -48,32 +56,45 @@ class Capture:
             self._append(record)
         except StoreError as error:
             if self._fail_closed:
-                raise StoreUnavailable(f"the exchange cannot be recorded: {error}") from error
-            self._spill(record, error)
+                raise StoreUnavailable("the exchange cannot be recorded, and no upstream was asked") from error
+            self._spill(encode(record), error)
+
+    def note(self, record: Begin) -> bool:
+        """The same for a request that is refused anyway; whether it is kept."""
+        try:
+            self.begin(record)
+        except StoreUnavailable:
+            return False
+        return True
 
     def end(self, record: End) -> None:
         """Never raises: the client's answer is not held hostage."""
         try:
             self._append(record)
         except StoreError as error:
-            self._spill(record, error)
+            self._spill(encode(record), error)
 
     def _append(self, record: Record) -> None:
-        if self._spilled and not self.recover():
-            raise StoreError("the journal still cannot be written")
-        self._journal.append(record)
+        try:
+            encoded = encode(record)
+        except Unencodable as error:
+            self._count("poison")
+            log.error("exchange %s cannot be written down: %s", record.id, error)
+            return
+        if self._spilled and not self.recover():  # behind what came before it
+            raise StoreError("earlier records are still waiting to be written")
+        self._journal.append_encoded(encoded)
         self._count("written")
 
-    def _spill(self, record: Record, error: StoreError) -> None:
-        size = len(record.request if isinstance(record, Begin) else record.response)
-        if self._spilled_bytes + size > SPILL_BYTES:
+    def _spill(self, encoded: bytes, error: StoreError) -> None:
+        if self._spilled_bytes + len(encoded) > SPILL_BYTES:
             self._count("dropped")
-            log.error("exchange %s is lost: %s, and the spill is full", record.id, error)
+            log.error("a record of %d bytes is lost: %s, and the spill is full", len(encoded), error)
             return
         if not self._spilled:
             log.error("recording fails, keeping records in memory: %s", error)
-        self._spilled.append(record)
-        self._spilled_bytes += size
+        self._spilled.append(encoded)
+        self._spilled_bytes += len(encoded)
         self._count("spooled")
 
     @property
@@ -82,53 +103,56 @@ class Capture:
         return not self._spilled
 
     def recover(self) -> bool:
-        """Try to write what was spilled, oldest first; whether nothing is left."""
-        while self._spilled:
+        """Try to write what was spilled, oldest first and so much at once; whether nothing is left."""
+        written = 0
+        while self._spilled and written < RECOVER_BYTES:
             try:
-                self._journal.append(self._spilled[0])
+                self._journal.append_encoded(self._spilled[0])
             except StoreError:
                 return False
-            self._spilled.popleft()
+            size = len(self._spilled.popleft())
+            self._spilled_bytes -= size
+            written += size
             self._count("written")
-        self._spilled_bytes = 0
-        return True
+        if written and not self._spilled:
+            log.warning("recording works again, nothing is waiting in memory")
+        return not self._spilled
 
     async def keep_synced(self) -> None:
         """Runs as long as the server: forces the journal to the disk, and retries what was spilled."""
+        failing, synced = False, 0.0
         while True:
-            await asyncio.sleep(self._sync_seconds or 1.0)
+            await asyncio.sleep(min(RETRY_SECONDS, self._sync_seconds or RETRY_SECONDS))
             self.recover()
-            force = self._journal.sync_later()
-            if force is not None:
-                try:
+            if time.monotonic() - synced < self._sync_seconds:
+                continue
+            synced = time.monotonic()
+            try:
+                force = self._journal.sync_later()
+                if force is not None:
                     await asyncio.to_thread(force)
-                except OSError:
-                    log.exception("the journal could not be forced to the disk")
+            except OSError as error:
+                if not failing:
+                    log.error("the journal cannot be forced to the disk: %s", error.strerror)
+                failing = True
+            else:
+                failing = False
 
     def close(self) -> None:
-        self.recover()
+        """Write what is left, if that is possible."""
+        before = len(self._spilled) + 1
+        while len(self._spilled) < before:
+            before = len(self._spilled)
+            self.recover()
+        if self._spilled:
+            log.error("%d records are lost: the journal still cannot be written", len(self._spilled))
         self._journal.close()
 
 
-def kept_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The headers that are recorded, by lower-case name."""
+def kept_headers(headers: Iterable[tuple[bytes, bytes]], secrets: Iterable[bytes] = ()) -> dict[str, str]:
+    """The headers that are recorded, by lower-case name, keys blanked out."""
     return {
-        name.decode("latin-1").lower(): value.decode("latin-1")
+        _NAMES[lower]: blank_text(value.decode("latin-1"), secrets)
         for name, value in headers
-        if name.lower() in KEPT_HEADERS
+        if (lower := name.lower()) in KEPT_HEADERS
     }
-
-
-def blank_out(data: bytes, secrets: Iterable[bytes]) -> bytes:
-    """The same bytes with every secret overwritten by asterisks (same length)."""
-    for secret in secrets:
-        if secret in data:
-            data = data.replace(secret, b"*" * len(secret))
-    return data
-
-
-def key_id(secrets: Iterable[bytes]) -> str | None:
-    """A short name for a client's key that cannot be turned back into it."""
-    for secret in secrets:
-        return hashlib.blake2b(secret, digest_size=6, person=b"unprompt-key").hexdigest()
-    return None

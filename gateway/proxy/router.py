@@ -14,7 +14,8 @@ from gateway.providers.openai import read_chat
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
-    """What a route may look at. `body` None: it is streamed through unseen."""
+    """What a route may look at. `body` None: it is streamed through unseen. `is_chat`: it goes to a chat
+    completions endpoint, whose body a template can match."""
 
     provider: str
     model: str | None
@@ -24,6 +25,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     task_hint: str | None = None
     route_name: str | None = None
     body: bytes | None = None
+    is_chat: bool = False
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,11 +49,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The attempts in order: each is only made when the one before it failed before its first byte."""
+    """The attempts in order: each is only made when the one before it failed before its first byte.
+
+    `model` and `original` are the request's own model and body: an attempt with the very same body object
+    sends it unchanged.
+    """
 
     attempts: tuple[Attempt, ...]
     route: Route | None = None
     task: str | None = None
+    model: str | None = None
+    original: bytes | None = None
 
 
 class Switchboard(msgspec.Struct, frozen=True):
@@ -73,14 +81,15 @@ class Switchboard(msgspec.Struct, frozen=True):
             routes = [route for route in routes if route.name == request.route_name]
         parsed: dict[str, Any] | None = None
         match: Match | None = None
-        if request.body is not None and any(_needs_task(route) for route in routes):
+        if request.is_chat and request.body is not None and any(_needs_task(route) for route in routes):
             parsed = read_chat(request.body)
             match = self.templates.match(parsed) if parsed is not None else None
         task = request.task_hint or (match.template.task if match else None)
         for route in routes:
             if route.match.task is None or route.match.task == task:
                 return self._along(route, request, parsed, task, dice)
-        return Plan(attempts=(_whole(request, request.provider, request.model),), task=task)
+        attempts = (_whole(request, request.provider, request.model),)
+        return Plan(attempts=attempts, task=task, model=request.model, original=request.body)
 
     def _along(
         self,
@@ -95,7 +104,7 @@ class Switchboard(msgspec.Struct, frozen=True):
         attempts = (fallback,) if first is None else (first, fallback)
         if first is not None and (first.upstream, first.body) == (fallback.upstream, fallback.body):
             attempts = (first,)
-        return Plan(attempts=attempts, route=route, task=task)
+        return Plan(attempts=attempts, route=route, task=task, model=request.model, original=request.body)
 
     def _aim(self, target: Target, request: Incoming, parsed: dict[str, Any] | None) -> Attempt | None:
         """The attempt at this target; None when it strips and the request does not match its template."""
@@ -132,9 +141,18 @@ def _stripped(target: Target, request: Incoming, inputs: Inputs, parsed: dict[st
 
 def _whole(request: Incoming, upstream: str, model: str | None) -> Attempt:
     body = request.body
-    if body is not None and model is not None and model != request.model:
-        body = rewrite(body, model=model)
+    if body is not None and model is not None and request.model is not None and model != request.model:
+        body = _with_model(body, model)
     return Attempt(upstream=upstream, model=model, body=body)
+
+
+def _with_model(body: bytes, model: str) -> bytes:
+    """The body for another model; the same object where the body names none (Gemini names it in the path)."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body
+    return rewrite(body, model=model) if "model" in fields else body
 
 
 def rewrite(body: bytes, **changes: Any) -> bytes:

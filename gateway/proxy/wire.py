@@ -17,29 +17,53 @@ HOP_BY_HOP = frozenset({
 """RFC 9110 section 7.6.1, and the old `Keep-Alive` and `Proxy-Connection`."""
 
 _NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_NEVER_BY_CONNECTION = frozenset({b"keep-alive", b"close", b"content-type", b"authorization"})
 _OWN = b"x-unprompt-"
-_DOTS = re.compile(rb"(?i)(?:^|[/\\])(?:\.|%2e){1,2}(?:[/\\?]|%2f|%5c|$)")
+_DOTS = re.compile(rb"(?i)(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\?;]|%2f|%5c|%3b|$)")
+_CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 
 
-class RequestHead(msgspec.Struct, eq=False):
-    """A client's request line and headers as they came."""
+class RequestHead:
+    """A client's request line and headers as they came, and each header's first value by lower-case name."""
 
-    method: bytes
-    target: bytes
-    headers: Headers
-    keep_alive: bool
-    http_1_0: bool = False
+    __slots__ = ("_first", "headers", "http_1_0", "keep_alive", "method", "target")
+
+    def __init__(
+        self, method: bytes, target: bytes, headers: Headers, *, keep_alive: bool, http_1_0: bool = False
+    ) -> None:
+        self.method, self.target, self.headers = method, target, headers
+        self.keep_alive, self.http_1_0 = keep_alive, http_1_0
+        self._first: dict[bytes, bytes] = {}
+        for name, value in headers:
+            self._first.setdefault(name.lower(), value)
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, by its lower-case name."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        return self._first.get(name)
+
+    def text(self, name: bytes) -> str | None:
+        """The same as text; None where it is absent or empty."""
+        value = self._first.get(name)
+        return value.decode("utf-8", "replace") if value else None
+
+    @property
+    def offers_websocket(self) -> bool:
+        """Whether the client asks for the connection to become a tunnel (RFC 6455)."""
+        first = self._first
+        if first.get(b"upgrade", b"").lower() != b"websocket" or self.method != b"GET" or self.http_1_0:
+            return False
+        has_body = b"transfer-encoding" in first or first.get(b"content-length", b"0") != b"0"
+        tokens = [token.strip().lower() for token in first.get(b"connection", b"").split(b",")]
+        return b"upgrade" in tokens and not has_body
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a request target leads: `path` is what follows the provider's base URL, query included."""
+    """Where a request target leads: `path` is what follows the provider's host, query included; `rest` is the
+    target without the provider's name; `endpoint` is `rest` without its query."""
 
     provider: str
     path: bytes
+    rest: bytes
     endpoint: str
 
 
@@ -56,57 +80,43 @@ def locate(target: bytes, providers: Mapping[str, bytes], default: str) -> Place
             raise UnknownPath("the request target must be a path, like /v1/chat/completions")
         target = rest[rest.index(b"/") :]
     path = target.partition(b"?")[0]
-    if _DOTS.search(path) or b"\\" in path or b"%00" in path or any(byte <= 0x20 or byte == 0x7F for byte in path):
+    if _DOTS.search(path) or b"\\" in path or b"%00" in path or _CONTROL.search(path):
         raise BadRequest("the path has dot segments, back slashes or control characters; send it normalised")
     segment = path[1:].partition(b"/")[0]
     name = segment.decode("latin-1")
     if name == "v1":
-        return Place(default, _join(providers[default], target), path.decode("latin-1"))
+        return _place(default, providers[default], target)
     if name in providers:
         rest = target[1 + len(segment) :]
-        rest = rest if rest.startswith(b"/") else b"/" + rest
-        return Place(name, _join(providers[name], rest), path[1 + len(segment) :].decode("latin-1") or "/")
+        return _place(name, providers[name], rest if rest.startswith(b"/") else b"/" + rest)
     known = ", ".join(["/v1/...", *(f"/{provider}/..." for provider in providers)])
-    raise UnknownPath(f"nothing answers for /{name[:40]}; known: {known}")
+    raise UnknownPath(f"nothing answers for this path; known: {known}")
 
 
-def _join(prefix: bytes, path: bytes) -> bytes:
+def _place(provider: str, prefix: bytes, rest: bytes) -> Place:
+    return Place(provider, join(prefix, rest), rest, rest.partition(b"?")[0].decode("latin-1"))
+
+
+def join(prefix: bytes, path: bytes) -> bytes:
     """An SDK's base URL ends in `/v1`, and a client that talks to us says `/v1` too: it stands once."""
     if prefix and (path == b"/v1" or path.startswith((b"/v1/", b"/v1?"))):
         return prefix + path[3:]
     return prefix + path
 
 
-def forwarded(headers: Headers, *, without: frozenset[bytes] = frozenset()) -> Headers:
+def forwarded(headers: Headers) -> Headers:
     """The headers that go on to the upstream, in their order and spelling."""
     named = _named_in_connection(headers)
-    return [
-        (name, value)
-        for name, value in headers
-        if (lower := name.lower()) not in _NOT_FORWARDED
-        and lower not in named
-        and lower not in without
-        and not lower.startswith(_OWN)
-    ]
+    dropped = _NOT_FORWARDED | named if named else _NOT_FORWARDED
+    return [pair for pair in headers if (lower := pair[0].lower()) not in dropped and not lower.startswith(_OWN)]
 
 
 def _named_in_connection(headers: Headers) -> frozenset[bytes]:
-    values = [value for name, value in headers if name.lower() == b"connection"]
-    tokens = {token.strip().lower() for value in values for token in value.split(b",")}
-    return frozenset(tokens - {b"keep-alive", b"close", b"content-type", b"authorization"})
-
-
-def secrets(headers: Headers, target: bytes, credentials: frozenset[bytes]) -> list[bytes]:
-    """Every key that the client presents, as bare values, so that they can be kept out of what we write."""
-    found = []
+    named = frozenset[bytes]()
     for name, value in headers:
-        if name.lower() in credentials or name.lower() == b"proxy-authorization":
-            found.append(value.rpartition(b" ")[2])
-    for pair in target.partition(b"?")[2].split(b"&"):
-        name, _, value = pair.partition(b"=")
-        if name.lower() in (b"key", b"api_key", b"api-key", b"access_token"):
-            found.append(value)
-    return [secret for secret in found if len(secret) >= 8]
+        if len(name) == 10 and name.lower() == b"connection":
+            named |= {token.strip().lower() for token in value.split(b",")}
+    return named - _NEVER_BY_CONNECTION if named else named
 
 
 def tags(value: bytes | None) -> dict[str, str]:
@@ -115,19 +125,19 @@ def tags(value: bytes | None) -> dict[str, str]:
     return {name.strip()[:64]: text.strip()[:256] for name, equals, text in pairs if equals and name.strip()}
 
 
-def answer_head(head: Head, extra: Headers, *, chunked: bool, close: bool, date: bytes | None = None) -> bytes:
+def answer_head(head: Head, extra: Headers, *, chunked: bool = False, close: bool = False) -> bytes:
     """Status line and headers for the client, up to the empty line."""
     named = _named_in_connection(head.headers)
+    dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
     lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
-    lines += [
-        name + b": " + value
-        for name, value in head.headers
-        if (lower := name.lower()) not in HOP_BY_HOP and lower not in named
-    ]
-    lines += [name + b": " + value for name, value in extra]
+    lines += [b"%b: %b" % pair for pair in head.headers if pair[0].lower() not in dropped]
+    lines += [b"%b: %b" % pair for pair in extra]
     if chunked:
         lines.append(b"Transfer-Encoding: chunked")
-    if close:
+    if head.status == 101:
+        upgrade = next((value for name, value in head.headers if name.lower() == b"upgrade"), b"websocket")
+        lines.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
+    elif close:
         lines.append(b"Connection: close")
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
@@ -136,3 +146,11 @@ def own_answer(status: int, reason: bytes, headers: Headers, body: bytes) -> Hea
     """The head of an answer of our own."""
     framing = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(body))]
     return Head(status, reason, [*framing, *headers], len(body))
+
+
+_NOT_IN_A_HEADER = re.compile(r"[^\x21-\x7e]")
+
+
+def header_value(text: str) -> bytes:
+    """Text of a client or a file as a header value: whatever could end the header or the line is replaced."""
+    return _NOT_IN_A_HEADER.sub("?", text[:256]).encode("ascii")

@@ -4,15 +4,15 @@ A record is appended with one `write`, so it is in the operating system's page c
 `kill -9`, before the call returns; a power failure can lose what was written since the last fsync.
 The recorder moves records from here into the store, and a segment goes when all of it is there.
 
-Record: 4-byte little-endian payload length, 4-byte CRC-32 of the payload, payload. The payload is
-MessagePack: a tag (`b` begin, `e` end) and the struct. A reader stops at the first record that is not
+Record: 4-byte little-endian payload length, 4-byte CRC-32 of the payload, payload. The payload is a
+MessagePack array of two: a `Begin` or nil, an `End` or nil. A reader stops at the first record that is not
 whole; only the last record of a segment can be torn, since a segment has one writer.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import itertools
 import os
 import struct
 import time
@@ -31,6 +31,16 @@ SEGMENT_BYTES = 32 * 1024 * 1024
 Record = Begin | End
 
 
+class Poison(msgspec.Struct, frozen=True):
+    """A whole record that makes no sense to this release. `framed` is the record as it stands in the file."""
+
+    framed: bytes
+
+
+class Unencodable(StoreError):
+    """A value in the record cannot be written down."""
+
+
 class _Framed(msgspec.Struct, frozen=True, array_like=True):
     begin: Begin | None = None
     end: End | None = None
@@ -40,6 +50,20 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Framed)
 
 
+def encode(record: Record) -> bytes:
+    """A record as it stands in a segment.
+
+    Raises:
+        Unencodable: a lone surrogate, a number beyond 64 bits.
+    """
+    framed = _Framed(begin=record) if isinstance(record, Begin) else _Framed(end=record)
+    try:
+        payload = _encoder.encode(framed)
+    except (UnicodeEncodeError, OverflowError, TypeError) as error:
+        raise Unencodable(str(error)) from error
+    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+
+
 class JournalWriter:
     """Appends to one segment after another; one per process, no threads."""
 
@@ -47,7 +71,7 @@ class JournalWriter:
         self._folder = folder
         self._sync_ms = sync_ms
         self._segment_bytes = segment_bytes
-        self._numbers = itertools.count()
+        self._last_name = 0
         self._file = -1
         self._size = 0
         self._unsynced = False
@@ -58,12 +82,20 @@ class JournalWriter:
         Raises:
             StoreError: it could not be written whole; nothing of it is left behind.
         """
-        framed = _Framed(begin=record) if isinstance(record, Begin) else _Framed(end=record)
-        payload = _encoder.encode(framed)
+        self.append_encoded(encode(record))
+
+    def append_encoded(self, data: bytes) -> None:
+        """The same for what `encode` made.
+
+        Raises:
+            StoreError: as `append`.
+        """
         try:
             if self._file < 0 or self._size >= self._segment_bytes:
                 self._open_segment()
-            self._write(_HEAD.pack(len(payload), zlib.crc32(payload)) + payload)
+            self._write(data)
+            if self._sync_ms == 0:
+                self.sync()
         except OSError as error:
             raise StoreError(f"journal {self._folder}: {error.strerror}") from error
 
@@ -71,24 +103,33 @@ class JournalWriter:
         try:
             written = os.write(self._file, data)
             if written < len(data):
-                raise OSError(28, f"only {written} of {len(data)} bytes could be written")
+                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes could be written")
         except OSError:
-            os.ftruncate(self._file, self._size)  # no torn record in the middle of a segment
+            self._take_back()
             raise
         self._size += written
         self._unsynced = True
-        if self._sync_ms == 0:
-            self.sync()
+
+    def _take_back(self) -> None:
+        """No torn record may stand in the middle of a segment: nothing behind it would be read."""
+        try:
+            os.ftruncate(self._file, self._size)
+        except OSError:
+            self._abandon()
 
     def _open_segment(self) -> None:
         self.close()
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}"
-        fresh = self._folder / f"{name}.new"
-        self._file = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: the writer lives
-        fresh.rename(self._folder / f"{name}.journal")  # locked before a reader can see it
-        self._size = 0
+        self._last_name = max(self._last_name + 1, time.time_ns())  # in order, whatever the clock does
+        fresh = self._folder / f"{self._last_name:020d}-{os.getpid()}.new"
+        file = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: the writer lives
+            fresh.rename(fresh.with_suffix(".journal"))  # locked before a reader can see it
+        except OSError:
+            os.close(file)
+            raise
+        self._file, self._size, self._unsynced = file, 0, False
 
     def sync(self) -> None:
         """Force what was appended to the disk; blocks."""
@@ -97,11 +138,21 @@ class JournalWriter:
             force()
 
     def sync_later(self) -> Callable[[], None] | None:
-        """What a thread must call to force the records so far to the disk; None: there is nothing new."""
+        """What a thread must call to force the records so far to the disk; None: there is nothing new.
+
+        Raises:
+            OSError: the segment cannot be reached any more; the next append opens a new one.
+        """
         if not self._unsynced or self._file < 0:
             return None
+        try:
+            if os.fstat(self._file).st_nlink == 0:  # somebody deleted it: nobody would ever read what is appended
+                raise OSError(errno.ENOENT, "the journal's segment was deleted")
+            duplicate = os.dup(self._file)  # the segment may be closed before the thread comes to it
+        except OSError:
+            self._abandon()
+            raise
         self._unsynced = False
-        duplicate = os.dup(self._file)  # the segment may be closed before the thread comes to it
 
         def force() -> None:
             try:
@@ -114,9 +165,15 @@ class JournalWriter:
     def close(self) -> None:
         """Finish the current segment; the next append opens a new one."""
         if self._file >= 0:
-            self.sync()
-            os.close(self._file)
-            self._file = -1
+            try:
+                self.sync()
+            finally:
+                self._abandon()
+
+    def _abandon(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
 
 def segments(folder: Path) -> list[Path]:
@@ -124,7 +181,7 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.journal")) if folder.is_dir() else []
 
 
-def read(segment: Path, offset: int, *, limit_bytes: int = 8 * 1024 * 1024) -> tuple[list[Record], int]:
+def read(segment: Path, offset: int, *, limit_bytes: int = 8 * 1024 * 1024) -> tuple[list[Record | Poison], int]:
     """The whole records from `offset` on, about `limit_bytes` of them, and the offset behind the last."""
     with segment.open("rb") as file:
         file.seek(offset)
@@ -134,25 +191,27 @@ def read(segment: Path, offset: int, *, limit_bytes: int = 8 * 1024 * 1024) -> t
             missing = _HEAD.size + length - len(data)
             if missing > 0:  # one record larger than the limit
                 data += file.read(missing)
-    records, used = [], 0
+    records: list[Record | Poison] = []
+    used = 0
     for record, end in _whole(data):
         records.append(record)
         used = end
     return records, offset + used
 
 
-def _whole(data: bytes) -> Iterator[tuple[Record, int]]:
+def _whole(data: bytes) -> Iterator[tuple[Record | Poison, int]]:
     position = 0
     while position + _HEAD.size <= len(data):
         length, crc = _HEAD.unpack_from(data, position)
         end = position + _HEAD.size + length
         payload = data[position + _HEAD.size : end]
-        if end > len(data) or zlib.crc32(payload) != crc:
+        if length == 0 or end > len(data) or zlib.crc32(payload) != crc:  # zeros are no record either
             return
-        framed = _decoder.decode(payload)
-        record = framed.begin or framed.end
-        if record is not None:
-            yield record, end
+        try:
+            framed = _decoder.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            framed = _Framed()
+        yield framed.begin or framed.end or Poison(data[position:end]), end
         position = end
 
 

@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.domain.exchange import Begin, End, Exchange
+from gateway.errors import StoreError
 from gateway.stores import journal
+from gateway.stores.journal import Poison, Record
 from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 
+_OF_VALUES = (OverflowError, ValueError, sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError,
+              sqlite3.ProgrammingError)  # fmt: skip
+"""What SQLite and its driver raise for a value that they cannot keep; a full disk or a lock is another matter."""
+
 
 class Recorder:
-    """One may run beside another: the store's transaction decides who moves what."""
+    """One may run beside another: the store's transaction decides who moves what.
+
+    A record that cannot be stored is put into a file beside its segment (`.poison`) and stops no other;
+    `poisoned` counts them. The bytes behind the last whole record of a finished segment are kept as `.torn`.
+    """
 
     def __init__(self, folder: Path, store: SqliteStore) -> None:
         self._folder = folder
         self._store = store
+        self.poisoned = 0
 
     def drain(self) -> int:
-        """Move all that is there now; gives the number of records moved."""
-        return sum(self._drain_segment(segment) for segment in journal.segments(self._folder))
+        """Move all that is there now; gives the number of records moved.
+
+        Raises:
+            StoreError: the store refused, or a segment could not be read; the other segments are moved.
+        """
+        moved, failure = 0, None
+        for segment in journal.segments(self._folder):
+            try:
+                moved += self._drain_segment(segment)
+            except OSError as error:
+                failure = StoreError(f"journal {segment}: {error.strerror}")
+        if failure is not None:
+            raise failure
+        return moved
 
     def _drain_segment(self, segment: Path) -> int:
         moved = 0
         finished = journal.is_finished(segment)  # asked first: afterwards nothing can be appended
-        while True:
+        while self._has_more(segment):
             count = self._move(segment)
             moved += count
             if count == 0:
@@ -35,37 +60,97 @@ class Recorder:
             self._remove(segment)
         return moved
 
-    def _move(self, segment: Path) -> int:
-        with self._store.transaction():
-            offset = self._store.offset(segment.name)
-            try:
-                records, behind = journal.read(segment, offset)
-            except FileNotFoundError:  # another recorder was faster
-                return 0
-            if records:
-                self._absorb(segment.name, behind, records)
-            return len(records)
+    def _has_more(self, segment: Path) -> bool:
+        """Asked without a transaction, so that a recorder with nothing to do disturbs no one."""
+        try:
+            return segment.stat().st_size > self._store.offset(segment.name)
+        except FileNotFoundError:
+            return False
 
-    def _absorb(self, name: str, offset: int, records: list[journal.Record]) -> None:
-        begun = {record.id: Exchange.of(record, None) for record in records if isinstance(record, Begin)}
-        late: list[End] = []
+    def _move(self, segment: Path) -> int:
+        try:
+            with self._store.transaction():
+                return self._absorb(segment)
+        except (StoreError, OverflowError, ValueError) as error:  # ValueError: text that is no Unicode, too
+            if not _is_poison(error):
+                raise
+        with self._store.transaction():
+            return self._absorb_singly(segment)
+
+    def _absorb(self, segment: Path) -> int:
+        records, behind = self._read(segment)
+        if records:
+            sound = [record for record in records if not isinstance(record, Poison)]
+            self._store.absorb(segment.name, behind, *_halves(sound))
+            self._set_aside(segment, [record for record in records if isinstance(record, Poison)])
+        return len(records)
+
+    def _absorb_singly(self, segment: Path) -> int:
+        """The slow way, after the store refused a record among them: that one goes aside."""
+        records, behind = self._read(segment)
+        bad: list[Poison] = []
         for record in records:
-            if isinstance(record, End):
-                if record.id in begun:
-                    begun[record.id] = begun[record.id].ended(record)
-                else:
-                    late.append(record)
-        self._store.absorb(name, offset, begun.values(), late)
+            if isinstance(record, Poison):
+                bad.append(record)
+                continue
+            try:
+                self._store.absorb(segment.name, behind, *_halves([record]))
+            except (StoreError, OverflowError, ValueError) as error:
+                if not _is_poison(error):
+                    raise
+                bad.append(Poison(journal.encode(record)))
+        self._set_aside(segment, bad)
+        self._store.absorb(segment.name, behind, [], [])
+        return len(records)
+
+    def _read(self, segment: Path) -> tuple[list[Record | Poison], int]:
+        try:
+            return journal.read(segment, self._store.offset(segment.name))
+        except FileNotFoundError:  # another recorder was faster
+            return [], 0
+
+    def _set_aside(self, segment: Path, bad: list[Poison]) -> None:
+        if not bad:
+            return
+        kept = segment.with_suffix(".poison")
+        log.error("%d records of %s cannot be stored; kept in %s", len(bad), segment.name, kept)
+        with kept.open("ab") as file:
+            file.writelines(record.framed for record in bad)
+        self.poisoned += len(bad)
 
     def _remove(self, segment: Path) -> None:
-        try:
-            torn = segment.stat().st_size - self._store.offset(segment.name)
-        except FileNotFoundError:
-            return
-        if torn:
-            kept = segment.with_suffix(".torn")
-            log.warning("%s ends in %d bytes that are no whole record; kept as %s", segment.name, torn, kept)
-            segment.rename(kept)
-        segment.unlink(missing_ok=True)
+        """In a transaction: no other recorder may take a segment without its offset for a fresh one."""
         with self._store.transaction():
+            try:
+                torn = segment.stat().st_size - self._store.offset(segment.name)
+                if torn:
+                    kept = segment.with_suffix(".torn")
+                    log.warning(
+                        "%s ends in %d bytes that are no whole record; kept as %s", segment.name, torn, kept
+                    )
+                    segment.rename(kept)
+                else:
+                    segment.unlink()
+            except FileNotFoundError:
+                return
             self._store.forget_segment(segment.name)
+
+
+def _halves(records: list[Record]) -> tuple[Iterator[Exchange], list[End]]:
+    """Rows to insert, as far along as they are, and the ends of rows that are there already."""
+    begun: dict[str, Exchange] = {}
+    late: list[End] = []
+    for record in records:
+        if isinstance(record, Begin):
+            begun.setdefault(record.id, Exchange.of(record, None))
+        elif record.id in begun:
+            begun[record.id] = begun[record.id].ended(record)
+        else:
+            late.append(record)
+    return iter(begun.values()), late
+
+
+def _is_poison(error: Exception) -> bool:
+    """Whether a record is to blame, and not the disk, a lock or a damaged file."""
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    return isinstance(cause, _OF_VALUES)

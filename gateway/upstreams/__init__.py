@@ -14,8 +14,10 @@ Headers = list[tuple[bytes, bytes]]
 class Outgoing(msgspec.Struct, kw_only=True, eq=False):
     """A request for an upstream. `headers` are end-to-end ones; `Host` and framing are the upstream's to add.
 
-    `body` None means that the body follows through `Call.write` (`length` None: chunked). `text` is the
-    stripped input for a model in this process, which abstains below `min_confidence`.
+    `body` None means that the body follows through `Call.write`. `length` None frames it as chunked, also
+    where the body is given. With `websocket` the connection becomes a tunnel when the upstream answers 101:
+    what follows in both directions is raw. `text` is the stripped input for a model in this process, which
+    abstains below `min_confidence`.
     """
 
     method: bytes
@@ -24,11 +26,17 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False):
     body: bytes | None = b""
     length: int | None = 0
     has_body: bool = False
+    websocket: bool = False
     model: str | None = None
     text: str | None = None
     streamed: bool = False
     wants_usage: bool = False
     min_confidence: float = 0.0
+
+    @property
+    def uploads(self) -> bool:
+        """Whether bytes follow after the head: a streamed body, or a tunnel's."""
+        return self.body is None or self.websocket
 
 
 class Head(msgspec.Struct, frozen=True, eq=False):
@@ -38,6 +46,11 @@ class Head(msgspec.Struct, frozen=True, eq=False):
     reason: bytes
     headers: Headers
     length: int | None
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a header, by its lower-case name."""
+        size = len(name)
+        return next((value for key, value in self.headers if len(key) == size and key.lower() == name), None)
 
 
 class Sink(Protocol):
@@ -57,10 +70,13 @@ class Sink(Protocol):
 
 
 class Call(Protocol):
-    """A request under way."""
+    """A request under way. Its sink may hear of it before `Upstream.send` has returned it."""
 
     def write(self, piece: bytes) -> None: ...
-    def write_end(self) -> None: ...
+    def write_end(self) -> None:
+        """The request body is whole; a tunnel is closed when all that was written has left."""
+        ...
+
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def abort(self) -> None:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import time
+from collections import deque
 from urllib.parse import urlsplit
 
-import httptools
+from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from gateway.upstreams import Head, Outgoing, Sink
+from gateway.upstreams.connection import HttpConnection, reason_of
 
-from gateway.errors import UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from gateway.upstreams import Head, Headers, Outgoing, Sink
-
-IDLE_SECONDS = 30.0
-SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-MAX_HEAD_BYTES = 256 * 1024
+IDLE_AT_MOST = 1024
 
 
 class HttpUpstream:
@@ -33,28 +32,29 @@ class HttpUpstream:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self.host_header = parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
-        self._idle: list[_Connection] = []
-        self._open: set[_Connection] = set()
+        self._idle: deque[HttpConnection] = deque()
+        self._open: set[HttpConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
 
     def send(self, request: Outgoing, sink: Sink, *, connect_timeout: float) -> HttpCall:
         call = HttpCall(self, request, sink, connect_timeout)
-        if not self.reuse(call):
+        if request.websocket or not self._reuse(call):
             self.connect(call)
         return call
 
-    def reuse(self, call: HttpCall) -> bool:
+    def _reuse(self, call: HttpCall) -> bool:
         """Put the call on a kept-alive connection, the most recently used one first."""
         now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable_until > now:
+            if connection.is_usable(now):
                 connection.start(call, reused=True)
                 return True
             connection.close()
         return False
 
     def connect(self, call: HttpCall) -> None:
+        """Give the call a connection of its own."""
         task = asyncio.get_running_loop().create_task(self._connect(call))
         call.connecting = task
         self._connecting.add(task)
@@ -64,8 +64,8 @@ class HttpUpstream:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(call.connect_timeout):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self),
+                transport, connection = await loop.create_connection(
+                    lambda: HttpConnection(self.name, self.host_header, self),
                     self._host,
                     self._port,
                     ssl=self._tls,
@@ -73,16 +73,26 @@ class HttpUpstream:
                 )
         except TimeoutError:
             call.fail(UpstreamTimeout(f"no connection to {self.name} within {call.connect_timeout:g} s"))
-        except (OSError, ssl.SSLError) as error:
-            call.fail(UpstreamUnreachable(f"cannot connect to {self.name}: {_reason(error)}"))
+        except (OSError, ssl.SSLError, UnicodeError) as error:
+            call.fail(UpstreamUnreachable(f"cannot connect to {self.name}: {reason_of(error)}"))
         else:
+            _keep_alive(transport)
             self._open.add(connection)
-            connection.start(call, reused=False)
+            call.connecting = None
+            if call.over:  # the client left while we connected
+                connection.rest()
+            else:
+                connection.start(call, reused=False)
 
-    def release(self, connection: _Connection) -> None:
+    def release(self, connection: HttpConnection) -> None:
+        """It can serve another call. Connections over their time go, the oldest first."""
+        now = time.monotonic()
+        while self._idle and (len(self._idle) >= IDLE_AT_MOST or not self._idle[0].is_usable(now)):
+            self._idle.popleft().close()
         self._idle.append(connection)
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: HttpConnection) -> None:
+        """It is closed."""
         self._open.discard(connection)
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
@@ -103,25 +113,34 @@ class HttpCall:
         self.sink = sink
         self.connect_timeout = connect_timeout
         self.connecting: asyncio.Task[None] | None = None
-        self.connection: _Connection | None = None
-        self.uploaded = request.body is not None
+        self.connection: HttpConnection | None = None
+        self.uploaded = not request.uploads
+        self.paused = False
         self.over = False
 
     def write(self, piece: bytes) -> None:
         if self.connection is not None and piece:
-            chunked = self.request.length is None
+            chunked = self.request.length is None and not self.request.websocket
             self.connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
 
     def write_end(self) -> None:
         self.uploaded = True
-        if self.connection is not None and self.request.length is None:
+        if self.request.websocket:
+            self.over = True
+            if self.connection is not None:
+                self.connection.close()
+            elif self.connecting is not None:
+                self.connecting.cancel()
+        elif self.connection is not None and self.request.length is None:
             self.connection.write(b"0\r\n\r\n")
 
     def pause(self) -> None:
+        self.paused = True
         if self.connection is not None:
             self.connection.pause_reading()
 
     def resume(self) -> None:
+        self.paused = False
         if self.connection is not None:
             self.connection.resume_reading()
 
@@ -131,6 +150,12 @@ class HttpCall:
             self.connection.abort()
         elif self.connecting is not None:
             self.connecting.cancel()
+
+    def retry(self) -> None:
+        """The kept-alive connection was closing when it was reused: nothing has happened yet."""
+        self.connection = None
+        if not self.over:
+            self.upstream.connect(self)
 
     def fail(self, error: UpstreamError) -> None:
         self.connection = None
@@ -146,213 +171,12 @@ class HttpCall:
             self.sink.on_data(head, piece, done)
 
 
-class _Connection(asyncio.Protocol):
-    """One TCP connection. Serves one call at a time."""
-
-    def __init__(self, upstream: HttpUpstream) -> None:
-        self._upstream = upstream
-        self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
-        self._call: HttpCall | None = None
-        self.usable_until = 0.0
-        self._reused = False
-        self._reset()
-
-    def _reset(self) -> None:
-        self._status, self._reason = 0, b""
-        self._headers: Headers = []
-        self._head_bytes = 0
-        self._head: Head | None = None
-        self._in_body = False
-        self._framed = False
-        self._complete = False
-        self._answered = False
-        self._pieces: list[bytes] = []
-
-    # --- sending -------------------------------------------------------------------------------
-
-    def start(self, call: HttpCall, *, reused: bool) -> None:
-        if call.over:  # the client left while we connected
-            self._upstream.release(self)
-            return
-        self._call, self._reused = call, reused
-        call.connection = self
-        self._reset()
-        self.write(_request_head(self._upstream, call.request) + (call.request.body or b""))
-        if call.request.body is None:
-            call.sink.on_upload(ready=True)
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def pause_writing(self) -> None:
-        if self._call is not None and self._call.request.body is None:
-            self._call.sink.on_upload(ready=False)
-
-    def resume_writing(self) -> None:
-        if self._call is not None and self._call.request.body is None:
-            self._call.sink.on_upload(ready=True)
-
-    # --- receiving -----------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # a Transport, for TCP and TLS
-
-    def data_received(self, data: bytes) -> None:
-        if self._call is None:  # bytes that nobody asked for
-            self.close()
-            return
-        self._answered = True
-        if not self._in_body:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._break("the upstream switched protocols, which this request did not ask for")
-            return
-        except httptools.HttpParserError as error:
-            if not self._complete:
-                self._break(f"the upstream's answer is not valid HTTP: {error}")
-                return
-            self.usable_until = -1.0
-        if self._head_bytes > MAX_HEAD_BYTES and not self._in_body:
-            self._break(f"the upstream's headers are larger than {MAX_HEAD_BYTES // 1024} KiB")
-            return
-        self._deliver()
-
-    def _deliver(self) -> None:
-        call, head, done = self._call, self._head, self._complete
-        if call is None or (head is None and not self._pieces and not done):
-            return
-        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._head, self._pieces = None, []
-        if done:
-            self._finish(call)
-        call.deliver(head, piece, done)
-
-    def _finish(self, call: HttpCall) -> None:
-        """The answer is whole: the connection can serve the next call, unless one side closes it."""
-        self._call = None
-        keep = self._framed and self.usable_until >= 0.0 and self._parser.should_keep_alive()
-        if keep and call.uploaded and self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-            self.usable_until = time.monotonic() + _keep_alive_seconds(self._headers)
-            self._upstream.release(self)
-        else:
-            self.close()
-
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # after the head these are trailers, which HTTP lets a proxy drop
-            self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._status = self._parser.get_status_code()
-        if 100 <= self._status < 200:
-            return
-        length, self._framed = _framing(self._headers, self._status)
-        request = self._call.request if self._call else None
-        self._in_body = True
-        self._head = Head(self._status, self._reason, self._headers, length)
-        if request is not None and request.method == b"HEAD":
-            self._framed = self._complete = True
-            self._parser = httptools.HttpResponseParser(self)  # the old one waits for a body
-
-    def on_body(self, body: bytes) -> None:
-        self._pieces.append(body)
-
-    def on_message_complete(self) -> None:
-        if self._in_body:
-            self._complete = True
-        else:  # an interim answer (1xx); the real one follows
-            self._reset()
-            self._answered = True
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._upstream.forget(self)
-        call = self._call
-        if call is None:
-            return
-        if self._in_body and not self._framed and exc is None:
-            self._complete = True  # the end of the connection is the end of this answer
-            self.usable_until = -1.0
-            self._deliver()
-            return
-        self._call = None
-        if self._reused and not self._answered and call.request.method in SAFE_METHODS:
-            call.connection = None
-            self._upstream.connect(call)  # it was closing when we reused it
-            return
-        reason = _reason(exc) if exc else "it closed the connection"
-        when = "in the middle of its answer" if self._in_body else "before answering"
-        call.fail(UpstreamBroken(f"{self._upstream.name} broke off {when}: {reason}"))
-
-    def _break(self, message: str) -> None:
-        call, self._call = self._call, None
-        self.abort()
-        if call is not None:
-            call.fail(UpstreamBroken(message))
-
-    # --- ending --------------------------------------------------------------------------------
-
-    def pause_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def abort(self) -> None:
-        self._call = None
-        if self._transport is not None:
-            self._transport.abort()
-
-    def close(self) -> None:
-        self._call = None
-        if self._transport is not None:
-            self._transport.close()
-
-
-def _request_head(upstream: HttpUpstream, request: Outgoing) -> bytes:
-    lines = [request.method + b" " + request.path + b" HTTP/1.1", b"Host: " + upstream.host_header]
-    lines += [name + b": " + value for name, value in request.headers]
-    if request.has_body:
-        chunked = request.body is None and request.length is None
-        length = request.length if request.body is None else len(request.body)
-        lines.append(b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % (length or 0))
-    return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-def _framing(headers: Headers, status: int) -> tuple[int | None, bool]:
-    """Length of the body where it is known, and whether its end is marked (RFC 9112, section 6.3)."""
-    length, chunked = None, False
-    for name, value in headers:
-        lower = name.lower()
-        if lower == b"content-length":
-            length = int(value)
-        elif lower == b"transfer-encoding":
-            chunked = True
-    if status in (204, 304):
-        return length, True
-    return (None, True) if chunked else (length, length is not None)
-
-
-def _keep_alive_seconds(headers: Headers) -> float:
-    for name, value in headers:
-        if name.lower() == b"keep-alive" and b"timeout=" in value:
-            with contextlib.suppress(ValueError):
-                return min(IDLE_SECONDS, float(value.partition(b"timeout=")[2].split(b",")[0]) - 1.0)
-    return IDLE_SECONDS
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def _keep_alive(transport: asyncio.BaseTransport) -> None:
+    """A model may think for minutes without a byte; gateways on the way forget connections that seem dead."""
+    found = transport.get_extra_info("socket")
+    if found is not None:
+        with contextlib.suppress(OSError):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 30)

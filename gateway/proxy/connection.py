@@ -1,0 +1,399 @@
+"""One client connection: parses requests, and answers them one at a time, in their order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import httptools
+
+from gateway.errors import BodyTooLarge, GatewayError
+from gateway.proxy.forward import Exchanging, House
+from gateway.proxy.wire import RequestHead
+from gateway.upstreams import Headers
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 64 * 1024
+UPLOAD_BUFFER_BYTES = 64 * 1024
+LINGER_SECONDS = 10.0
+LINGER_IDLE_SECONDS = 2.0
+
+_ADMIN = (b"/metrics", b"/healthz", b"/readyz", b"/unprompt")
+_BAD = (
+    b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+    b"x-unprompt-error: bad_request\r\n%bConnection: close\r\n\r\n%b"
+)
+
+
+class Bounds(Protocol):
+    """The limits that a connection keeps; see `server.Limits`."""
+
+    body_bytes: int
+    header_seconds: float
+    idle_seconds: float
+
+
+class Host(Protocol):
+    """The server, as far as a connection needs it."""
+
+    house: House
+    draining: bool
+    connections: set[Connection]
+
+    @property
+    def limits(self) -> Bounds: ...
+    @property
+    def is_full(self) -> bool: ...
+    def hand_over(self, transport: asyncio.Transport, data: bytes) -> None: ...
+
+
+class _Request:
+    """A request whose head is there, and the part of its body that nobody has taken yet."""
+
+    __slots__ = ("complete", "continued", "handed_over", "has_body", "head", "length", "pieces", "size", "streams",
+                 "too_large", "tunnel")  # fmt: skip
+
+    def __init__(self, head: RequestHead, limit: int) -> None:
+        self.head = head
+        length = head.header(b"content-length")
+        chunked = head.header(b"transfer-encoding") is not None
+        self.has_body = chunked or length is not None
+        self.length = None if chunked else int(length or 0)
+        kind = head.header(b"content-type")
+        self.tunnel = head.offers_websocket
+        self.streams = self.has_body and kind is not None and b"json" not in kind.lower()
+        self.too_large = not self.streams and (self.length or 0) > limit
+        self.pieces: list[bytes] = []
+        self.size = 0  # of the pieces
+        self.complete = self.handed_over = self.continued = False
+
+    @property
+    def expects(self) -> bool:
+        expect = self.head.header(b"expect")
+        return expect is not None and expect.lower() == b"100-continue" and not self.head.http_1_0
+
+
+class Connection(asyncio.Protocol):
+    """The parser's callbacks only collect; `_advance` acts on what was collected.
+
+    `_queue` holds the requests whose head is there, the one being answered first. While more than one is
+    there, or the upstream takes no more of a body, nothing is read: a client cannot fill our memory.
+    """
+
+    def __init__(self, server: Host) -> None:
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: Headers = []
+        self._in_head = False
+        self._reading: _Request | None = None
+        self._queue: deque[_Request] = deque()
+        self._exchange: Exchanging | None = None
+        self._first = b""
+        self._quiet_bytes = 0
+        self._since = time.perf_counter()
+        self._upload_ready = self._reading_paused = self._writing_paused = False
+        self._lingers_until: float | None = None
+        self._deaf = False
+
+    # --- the transport ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a TCP Transport
+        self._server.connections.add(self)
+        if self._server.is_full:
+            self._bad(b"503 Service Unavailable", b"too many connections", b"Retry-After: 1\r\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._transport = None
+        self._queue.clear()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone(broken=exc is not None)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingers_until is not None:
+            self._since = time.perf_counter()
+            return
+        if self._deaf:
+            return
+        if not self._queue and not self._in_head:
+            if not self._first:
+                self._since = time.perf_counter()
+            data = self._first + data
+            if self._belongs_to_admin(data):
+                return
+        if self._queue and self._queue[-1].tunnel:
+            self._collect(self._queue[-1], data)
+        elif not self._parse(data):
+            return
+        self._advance()
+
+    def _belongs_to_admin(self, data: bytes) -> bool:
+        """Whether this request is for our own pages (or it is too early to tell)."""
+        if len(data) < 24 and b"\r" not in data:
+            self._first = data  # the start of a request line; the header deadline bounds the wait
+            return True
+        self._first = b""
+        path = data[:64].partition(b" ")[2].partition(b" ")[0].partition(b"?")[0]
+        if not path.startswith(_ADMIN) or not any(path == own or path.startswith(own + b"/") for own in _ADMIN):
+            return False
+        if self._transport is not None:
+            self._server.connections.discard(self)
+            self._server.hand_over(self._transport, data)
+        return True
+
+    def _parse(self, data: bytes) -> bool:
+        """Whether the connection goes on."""
+        self._quiet_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            if self._queue and self._queue[-1].tunnel:
+                self._collect(self._queue[-1], rest)
+                return True
+            self._parser = httptools.HttpRequestParser(self)  # the offer is not taken up: requests go on
+            return not rest or self._parse(rest)
+        except (httptools.HttpParserError, ValueError) as error:
+            self._bad(b"400 Bad Request", str(error).encode("ascii", "replace"))
+            return False
+        if self._quiet_bytes > MAX_HEAD_BYTES:
+            self._bad(b"431 Request Header Fields Too Large", b"the headers or trailers are larger than 64 KiB")
+            return False
+        return True
+
+    # --- the parser ------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._target, self._headers = True, b"", []
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else it is a trailer
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        http_1_0 = self._parser.get_http_version() == "1.0"
+        head = RequestHead(
+            self._parser.get_method(),
+            self._target,
+            self._headers,
+            keep_alive=not http_1_0 and self._parser.should_keep_alive(),
+            http_1_0=http_1_0,
+        )
+        self._in_head, self._quiet_bytes = False, 0
+        self._reading = _Request(head, self._server.limits.body_bytes)
+        self._queue.append(self._reading)
+
+    def on_body(self, body: bytes) -> None:
+        if self._reading is not None:
+            self._collect(self._reading, body)
+
+    def _collect(self, request: _Request, piece: bytes) -> None:
+        self._since, self._quiet_bytes = time.perf_counter(), 0
+        if request.too_large or not piece:
+            return
+        request.pieces.append(piece)
+        request.size += len(piece)
+        if not request.streams and not request.tunnel and request.size > self._server.limits.body_bytes:
+            request.too_large = True
+            request.pieces.clear()
+
+    def on_message_complete(self) -> None:
+        request, self._reading = self._reading, None
+        self._since, self._quiet_bytes = time.perf_counter(), 0
+        if request is not None and not request.tunnel:
+            request.complete = True
+
+    # --- one request at a time ---------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Do what the requests collected so far allow."""
+        if not self._queue or self._transport is None or self._transport.is_closing():
+            return
+        request = self._queue[0]
+        if self._exchange is None:
+            if request.too_large:
+                self._refuse_size(request)
+            elif request.streams or request.complete or request.tunnel:
+                self._continue(request)
+                self._start(request)
+            else:
+                self._continue(request)
+        elif request.streams or request.tunnel:
+            self._flush_upload()
+        self._settle_reading()
+
+    def _continue(self, request: _Request) -> None:
+        if request.expects and not request.complete and not request.continued:
+            request.continued = True
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _start(self, request: _Request) -> None:
+        follows = request.streams
+        body = None if follows else b"" if request.tunnel else b"".join(request.pieces)
+        if body is not None and not request.tunnel:
+            request.pieces.clear()
+        self._upload_ready = False
+        exchange = self._exchange = Exchanging(self._server.house, self, request.head)
+        if self._writing_paused:  # the client has not taken the answer before this one
+            exchange.pause()
+        self._guarded(exchange, lambda: exchange.start(body, request.length, has_body=request.has_body))
+
+    def _refuse_size(self, request: _Request) -> None:
+        limit = self._server.limits.body_bytes >> 20
+        error = BodyTooLarge(f"the body is larger than {limit} MB; raise server.max_body_mb to allow it")
+        exchange = self._exchange = Exchanging(self._server.house, self, request.head)
+        self._guarded(exchange, lambda: exchange.refuse_unread(error))
+
+    def _guarded(self, exchange: Exchanging, work: Callable[[], None]) -> None:
+        """A fault of ours is answered as one, and shown in the log; it ends no other exchange."""
+        try:
+            work()
+        except Exception:
+            log.exception("exchange %s failed inside the gateway", exchange.id)
+            exchange.refuse(GatewayError("the gateway failed to handle this request; its log says why"))
+
+    # --- Client, as an exchange sees it --------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def finish(self, *, keep_alive: bool) -> None:
+        """The answer is out: the next request, or the end."""
+        self._exchange = None
+        self._since = time.perf_counter()
+        request = self._queue.popleft() if self._queue else None
+        if request is None or not request.complete:
+            self._linger()
+        elif keep_alive and request.head.keep_alive and not self._server.draining:
+            self._upload_ready = False
+            if self._queue:
+                asyncio.get_running_loop().call_soon(self._advance)
+            self._settle_reading()
+        elif self._transport is not None:
+            self._queue.clear()
+            self._transport.close()
+
+    def cut(self, *, flush: bool) -> None:
+        """Close without an end mark, so that the client sees a broken answer.
+
+        `flush`: what was written leaves first, since the answer's framing tells that it is not whole.
+        """
+        self._exchange = None if flush else self._exchange
+        self._since = time.perf_counter()
+        if self._transport is not None:
+            if flush:
+                self._transport.close()
+            else:
+                self._transport.abort()
+
+    def upload(self, ready: bool) -> None:
+        """Back-pressure from the upstream on a streamed request body."""
+        self._upload_ready = ready
+        self._flush_upload()
+        self._settle_reading()
+
+    def _flush_upload(self) -> None:
+        request = self._queue[0] if self._queue else None
+        if request is None or self._exchange is None or not self._upload_ready or request.handed_over:
+            return
+        pieces, request.pieces, request.size = request.pieces, [], 0
+        if pieces:
+            self._exchange.upload(b"".join(pieces), last=False)
+        if request.complete and request.streams:
+            request.handed_over = True
+            self._exchange.upload(b"", last=True)
+
+    def _settle_reading(self) -> None:
+        """Read on, unless that would only fill our memory."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        current = self._queue[0] if self._queue else None
+        uploading = current is not None and (current.streams or current.tunnel)
+        full = uploading and not self._upload_ready and current is not None and current.size > UPLOAD_BUFFER_BYTES
+        pause = len(self._queue) > 1 or full
+        if pause != self._reading_paused:
+            self._reading_paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    # --- bounds ------------------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being read or answered."""
+        return bool(self._queue) or self._in_head
+
+    def tick(self, now: float) -> None:
+        """Close a connection that rests too long, or whose head or body does not come."""
+        limits = self._server.limits
+        if self._lingers_until is not None:
+            if now > self._lingers_until or now - self._since > LINGER_IDLE_SECONDS:
+                self.cut(flush=False)
+        elif self._exchange is not None:
+            uploads = bool(self._queue) and self._queue[0].streams and not self._queue[0].complete
+            if uploads and self._upload_ready and now - self._since > limits.idle_seconds:
+                self.cut(flush=False)
+        else:
+            in_head = bool(self._first) or self._in_head
+            if now - self._since > (limits.header_seconds if in_head else limits.idle_seconds):
+                self.cut(flush=False)
+
+    def close_if_idle(self) -> None:
+        if not self.is_busy and self._transport is not None:
+            self._transport.close()
+
+    def _bad(self, status: bytes, message: bytes, headers: bytes = b"") -> None:
+        """Turn down what is no HTTP request; what came whole before it is answered first."""
+        while self._queue and not self._queue[-1].complete and not (self._exchange and len(self._queue) == 1):
+            self._queue.pop()
+        if self._queue and not self._queue[0].complete:  # the broken body of an upload that is under way
+            self.cut(flush=False)
+        elif self._queue:
+            self._deaf = True
+            self._queue[-1].head.keep_alive = False
+            self._advance()
+        else:
+            self._turn_down(status, message, headers)
+
+    def _turn_down(self, status: bytes, message: bytes, headers: bytes) -> None:
+        body = b'{"error": {"message": "%b", "type": "invalid_request_error", "code": "bad_request"}}'
+        body %= message.replace(b"\\", b"").replace(b'"', b"'")
+        self.write(_BAD % (status, len(body), headers, body))
+        self._linger()
+
+    def _linger(self) -> None:
+        """End our side, and take what still comes for a while: closing with unread bytes would reset the
+        connection, and the client could lose the answer that says why."""
+        self._queue.clear()
+        self._lingers_until = time.perf_counter() + LINGER_SECONDS
+        if self._transport is not None and not self._transport.is_closing():
+            self._settle_reading()
+            self._transport.write_eof()

@@ -1,0 +1,139 @@
+"""Keys: which ones a client presents, who may see them, and how they are kept out of everything we write."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
+
+from gateway.upstreams import Headers
+
+CREDENTIAL_HEADERS = frozenset({
+    b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"ocp-apim-subscription-key",
+    b"proxy-authorization",
+})  # fmt: skip
+"""Headers that carry keys, of every vendor: a client may send one vendor's header along with another's."""
+
+_STAYS_HOME = CREDENTIAL_HEADERS | {b"cookie", b"openai-organization", b"openai-project"}
+_KEY_PARAMETERS = frozenset({b"key", b"api_key", b"api-key", b"apikey", b"access_token", b"subscription-key"})
+_SUBPROTOCOL = b"openai-insecure-api-key."
+_SHORTEST = 8
+"""Shorter ones are placeholders, like `none`: blanking them out would only damage the record."""
+
+
+def presented(headers: Headers, target: bytes) -> tuple[bytes, ...]:
+    """Every key in a request's headers and query, as bare values, without what is too short to be one."""
+    found: list[bytes] = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower in CREDENTIAL_HEADERS:
+            found += value.split(b" ")[1:] or [value]
+        elif lower == b"sec-websocket-protocol":
+            found += [token[len(_SUBPROTOCOL) :] for token in _tokens(value) if token.startswith(_SUBPROTOCOL)]
+    if b"?" in target:
+        for pair in target.partition(b"?")[2].split(b"&"):
+            name, _, value = pair.partition(b"=")
+            if unquote_to_bytes(name).lower() in _KEY_PARAMETERS:
+                found += [value, unquote_to_bytes(value)]
+    return tuple(dict.fromkeys(secret for secret in found if len(secret) >= _SHORTEST))
+
+
+@functools.lru_cache(4096)
+def key_id(secrets: tuple[bytes, ...]) -> str | None:
+    """A short name for a client's first key that cannot be turned back into it."""
+    if not secrets:
+        return None
+    return hashlib.blake2b(secrets[0], digest_size=6, person=b"unprompt-key").hexdigest()
+
+
+def without_keys(headers: Headers) -> Headers:
+    """The headers that another vendor may see, or the same vendor that is asked with a key of our own."""
+    kept = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower in _STAYS_HOME:
+            continue
+        if lower == b"sec-websocket-protocol" and _SUBPROTOCOL in value:
+            value = b", ".join(token for token in _tokens(value) if not token.startswith(_SUBPROTOCOL))
+        kept.append((name, value))
+    return kept
+
+
+def path_without_keys(path: bytes) -> bytes:
+    """The same path and query, but for parameters that carry keys."""
+    bare, mark, query = path.partition(b"?")
+    if not mark:
+        return path
+    pairs = query.split(b"&")
+    kept = [p for p in pairs if unquote_to_bytes(p.partition(b"=")[0]).lower() not in _KEY_PARAMETERS]
+    return path if len(kept) == len(pairs) else bare + (mark + b"&".join(kept) if kept else b"")
+
+
+def blank_out(data: bytes, secrets: Iterable[bytes], *, cut: bool = False) -> bytes:
+    """The same bytes with every secret overwritten by asterisks (same length).
+
+    `cut`: the data ends where it was cut, and a secret that begins in it may end beyond it.
+    """
+    for secret in secrets:
+        for form in _forms(secret):
+            if form in data:
+                data = data.replace(form, b"*" * len(form))
+            if cut:
+                data = _blank_tail(data, form)
+    return data
+
+
+def blank_text(text: str, secrets: Iterable[bytes]) -> str:
+    """The same for text that came as Latin-1 or UTF-8."""
+    for secret in secrets:
+        readable = secret.decode("latin-1")
+        if readable in text:
+            text = text.replace(readable, "*" * len(readable))
+    return text
+
+
+@functools.lru_cache(4096)
+def _forms(secret: bytes) -> tuple[bytes, ...]:
+    """A secret as it stands in plain text, and as JSON encoders write it."""
+    readable = secret.decode("latin-1")
+    escaped = json.dumps(readable)[1:-1]
+    return tuple(dict.fromkeys([secret, escaped.encode(), escaped.replace("/", "\\/").encode()]))
+
+
+def _blank_tail(data: bytes, secret: bytes) -> bytes:
+    for length in range(min(len(secret) - 1, len(data)), 3, -1):
+        if data.endswith(secret[:length]):
+            return data[:-length] + b"*" * length
+    return data
+
+
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip() for token in value.split(b",")]
+
+
+class Blanker:
+    """Blanks secrets out of a stream of pieces, also where one is split over two of them.
+
+    Holds back at most what may be the beginning of a secret, so that a stream goes on flowing.
+    """
+
+    def __init__(self, secrets: Iterable[bytes]) -> None:
+        self._forms = [form for secret in secrets for form in _forms(secret)]
+        self._held = b""
+
+    def feed(self, piece: bytes, *, last: bool) -> bytes:
+        """What may leave now."""
+        data = self._held + piece
+        for form in self._forms:
+            data = data.replace(form, b"*" * len(form))
+        held = 0 if last else max((_overlap(data, form) for form in self._forms), default=0)
+        self._held = data[len(data) - held :]
+        return data[: len(data) - held]
+
+
+def _overlap(data: bytes, secret: bytes) -> int:
+    """How many bytes at the end of `data` are the beginning of `secret`."""
+    longest = min(len(secret) - 1, len(data))
+    return next((size for size in range(longest, 0, -1) if data.endswith(secret[:size])), 0)

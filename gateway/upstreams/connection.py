@@ -1,0 +1,284 @@
+"""One TCP connection to an upstream: requests out, answers in, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from typing import Protocol
+
+import httptools
+
+from gateway.errors import UpstreamBroken, UpstreamError
+from gateway.upstreams import Head, Headers, Outgoing, Sink
+
+IDLE_SECONDS = 30.0
+SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+MAX_HEAD_BYTES = 256 * 1024
+
+
+class Served(Protocol):
+    """The call that a connection serves."""
+
+    request: Outgoing
+    sink: Sink
+    connection: HttpConnection | None
+    uploaded: bool
+    paused: bool
+
+    def deliver(self, head: Head | None, piece: bytes, done: bool) -> None: ...
+    def fail(self, error: UpstreamError) -> None: ...
+    def retry(self) -> None: ...
+
+
+class Pool(Protocol):
+    """Where connections rest."""
+
+    def release(self, connection: HttpConnection) -> None: ...
+    def forget(self, connection: HttpConnection) -> None: ...
+
+
+class HttpConnection(asyncio.Protocol):
+    """Serves one call at a time; rests in its pool between calls."""
+
+    def __init__(self, name: str, host_header: bytes, pool: Pool) -> None:
+        self._name, self._host_header, self._pool = name, host_header, pool
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._call: Served | None = None
+        self._usable_until = 0.0
+        self._reused = False
+        self._spoiled = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._reason = b""
+        self._headers: Headers = []
+        self._quiet_bytes = 0
+        self._head: Head | None = None
+        self._in_body = self._framed = self._complete = self._tunnel = self._answered = False
+        self._pieces: list[bytes] = []
+
+    # --- sending -------------------------------------------------------------------------------
+
+    def start(self, call: Served, *, reused: bool) -> None:
+        """Send the request's head and what there is of its body."""
+        self._call, self._reused = call, reused
+        call.connection = self
+        self._reset()
+        request = call.request
+        self.write(_request_bytes(self._host_header, request))
+        if call.paused:
+            self.pause_reading()
+        if request.body is None:
+            call.sink.on_upload(ready=True)
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def pause_writing(self) -> None:
+        if self._call is not None and self._call.request.uploads:
+            self._call.sink.on_upload(ready=False)
+
+    def resume_writing(self) -> None:
+        if self._call is not None and self._call.request.uploads:
+            self._call.sink.on_upload(ready=True)
+
+    # --- receiving -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a Transport, for TCP and TLS
+
+    def data_received(self, data: bytes) -> None:
+        if self._call is None:  # bytes that nobody asked for
+            self.close()
+            return
+        self._answered = True
+        if self._tunnel:
+            self._call.deliver(None, data, done=False)
+            return
+        self._quiet_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._tunnel:
+                self._break("the upstream switched protocols, which this request did not ask for")
+                return
+            self._pieces = [data[upgrade.args[0] :]]
+        except httptools.HttpParserError as error:
+            if not self._complete:
+                self._break(f"the upstream's answer is not valid HTTP: {error}")
+                return
+            self._spoiled = True
+        if self._quiet_bytes > MAX_HEAD_BYTES and not self._complete:
+            self._break(f"the upstream's headers or trailers are larger than {MAX_HEAD_BYTES // 1024} KiB")
+            return
+        self._deliver()
+
+    def _deliver(self) -> None:
+        call, head, done = self._call, self._head, self._complete
+        if call is None or (head is None and not self._pieces and not done):
+            return
+        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._head, self._pieces = None, []
+        if done:
+            self._finish(call)
+        call.deliver(head, piece, done)
+        if head is not None and self._tunnel and self._call is call:
+            call.sink.on_upload(ready=True)
+
+    def _finish(self, call: Served) -> None:
+        """The answer is whole: the connection can serve the next call, unless one side closes it."""
+        self._call = None
+        keep = self._framed and not self._spoiled and self._parser.should_keep_alive()
+        if keep and call.uploaded and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self.rest()
+        else:
+            self.close()
+
+    def rest(self) -> None:
+        """Wait in the pool for the next call."""
+        self._usable_until = time.monotonic() + _keep_alive_seconds(self._headers)
+        self._pool.release(self)
+
+    def is_usable(self, now: float) -> bool:
+        """Whether a new call can be started on it; `now` as `time.monotonic()`."""
+        return self._usable_until > now and self._transport is not None and not self._transport.is_closing()
+
+    # --- the parser ----------------------------------------------------------------------------
+
+    def on_status(self, reason: bytes) -> None:
+        if not self._complete:
+            self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # after the head these are trailers, which HTTP lets a proxy drop
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._complete:  # an answer to no request
+            self._spoiled = True
+            return
+        status = self._parser.get_status_code()
+        request = self._call.request if self._call else None
+        if 100 <= status < 200 and not (status == 101 and request is not None and request.websocket):
+            return
+        length, self._framed = _framing(self._headers, status)
+        self._in_body, self._tunnel = True, status == 101
+        self._quiet_bytes = 0
+        self._head = Head(status, self._reason, self._headers, length)
+        if request is not None and request.method == b"HEAD":
+            self._framed = self._complete = True
+            self._parser = httptools.HttpResponseParser(self)  # the old one waits for a body
+
+    def on_body(self, body: bytes) -> None:
+        if not self._complete:
+            self._quiet_bytes = 0
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._tunnel or self._complete:
+            return
+        if self._in_body:
+            self._complete = True
+        else:  # an interim answer (1xx); the real one follows
+            self._reset()
+            self._answered = True
+
+    # --- ending --------------------------------------------------------------------------------
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.forget(self)
+        call = self._call
+        if call is None:
+            return
+        if self._in_body and not self._framed and exc is None:
+            self._complete = self._spoiled = True  # the end of the connection is the end of this answer
+            self._deliver()
+            return
+        self._call = None
+        request = call.request
+        if self._reused and not self._answered and request.method in SAFE_METHODS and not request.uploads:
+            call.retry()
+            return
+        reason = reason_of(exc) if exc else "it closed the connection"
+        when = "in the middle of its answer" if self._in_body else "before answering"
+        call.fail(UpstreamBroken(f"{self._name} broke off {when}: {reason}"))
+
+    def _break(self, message: str) -> None:
+        call = self._call
+        self.abort()
+        if call is not None:
+            call.fail(UpstreamBroken(message))
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once; the call hears nothing more."""
+        self._call = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close when what was written has left; the call hears nothing more."""
+        self._call = None
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _request_bytes(host: bytes, request: Outgoing) -> bytes:
+    """The head, and the body where it is known."""
+    lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (request.method, request.path, host)]
+    lines += [b"%b: %b" % pair for pair in request.headers]
+    body = request.body or b""
+    if request.websocket:
+        lines.append(b"Connection: Upgrade\r\nUpgrade: websocket")
+    elif request.has_body and request.length is None:
+        lines.append(b"Transfer-Encoding: chunked")
+        if request.body is not None:
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+    elif request.has_body:
+        length = len(body) if request.body is not None or request.length is None else request.length
+        lines.append(b"Content-Length: %d" % length)
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def _framing(headers: Headers, status: int) -> tuple[int | None, bool]:
+    """Length of the body where it is known, and whether its end is marked (RFC 9112, section 6.3)."""
+    length, chunked = None, False
+    for name, value in headers:
+        lower = name.lower()
+        if lower == b"content-length":
+            length = int(value)
+        elif lower == b"transfer-encoding":
+            chunked = True
+    if status in (204, 304):
+        return length, True
+    return (None, True) if chunked else (length, length is not None)
+
+
+def _keep_alive_seconds(headers: Headers) -> float:
+    for name, value in headers:
+        if name.lower() == b"keep-alive" and b"timeout=" in value:
+            with contextlib.suppress(ValueError):
+                return min(IDLE_SECONDS, float(value.partition(b"timeout=")[2].split(b",")[0]) - 1.0)
+    return IDLE_SECONDS
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in a few words, without addresses of ours or keys."""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or error}"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
