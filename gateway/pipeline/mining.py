@@ -79,7 +79,27 @@ class Miner:
     def mine(self) -> list[Found]:
         """Every template among the rows, each with the rows it was found in."""
         first = list({row: i for i, row in reversed(list(enumerate(self._rows)))}.values())
-        return self._merged(self._solve(sorted(first)))
+        return self._without_documents(self._merged(self._solve(sorted(first))))
+
+    def _without_documents(self, found: list[Found]) -> list[Found]:
+        """Templates less those that only hold a recurring value, such as a document, in a slot of another."""
+        return [one for one in found if not any(self._fills(one, other) for other in found if other is not one)]
+
+    def _fills(self, one: Found, other: Found) -> bool:
+        cuts = [cut_row(other.patterns, self._rows[i]) for i in one.members[:1]]
+        if cuts[0] is not None:
+            cuts = [cut_row(other.patterns, self._rows[i]) for i in one.members]
+        values = [cut for cut in cuts if cut is not None]
+        if len(values) < len(one.members):
+            return False
+        system = [is_system for p, is_system in zip(other.patterns, self._system, strict=True) for _ in p.slots]
+        filled = 0
+        for column, is_system in zip(zip(*values, strict=True), system, strict=True):
+            if len(set(column)) == 1 and words(column[0]) >= STRONG and not is_system:
+                filled += 1
+            elif sum(map(words, field_literals(spread(sorted(set(column)), 8)))) >= STRONG / 2:
+                return False
+        return filled > 0
 
     def _merged(self, found: list[Found]) -> list[Found]:
         """Templates that differ in nothing but what one value happened to begin or end with become one."""
