@@ -17,10 +17,11 @@ import msgspec
 from aiohttp import web
 
 from gateway import admin, providers
-from gateway.config import Config, InvalidConfig, Problem, load_config, load_routes
+from gateway.config import Config, InvalidConfig, Problem, load_config, load_routes, problem_at
 from gateway.domain.exchange import id_maker
 from gateway.domain.price import Price, PriceBook
-from gateway.domain.route import LOCAL
+from gateway.domain.route import LOCAL, Target
+from gateway.domain.template import PromptTemplate
 from gateway.errors import ConfigError, UnpromptError
 from gateway.metrics import Metrics
 from gateway.pipeline.cycle import Workshop
@@ -75,27 +76,43 @@ def build_switchboard(files: Files, config: Config) -> tuple[Switchboard, dict[s
     """
     table = load_routes(files.routes, config)
     places = Places.of(config)
+    targets: list[tuple[list[str | int], Target]] = [
+        (["routes", r, "targets", t], target)
+        for r, route in enumerate(table.routes)
+        for t, target in enumerate(route.targets)
+    ]
     problems: list[Problem] = []
     models: dict[str, EmbeddedModel] = {}
-    for model in sorted({t.model for r in table.routes for t in r.targets if t.upstream == LOCAL and t.model}):
-        try:
-            models[model] = EmbeddedModel.load(places.models, model)
-        except UnpromptError as error:
-            problems.append(Problem(str(files.routes), 0, "targets", str(error)))
+    for path, target in targets:
+        if target.upstream == LOCAL and target.model and target.model not in models:
+            try:
+                models[target.model] = EmbeddedModel.load(places.models, target.model)
+            except UnpromptError as error:
+                problems.append(problem_at(files.routes, [*path, "model"], str(error)))
     switchboard = Switchboard.build(table, [])
     tasks = {name.partition("@")[0] for name in table.strips()}
     tasks |= {route.match.task for route in table.routes if route.match.task is not None}
     if tasks:
-        store = SqliteStore(places.store)
-        templates = [template for task in sorted(tasks) for template in store.templates(task)]
-        store.close()
+        templates = _templates(places.store, sorted(tasks))
         switchboard = Switchboard.build(table, templates)
-        for name in sorted(table.strips() - set(switchboard.by_name)):
-            remedy = "'unprompt tasks' lists the templates that there are"
-            problems.append(Problem(str(files.routes), 0, "strip", f"no template {name}; {remedy}"))
+        for path, target in targets:
+            if target.strip is not None and target.strip not in switchboard.by_name:
+                reason = f"no template {target.strip}; 'unprompt tasks' lists the templates that there are"
+                problems.append(problem_at(files.routes, [*path, "strip"], reason))
     if problems:
         raise InvalidConfig(problems)
     return switchboard, models
+
+
+def _templates(file: Path, tasks: list[str]) -> list[PromptTemplate]:
+    """All versions of these tasks' templates; none where nothing was ever recorded."""
+    if not file.exists():
+        return []
+    store = SqliteStore(file)
+    try:
+        return [template for task in tasks for template in store.templates(task)]
+    finally:
+        store.close()
 
 
 class App:
