@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,17 +19,19 @@ import yaml
 
 from gateway import __version__, tables
 from gateway.app import App, Files, Places, build_switchboard, serve, worker_command, workshop
-from gateway.config import Config, InvalidConfig, load_config
+from gateway.config import Config, InvalidConfig, Problem, load_config
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.matching import show as show_template
 from gateway.errors import TaskError, UnpromptError
 from gateway.jobs import Worker
 from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote
+from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop, one_at_a_time
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.infer import infer_files
 from gateway.pipeline.overview import overview
 from gateway.stores.recorder import Recorder
+from gateway.stores.sqlite import SqliteStore
 
 
 class _Commands(click.Group):
@@ -108,6 +111,8 @@ def worker_process(config: Path | None, record_only: bool) -> None:
     settings = load_config(files.gateway)
     journal = Places.of(settings).journal
     Worker(settings, journal, lambda: workshop(files, settings), jobs=not record_only).run()
+    logging.shutdown()
+    os._exit(0)  # Python would wait for threads that follow a job at a provider, for hours perhaps
 
 
 @main.command("check")
@@ -119,16 +124,7 @@ def check_command(config: Path | None) -> None:
     Example: unprompt check --config config/gateway.yaml
     """
     files = Files.beside(config)
-    settings: Config | None = None
-    problems: list[str] = []
-    try:
-        settings = load_config(files.gateway)
-    except InvalidConfig as error:
-        problems += map(str, error.problems)
-    try:
-        build_switchboard(files, settings or Config())
-    except InvalidConfig as error:
-        problems += [str(p) for p in error.problems if settings is not None or "no upstream" not in p.message]
+    problems = _problems(files)
     for problem in problems:
         click.echo(problem)
     if problems:
@@ -137,21 +133,47 @@ def check_command(config: Path | None) -> None:
     click.echo(f"{shown}: good; {files.routes}: {'good' if files.routes.exists() else 'not there, no routes'}")
 
 
+def _problems(files: Files) -> list[Problem]:
+    """Everything that is wrong in both files. Routes are checked against what holds of a wrong gateway.yaml."""
+    problems: list[Problem] = []
+    settings: Config | None = None
+    try:
+        settings = load_config(files.gateway)
+    except InvalidConfig as error:
+        problems += error.problems
+        settings = error.partial
+    if settings is None:
+        return problems
+    wrong = {problem.key.split(".")[1] for problem in problems if problem.key.startswith("providers.")}
+    if files.gateway is not None:
+        problems += finetune.problems(settings, files.gateway)
+    try:
+        build_switchboard(files, settings)
+    except InvalidConfig as error:
+        missing = {f"no {kind} {name!r};" for kind in ("upstream", "provider") for name in wrong}
+        problems += [p for p in error.problems if not any(p.message.startswith(m) for m in missing)]
+    except UnpromptError as error:
+        problems.append(Problem(str(files.routes), 0, "", str(error)))
+    return problems
+
+
 @contextlib.contextmanager
-def _shop(config: Path | None, *, alone: bool = True) -> Iterator[Workshop]:
-    """The offline wing with all that is recorded so far. `alone`: not while the worker takes a turn."""
+def _shop(config: Path | None, *, alone: bool = True, calls: bool = False) -> Iterator[Workshop]:
+    """The offline wing with all that is recorded so far. `alone`: not while the worker takes a turn. `calls`: a
+    provider is called, so that its key must be there."""
     files = Files.beside(config)
-    settings = load_config(files.gateway)
+    settings = load_config(files.gateway, environment=calls)
     places = Places.of(settings)
-    with one_at_a_time(settings.store.home, wait=False) as free:
+    lock = settings.store.home / ".jobs.lock"
+    with one_at_a_time(lock, wait=False) as free:
         if not free and alone:
             click.echo("the worker is taking a turn; waiting for it", err=True)
-    with one_at_a_time(settings.store.home, wait=alone) as free:
+    with one_at_a_time(lock, wait=alone) as free:
         shop = workshop(files, settings, say=lambda sentence: click.echo(sentence, err=True))
-        Recorder(places.journal, shop.store).drain()
-        if free:
-            Discovery(shop.store).step()
         try:
+            Recorder(places.journal, shop.store).drain()
+            if free:
+                Discovery(shop.store).step()
             yield shop
         finally:
             shop.store.close()
@@ -225,12 +247,13 @@ def dataset_command(task: str, config: Path | None, out: Path | None, as_json: b
     Example: unprompt dataset support-intent --out export
     """
     with _shop(config) as shop:
-        built = dataset.build(shop.store, task, out or shop.datasets)
-        if as_json:
-            _print_json(built.card | {"directory": built.directory})
-        else:
-            click.echo(dataset.card_text(built.card))
-            click.echo(f"written to {built.directory}")
+        built = dataset.build(shop.store, task, shop.datasets)
+        place = dataset.export(built, out) if out else Path(built.directory)
+    if as_json:
+        _print_json(built.card | {"directory": str(place)})
+    else:
+        click.echo(card_text(built.card))
+        click.echo(f"written to {place}")
 
 
 @main.command("finetune")
@@ -248,31 +271,35 @@ def finetune_command(task: str, config: Path | None, sweep: Path | None, as_json
     Example: unprompt finetune support-intent
              unprompt finetune support-intent --sweep sweep.yaml
     """
-    with _shop(config) as shop:
+    with _shop(config, calls=True) as shop:
         data = dataset.build(shop.store, task, shop.datasets)
         wanted = _sweep_file(sweep, shop.config) if sweep else finetune.sweep_of(shop.config, data, shop.models)
         planned = finetune.plan(shop.store, data, wanted)
-        open_ones = sum(not one.state.final for one in planned)
-        click.echo(f"{data.id}: {len(planned)} candidates, {open_ones} to train", err=True)
+    open_ones = sum(not one.state.final for one in planned)
+    click.echo(f"{data.id}: {len(planned)} candidates, {open_ones} to train", err=True)
 
-        def progress(one: FineTune) -> None:
-            click.echo(f"  {evaluate.describe(one)}: {one.state.value} {one.stage}", err=True)
+    def progress(one: FineTune) -> None:
+        click.echo(f"  {evaluate.describe(one)}: {one.state.value} {one.stage}", err=True)
 
-        done = finetune.run(shop.store, shop.config, data, planned, shop.models, progress)
-        if as_json:
-            _print_json(done)
-        else:
-            tables.console.print(tables.finetunes(done))
-        if not any(one.state is FineTuneState.SUCCEEDED for one in done):
-            raise click.ClickException("no candidate was trained; the remarks above say why")
+    # Outside: a job at a provider takes hours, and nobody has to wait for it. Each candidate has its own lock.
+    store = SqliteStore(shop.store.path)
+    done = finetune.run(store, shop.config, data, planned, shop.models, progress)
+    store.close()
+    if as_json:
+        _print_json(done)
+    else:
+        tables.console.print(tables.finetunes(done))
+    if not any(one.state is FineTuneState.SUCCEEDED for one in done):
+        raise click.ClickException("no candidate was trained; the remarks above say why")
 
 
 def _sweep_file(file: Path, config: Config) -> finetune.Sweep:
-    value = yaml.safe_load(file.read_text("utf-8"))
     try:
+        value = yaml.safe_load(file.read_bytes())
         sweep = msgspec.convert(value, dict[str, list[dict[str, Any]]])
-    except msgspec.ValidationError as error:
-        raise TaskError(f"{file}: {error}; write it like 'classifier: [{{features: word}}]'") from error
+    except (OSError, yaml.YAMLError, ValueError) as error:  # a ValidationError is a ValueError
+        reason = " ".join(str(error).split())
+        raise TaskError(f"{file}: {reason}; write it like 'classifier: [{{features: word}}]'") from error
     for name in sweep:
         if name not in config.trainers:
             raise TaskError(f"{file}: no trainer {name!r}; the config has {', '.join(config.trainers)}")
@@ -298,7 +325,7 @@ def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
     \b
     Example: unprompt evaluate support-intent
     """
-    with _shop(config) as shop:
+    with _shop(config, calls=True) as shop:
         data = dataset.load(shop.store, _newest(shop, "datasets", task)["id"])
         report = cycle.evaluation(shop, data, shop.store.finetunes("dataset = ?", [data.id]))
         decision = gate.decide(report, shop.config.policy(task))
@@ -314,29 +341,36 @@ def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
 @_config
 @click.option("--canary", metavar="PERCENT", help="Send only this share of the requests, like 5%.")
 @click.option("--force", is_flag=True, help="Promote although the gate refuses; noted in the decision record.")
-def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, force: bool) -> None:
-    """Flip TASK's route to a candidate.
-
-    The best one, or CANDIDATE (a model or fine-tune id); the gate must agree.
+@_json
+def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, force: bool,
+                    as_json: bool) -> None:  # fmt: skip
+    """Flip TASK's route to its best candidate, or to CANDIDATE (a model or fine-tune id), past the gate.
 
     \b
     Example: unprompt promote support-intent --canary 5%
     """
+    share = _percent(canary) if canary else None
     with _shop(config) as shop:
-        report = msgspec.convert(json.loads(_newest(shop, "evaluations", task)["report"]), evaluate.Report)
+        report = evaluate.load_report(_newest(shop, "evaluations", task))
         chosen = [s for s in report.candidates if candidate in (None, s.model, s.finetune)]
         if not chosen:
             raise TaskError(f"task {task}: no candidate {candidate!r}; 'unprompt evaluate {task}' lists them")
         policy = shop.config.policy(task)
         decision = gate.decide(msgspec.structs.replace(report, candidates=chosen), policy)
-        tables.console.print(tables.decision(decision))
+        if not as_json:
+            tables.console.print(tables.decision(decision))
         if not decision.promote and not force:
             promote.note_refusal(shop.store, decision)
+            if as_json:
+                _print_json({"decision": decision, "route": None})
             raise click.ClickException("the gate refuses; nothing was changed (--force overrides it)")
-        share = _percent(canary) if canary else policy.share
-        route = promote.promote(shop.store, shop.config, shop.routes, decision, report.template, report.incumbent,
-                                share=share)  # fmt: skip
-        click.echo(f"{shop.routes}: {share:g} % of {task} goes to {route['targets'][0]['model']}")
+        route = promote.promote(shop.store, shop.config, shop.routes, shop.models, report, decision,
+                                share=share or policy.share)  # fmt: skip
+    if as_json:
+        _print_json({"decision": decision, "route": route})
+    else:
+        first = route["targets"][0]
+        click.echo(f"{shop.routes}: {first['weight']:g} % of {task} goes to {first['model']}")
 
 
 def _percent(text: str) -> float:
@@ -352,17 +386,21 @@ def _percent(text: str) -> float:
 @main.command("rollback")
 @click.argument("task")
 @_config
-def rollback_command(task: str, config: Path | None) -> None:
-    """Undo TASK's last promotion.
-
-    Its route in routes.yaml becomes what it was before; takes effect within a second.
+@_json
+def rollback_command(task: str, config: Path | None, as_json: bool) -> None:
+    """Put TASK's route back to what it was before its last promotion.
 
     \b
     Example: unprompt rollback support-intent
     """
     files = Files.beside(config)
-    shop = workshop(files, load_config(files.gateway))  # waits for nobody: going back must always work
+    # Waits for nobody and needs no key: going back must always work.
+    shop = workshop(files, load_config(files.gateway, environment=False))
     route = promote.rollback(shop.store, shop.config, shop.routes, task)
+    shop.store.close()
+    if as_json:
+        _print_json({"task": task, "route": route})
+        return
     now = f"goes to {route['targets'][0].get('model')}" if route else "has no route any more: whole to its provider"
     click.echo(f"{shop.routes}: {task} {now}")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,31 @@ from gateway.config import Config
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune
 from gateway.domain.price import PriceBook
-from gateway.errors import DatasetError, TaskError
+from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
 from gateway.pipeline import dataset, evaluate, finetune, promote
+from gateway.pipeline.asking import asker
+from gateway.pipeline.finetune import Elsewhere, one_at_a_time
 from gateway.pipeline.gate import Decision, decide
-from gateway.stores.sqlite import SqliteStore
+from gateway.stores.sqlite import ANSWERED, SqliteStore
+
+__all__ = ["Workshop", "evaluation", "one_at_a_time", "turn", "turn_all"]
 
 log = logging.getLogger(__name__)
 
+RETRY_GROWTH = 1.25
+"""A turn that failed is tried again when the data has grown by this factor."""
+RETRY_SECONDS = 60.0
+"""A route that cannot be written (a file that a person is editing, say) is tried again after so long."""
+MOST_ATTEMPTS = 20
+"""A turn during which the process has died so often is given up."""
+_PROCESS = str(uuid.uuid4())
+
+Job = dict[str, Any]
+
 
 class Workshop(msgspec.Struct, frozen=True, kw_only=True):
-    """What every stage needs. `say` is told of progress, one sentence at a time."""
+    """What every stage needs. `say` is told of progress, one sentence at a time. With `elsewhere`, a turn does
+    not wait for candidates that train at a provider: the next one does, or the one after it."""
 
     store: SqliteStore
     config: Config
@@ -36,37 +49,115 @@ class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     models: Path
     datasets: Path
     say: Callable[[str], None] = log.info
+    elsewhere: Elsewhere | None = None
 
 
 def turn(shop: Workshop, task: str) -> Decision | None:
-    """One turn for one task; None when it is not due. Stopped anywhere, the next call goes on where it was:
-    the job's row holds the dataset, and every stage gives the same result for the same dataset."""
+    """One turn for one task; None when it is not due, or not over. Stopped anywhere, the next call goes on where
+    it was: the job's row holds the dataset and the evaluation, and the candidates hold their own stages."""
     job = _job(shop, task)
-    if job is None:
+    if job is None or _is_waiting(shop, job):
         return None
-    data = dataset.load(shop.store, job["dataset"]) if "dataset" in job else _build(shop, task, job)
-    _note(shop, task, job | {"dataset": data.id}, "finetune")
-    planned = finetune.plan(shop.store, data, finetune.sweep_of(shop.config, data, shop.models))
-    trained = finetune.run(shop.store, shop.config, data, planned, shop.models)
-    _note(shop, task, job | {"dataset": data.id}, "evaluate")
-    report = evaluation(shop, data, trained)
+    data, job = _dataset(shop, task, job)
+    trained = _candidates(shop, data)
+    if trained is None:
+        return None
+    job = _note(shop, task, job, "evaluate")
+    report, job = _report(shop, task, job, data, trained)
     decision = decide(report, shop.config.policy(task))
+    job = _note(shop, task, job, "promote", decision=decision.reason)
+    try:
+        _settle(shop, report, decision)
+    except ConfigError as error:  # a person's file has a problem; theirs to solve, ours to wait for
+        if str(error) != job.get("error"):
+            shop.say(f"task {task}: {error}")
+        _note(shop, task, job, "promote", error=str(error), retry_at=time.time() + RETRY_SECONDS)
+        return None
     shop.say(f"task {task}: {decision.reason}")
-    _settle(shop, report, decision)
-    _note(shop, task, job | {"dataset": data.id, "decision": decision.reason}, "done", state="done")
+    _note(shop, task, job, "done", state="done", error=None)
     return decision
+
+
+def turn_all(shop: Workshop) -> list[Decision]:
+    """A turn for every task that is due. What stops one task is noted on its job and stops no other."""
+    decisions = []
+    _settle_flips(shop)
+    for row in shop.store.tasks():
+        task = row["name"]
+        try:
+            decision = turn(shop, task)
+        except StoreError:
+            raise  # nothing can be noted, for no task
+        except UnpromptError as error:
+            _fail(shop, task, str(error))
+        except Exception as error:
+            log.exception("task %s", task)
+            _fail(shop, task, f"{type(error).__name__}: {error}")
+        else:
+            decisions += [decision] if decision else []
+    return decisions
+
+
+def _settle_flips(shop: Workshop) -> None:
+    """What became of a flip during which a process died; not known while a person's file is broken."""
+    try:
+        promote.settle(shop.store, shop.routes)
+    except ConfigError as error:
+        log.warning("%s", error)
+
+
+# --- the steps -------------------------------------------------------------------------------------------
+
+
+def _dataset(shop: Workshop, task: str, job: Job) -> tuple[Dataset, Job]:
+    if "dataset" in job:
+        try:
+            return dataset.load(shop.store, job["dataset"]), job
+        except DatasetError as error:
+            shop.say(f"task {task}: {error}; building it again")
+    data = dataset.build(shop.store, task, shop.datasets)
+    shop.say(f"task {task}: dataset {data.id}, {len(data.rows)} rows from {data.card['recorded']} exchanges")
+    return data, _note(shop, task, job, "finetune", dataset=data.id)
+
+
+def _candidates(shop: Workshop, data: Dataset) -> list[FineTune] | None:
+    """The candidates, each trained or failed; None as long as some train elsewhere."""
+    planned = finetune.plan(shop.store, data, finetune.sweep_of(shop.config, data, shop.models))
+    away: list[FineTune] = []
+    if shop.elsewhere is not None:
+        away = [f for f in planned if finetune.is_remote(shop.config, f) and not f.state.final]
+        for one in away:
+            shop.elsewhere.start(shop.store.path, shop.config, data, one, shop.models)
+    here = [f for f in planned if f not in away]
+    trained = finetune.run(shop.store, shop.config, data, here, shop.models)
+    return None if away else trained
+
+
+def _is_waiting(shop: Workshop, job: Job) -> bool:
+    """Whether there is nothing to do yet: asked before anything is read, since it is asked every few seconds."""
+    if job.get("retry_at", 0) > time.time():
+        return True
+    if shop.elsewhere is None or "dataset" not in job or "evaluation" in job:
+        return False
+    away = [f for f in shop.store.finetunes("dataset = ?", [job["dataset"]]) if shop.elsewhere.working(f.id)]
+    return bool(away)
+
+
+def _report(
+    shop: Workshop, task: str, job: Job, data: Dataset, trained: list[FineTune]
+) -> tuple[evaluate.Report, Job]:
+    """The turn's evaluation: asked once, since asking may cost money and the rows may judge only once."""
+    kept = shop.store.rows("evaluations", "id = ?", [job.get("evaluation")])
+    if kept and kept[0]["dataset"] == data.id:
+        return evaluate.load_report(kept[0]), job
+    report = evaluation(shop, data, trained)
+    return report, _note(shop, task, job, "evaluate", evaluation=report.id)
 
 
 def evaluation(shop: Workshop, data: Dataset, trained: list[FineTune]) -> evaluate.Report:
     """Ask all candidates the held-out rows."""
-    asks = evaluate.asker(shop.config, shop.prices, shop.models, lambda name: key_of(shop.config, name))
-    return evaluate.evaluate(shop.store, shop.config, data, trained, shop.models, shop.prices, asks)
-
-
-def key_of(config: Config, provider: str) -> str:
-    """Our own key for a provider, empty where there is none."""
-    section = config.providers.get(provider)
-    return os.environ.get((section.api_key_env if section else None) or "OPENAI_API_KEY", "")
+    asks = asker(shop.config, shop.prices, shop.models)
+    return evaluate.evaluate(shop.store, shop.config, data, trained, shop.models, asks)
 
 
 def _settle(shop: Workshop, report: evaluate.Report, decision: Decision) -> None:
@@ -74,74 +165,55 @@ def _settle(shop: Workshop, report: evaluate.Report, decision: Decision) -> None
     if not decision.promote:
         promote.note_refusal(shop.store, decision)
     elif policy.approve == "ask":
+        promote.note_waiting(shop.store, decision)
         shop.say(f"task {decision.task}: waits for 'unprompt promote {decision.task}' (approve: ask)")
     else:
-        promote.promote(shop.store, shop.config, shop.routes, decision, report.template, report.incumbent,
-                        share=policy.share)  # fmt: skip
+        promote.promote(shop.store, shop.config, shop.routes, shop.models, report, decision, share=policy.share)
 
 
-def _build(shop: Workshop, task: str, job: dict[str, Any]) -> Dataset:
-    data = dataset.build(shop.store, task, shop.datasets)
-    shop.say(f"task {task}: dataset {data.id}, {len(data.rows)} rows from {data.card['recorded']} exchanges")
-    return data
+# --- when a turn is due, and how far it is ---------------------------------------------------------------
 
 
-# --- when a turn is due --------------------------------------------------------------------------------
+def _job(shop: Workshop, task: str) -> Job | None:
+    """The turn to go on with, a fresh one when it is due, else None.
 
-
-def _job(shop: Workshop, task: str) -> dict[str, Any] | None:
-    """The state of the turn to go on with, a fresh one when it is due, else None."""
+    Raises:
+        DatasetError: the process has died too often during this turn.
+    """
     found = shop.store.rows("jobs", "kind = 'cycle' AND task = ?", [task])
-    last: dict[str, Any] = json.loads(found[-1]["detail"]) if found else {}
-    if found and found[-1]["state"] == "running":
-        return last
-    usable = shop.store.count("task = ? AND complete = 1 AND stripped = 0 AND status = 200", [task])
-    needed = last.get("usable", 0) * shop.config.policy(task).retrain_growth or shop.config.policy(task).min_rows
-    if usable < needed:
+    last: Job = json.loads(found[-1]["detail"]) if found else {}
+    state = found[-1]["state"] if found else "none"
+    if state == "running":
+        return _resumed(shop, task, last, found[-1]["step"])
+    usable = shop.store.count(f"task = ? AND {ANSWERED}", [task])
+    policy = shop.config.policy(task)
+    growth = RETRY_GROWTH if state == "failed" else policy.retrain_growth
+    if usable < max(policy.min_rows, last.get("usable", 0) * growth):
         return None
-    fresh = {"id": f"cycle-{task}-{usable}", "usable": usable, "started_at": time.time()}
-    _note(shop, task, fresh, "dataset")
-    return fresh
+    fresh = {"id": f"cycle-{task}-{uuid.uuid4().hex[:12]}", "usable": usable, "started_at": time.time()}
+    return _note(shop, task, fresh | {"process": _PROCESS, "attempts": 1}, "dataset")
 
 
-def _note(shop: Workshop, task: str, detail: dict[str, Any], step: str, state: str = "running") -> None:
-    now = time.time()
+def _resumed(shop: Workshop, task: str, job: Job, step: str) -> Job:
+    if job.get("process") == _PROCESS:
+        return job
+    attempts = job.get("attempts", 0) + 1
+    if attempts > MOST_ATTEMPTS:
+        raise DatasetError(f"given up: the process has died {MOST_ATTEMPTS} times in step '{step}'")
+    return _note(shop, task, job, step, process=_PROCESS, attempts=attempts)
+
+
+def _note(shop: Workshop, task: str, job: Job, step: str, *, state: str = "running", **more: Any) -> Job:
+    """Keep how far the turn is; gives the job with what is new."""
+    job = job | more
     shop.store.put("jobs", {
-        "id": detail["id"], "kind": "cycle", "task": task, "state": state, "step": step, "detail": detail,
-        "error": detail.get("error"), "created_at": detail["started_at"], "updated_at": now,
+        "id": job["id"], "kind": "cycle", "task": task, "state": state, "step": step, "detail": job,
+        "error": job.get("error"), "created_at": job["started_at"], "updated_at": time.time(),
     })  # fmt: skip
-
-
-def turn_all(shop: Workshop) -> list[Decision]:
-    """A turn for every task that is due. What stops one task is noted on its job and stops no other."""
-    decisions = []
-    for row in shop.store.tasks():
-        task = row["name"]
-        try:
-            decision = turn(shop, task)
-        except (DatasetError, TaskError) as error:
-            shop.say(f"task {task}: {error}")
-            _fail(shop, task, str(error))
-        else:
-            decisions += [decision] if decision else []
-    return decisions
+    return job
 
 
 def _fail(shop: Workshop, task: str, error: str) -> None:
-    found = shop.store.rows("jobs", "kind = 'cycle' AND task = ? AND state = 'running'", [task])
-    for row in found:
-        detail = json.loads(row["detail"]) | {"error": error}
-        _note(shop, task, detail, row["step"], state="failed")
-
-
-@contextlib.contextmanager
-def one_at_a_time(home: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process may run turns: the worker and the commands exclude each other by a file lock."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / ".jobs.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    shop.say(f"task {task}: {error}")
+    for row in shop.store.rows("jobs", "kind = 'cycle' AND task = ? AND state = 'running'", [task]):
+        _note(shop, task, json.loads(row["detail"]), row["step"], state="failed", error=error)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
-from gateway.domain.exchange import Exchange
+from gateway.domain.exchange import Exchange, task_name
 from gateway.domain.matching import TemplateIndex
 from gateway.encoding import decoded
 from gateway.pipeline.infer import Recorded, infer
 from gateway.providers.openai import read_chat
-from gateway.stores.sqlite import SqliteStore
+from gateway.stores.sqlite import UNEXPLAINED, SqliteStore
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ def recorded(exchange: Exchange) -> Recorded | None:
     if parsed is None:
         return None
     key = f"{exchange.provider} {exchange.endpoint} {exchange.key_id}"
-    return Recorded(id=exchange.id, ts=exchange.started_at, body=parsed, key=key, hint=exchange.task_hint)
+    return Recorded(
+        id=exchange.id, ts=exchange.started_at, body=parsed, key=key, hint=task_name(exchange.task_hint)
+    )
 
 
 class Discovery:
@@ -41,12 +44,12 @@ class Discovery:
         """Look at the new exchanges; gives the names of templates found. `search` None: when it is worth it."""
         while self._look_at_new():
             pass
-        unexplained = self._store.count("task IS NULL AND looked_at = 1 AND complete = 1 AND truncated = 0")
+        unexplained = self._store.count(UNEXPLAINED)
         worth = unexplained - self._unexplained_at_last_search >= max(ENOUGH, self._unexplained_at_last_search // 4)
         if not (worth if search is None else search):
             return []
         found = self._search()
-        self._unexplained_at_last_search = self._store.count("task IS NULL AND looked_at = 1")
+        self._unexplained_at_last_search = self._store.count(UNEXPLAINED)
         return found
 
     def _look_at_new(self) -> int:
@@ -57,10 +60,12 @@ class Discovery:
         assignments: dict[str, tuple[str, int] | None] = {}
         for exchange in fresh:
             request = recorded(exchange)
-            match = index.match(request.body) if request else None
-            assignments[exchange.id] = (match.template.task, match.template.version) if match else None
+            if request is not None:
+                match = index.match(request.body)
+                assignments[exchange.id] = (match.template.task, match.template.version) if match else None
         with self._store.transaction():
             self._store.assign(assignments)
+            self._store.set_aside(exchange.id for exchange in fresh if exchange.id not in assignments)
         return len(fresh)
 
     def _search(self) -> list[str]:
@@ -72,10 +77,7 @@ class Discovery:
             for template in inference.templates:
                 self._store.add_template(template)
             self._store.assign(found)
+        uses = Counter(found.values())
         for template in inference.templates:
-            log.info(
-                "found %s: %d exchanges",
-                template.name,
-                sum(v == (template.task, template.version) for v in found.values()),
-            )
+            log.info("found %s: %d exchanges", template.name, uses[template.task, template.version])
         return [template.name for template in inference.templates]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.config import Config
-from gateway.stores.sqlite import SqliteStore
+from gateway.stores.sqlite import ANSWERED, SqliteStore
 
 
 def overview(store: SqliteStore, config: Config) -> list[dict[str, Any]]:
@@ -16,15 +16,15 @@ def overview(store: SqliteStore, config: Config) -> list[dict[str, Any]]:
 def _row(store: SqliteStore, config: Config, row: dict[str, Any]) -> dict[str, Any]:
     task = row["name"]
     versions = store.templates(task)
-    newest = versions[-1]
     recent = store.version_counts(task, 1000)
     total = sum(recent.values())
-    used = max(recent, key=lambda version: recent[version]) if recent else newest.version
+    newest = versions[-1].version if versions else None
+    used = max(recent, key=lambda version: recent[version]) if recent else newest
     return row | {
         "version": used,
         "versions": [template.version for template in versions],
-        "slots": [slot.name for slot in newest.slots],
-        "match_rate": recent.get(used, 0) / total if total else None,
+        "slots": [slot.name for slot in versions[-1].slots] if versions else [],
+        "match_rate": recent.get(used or 0, 0) / total if total else None,
         "next": _next(store, config, task),
     }
 
@@ -32,15 +32,25 @@ def _row(store: SqliteStore, config: Config, row: dict[str, Any]) -> dict[str, A
 def _next(store: SqliteStore, config: Config, task: str) -> str:
     jobs = store.rows("jobs", "kind = 'cycle' AND task = ?", [task])
     if jobs and jobs[-1]["state"] == "running":
-        return f"in work: {jobs[-1]['step']}"
-    promotions = store.rows("promotions", "task = ?", [task])
-    if promotions:
-        last = promotions[-1]
-        return {"promote": f"served by {last['target']}", "refuse": "candidate refused, waits for more rows"}.get(
-            last["action"], "rolled back"
-        )
-    if jobs and jobs[-1]["state"] == "failed":
+        wrong = f" ({jobs[-1]['error']})" if jobs[-1]["error"] else ""
+        return f"in work: {jobs[-1]['step']}{wrong}"
+    promotions = store.rows("promotions", "task = ? AND state = 'done'", [task])
+    if jobs and jobs[-1]["state"] == "failed" and _newest(jobs) > _newest(promotions):
         return str(jobs[-1]["error"])
-    usable = store.count("task = ? AND complete = 1 AND stripped = 0 AND status = 200", [task])
+    if promotions:
+        return _after(promotions[-1])
+    usable = store.count(f"task = ? AND {ANSWERED}", [task])
     missing = config.policy(task).min_rows - usable
     return f"{missing} more exchanges until training" if missing > 0 else "training is due"
+
+
+def _newest(rows: list[dict[str, Any]]) -> float:
+    return max((float(row["created_at"]) for row in rows), default=0.0)
+
+
+def _after(promotion: dict[str, Any]) -> str:
+    return {
+        "promote": f"served by {promotion['target']}",
+        "refuse": "candidate refused, waits for more rows",
+        "ask": f"{promotion['target']} waits for 'unprompt promote {promotion['task']}'",
+    }.get(promotion["action"], "rolled back")

@@ -1,189 +1,278 @@
-"""Flips a task's route to a candidate, and back: each one atomic write of `routes.yaml`, with history."""
+"""Flips a task's route to a candidate, and back: each one atomic write of `routes.yaml`, with history.
+
+A flip is noted in the store before the file is written and settled afterwards, so that whatever dies in between,
+the next one finds out from the file itself whether it took place: history and file agree.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
-from gateway.config import Config, load_routes
+from gateway.config import Config, InvalidConfig, parse_routes
+from gateway.domain.route import LOCAL
 from gateway.errors import ConfigError, TaskError
-from gateway.pipeline.evaluate import Score
+from gateway.pipeline.evaluate import Report
 from gateway.pipeline.gate import Decision
+from gateway.pipeline.routes_text import Edited, RouteDict, edit, routes_of
 from gateway.stores.sqlite import SqliteStore
+from gateway.upstreams.embedded import EmbeddedModel
 
-RouteDict = dict[str, Any]
+__all__ = ["edit", "note_refusal", "note_waiting", "promote", "rollback", "settle", "standing"]
 
 
 def promote(
-    store: SqliteStore, config: Config, routes: Path, decision: Decision, template: str, incumbent: Score,
+    store: SqliteStore, config: Config, routes: Path, models: Path, report: Report, decision: Decision,
     *, share: float,
 ) -> RouteDict:  # fmt: skip
     """Send `share` percent of the task's requests to the decision's candidate, the rest to the incumbent.
+    Doing it twice is doing it once.
 
     Raises:
-        TaskError: the decision has no candidate, or the incumbent is unknown.
+        TaskError: the decision has no candidate, its model is gone, or the incumbent is unknown.
+        ConfigError: routes.yaml has a problem, or cannot be written; it is left as it is.
     """
-    score = decision.score
-    if score is None or not incumbent.upstream:
-        raise TaskError(f"task {decision.task}: nothing to promote; run 'unprompt evaluate {decision.task}' first")
-    before = {"upstream": incumbent.upstream, "model": incumbent.model}
-    target = {"upstream": score.upstream, "model": score.model, "weight": share, "strip": template}
-    if score.min_confidence > 0:
-        target["min_confidence"] = round(score.min_confidence, 6)
-    targets = [target] if share >= 100 else [target, {**before, "weight": round(100 - share, 6)}]
-    match = {"provider": incumbent.upstream, "model": incumbent.model, "task": decision.task}
-    route = {"name": decision.task, "match": match, "targets": targets, "fallback": before}
-    _flip(store, config, routes, decision.task, route, "promote", decision)
+    task, score = decision.task, decision.score
+    if score is None or not report.incumbent.upstream:
+        raise TaskError(f"task {task}: nothing to promote; run 'unprompt evaluate {task}' first")
+    if score.upstream == LOCAL:
+        EmbeddedModel.load(models, score.model)
+    with _locked(routes):
+        _settle(store, routes)
+        before = _read(routes)
+        match = _match(report)
+        route = _route(task, match, report, decision, share, _names_beside(routes_of(before), match))
+        edited = edit(before, lambda one: _clean(one.get("match")) == match, route)
+        last = standing(store, task)[-1:]
+        if edited.replaced == route and last and yaml.safe_load(last[0]["routes_after"] or "") == route:
+            return route
+        _flip(store, config, routes, task, "promote", before, edited, route, decision)
     return route
+
+
+def _match(report: Report) -> dict[str, Any]:
+    return _clean({"provider": report.provider, "model": report.model, "task": report.task})
+
+
+def _clean(match: Any) -> dict[str, Any]:
+    return {key: value for key, value in match.items() if value} if isinstance(match, dict) else {}
+
+
+def _names_beside(routes: list[RouteDict], match: dict[str, Any]) -> set[str]:
+    return {str(route.get("name")) for route in routes if _clean(route.get("match")) != match}
+
+
+def _route(
+    task: str, match: dict[str, Any], report: Report, decision: Decision, share: float, taken: set[str]
+) -> RouteDict:
+    score = decision.score
+    if score is None:
+        raise TaskError(f"task {task}: the decision has no candidate")
+    before = _clean({"upstream": report.incumbent.upstream, "model": report.incumbent.model})
+    target = {"upstream": score.upstream, "model": score.model, "weight": share, "strip": report.template}
+    if score.min_confidence > 0:
+        target["min_confidence"] = min(score.min_confidence, 1.0)
+    targets = [target] if share >= 100 else [target, {**before, "weight": round(100 - share, 6)}]
+    name, number = task, 2
+    while name in taken:
+        name, number = f"{task}-{number}", number + 1
+    return {"name": name, "match": match, "targets": targets, "fallback": before}
 
 
 def rollback(store: SqliteStore, config: Config, routes: Path, task: str) -> RouteDict | None:
     """Put the task's route back to what it was before its last promotion; gives that route, None: no route.
+    A file that nobody has changed since is put back byte for byte.
 
     Raises:
         TaskError: the task was never promoted, or is rolled back already.
+        ConfigError: routes.yaml has a problem, or cannot be written; it is left as it is.
     """
-    standing = _standing(store, task)
-    if not standing:
-        raise TaskError(f"task {task!r} has no promotion to roll back")
-    text = standing[-1]["routes_before"]
-    route: RouteDict | None = yaml.safe_load(text) if text else None
-    _flip(store, config, routes, task, route, "rollback", None)
+    with _locked(routes):
+        _settle(store, routes)
+        promotions = standing(store, task)
+        if not promotions:
+            raise TaskError(f"task {task!r} has no promotion to roll back")
+        last = promotions[-1]
+        found = yaml.safe_load(last["routes_before"]) if last["routes_before"] else None
+        route: RouteDict | None = found[0] if isinstance(found, list) else found
+        current = _read(routes)
+        if _hash(current) == last["file_after"]:
+            edited = Edited(last["file_before"] if last["file_before"] is not None else "routes: []\n")
+        else:
+            promoted = yaml.safe_load(last["routes_after"] or "") or {}
+            edited = _edited_since(current, promoted, task, route, last["routes_before"])
+        _flip(store, config, routes, task, "rollback", current, edited, route, None)
     return route
 
 
-def _standing(store: SqliteStore, task: str) -> list[dict[str, Any]]:
+def _edited_since(
+    current: str, promoted: RouteDict, task: str, route: RouteDict | None, source: str | None
+) -> Edited:
+    """The route is known by its name, or else by its match: a person may have changed one of them."""
+    taken = routes_of(current)
+    by_name = [one for one in taken if one.get("name") == promoted.get("name", task)]
+    by_match = [one for one in taken if _clean(one.get("match")) == _clean(promoted.get("match"))]
+    meant = next(iter([*by_name, *by_match]), None)
+    return edit(current, lambda one: meant is not None and one == meant, route, source)
+
+
+def standing(store: SqliteStore, task: str) -> list[dict[str, Any]]:
     """The promotions of a task that have not been rolled back, oldest first."""
-    standing: list[dict[str, Any]] = []
-    for row in store.rows("promotions", "task = ?", [task]):
+    found: list[dict[str, Any]] = []
+    for row in store.rows("promotions", "task = ? AND state = 'done'", [task]):
         if row["action"] == "promote":
-            standing.append(row)
-        elif standing:
-            standing.pop()
-    return standing
+            found.append(row)
+        elif row["action"] == "rollback" and found:
+            found.pop()
+    return found
 
 
 def note_refusal(store: SqliteStore, decision: Decision) -> None:
     """Keep the decision record of a candidate that was not promoted."""
-    _note(store, decision.task, "refuse", None, decision, None)
+    _note(store, decision, "refuse")
+
+
+def note_waiting(store: SqliteStore, decision: Decision) -> None:
+    """Keep the decision record of a candidate that a person has to promote."""
+    _note(store, decision, "ask")
+
+
+def _note(store: SqliteStore, decision: Decision, action: str) -> None:
+    store.put("promotions", {
+        "id": f"{action}-{decision.evaluation}-{decision.candidate}", "task": decision.task, "action": action,
+        "target": decision.score.model if decision.score else None,
+        "decision": msgspec.json.encode(decision).decode(), "created_at": time.time(),
+    })  # fmt: skip
+
+
+# --- the file and its history ----------------------------------------------------------------------------
 
 
 def _flip(
-    store: SqliteStore, config: Config, routes: Path, task: str, route: RouteDict | None, action: str,
-    decision: Decision | None,
+    store: SqliteStore, config: Config, routes: Path, task: str, action: str, before: str, edited: Edited,
+    route: RouteDict | None, decision: Decision | None,
 ) -> None:  # fmt: skip
-    with _locked(routes):
-        before = routes.read_text("utf-8") if routes.exists() else ""
-        after, replaced = edit(before, task, route)
-        _write(routes, after, config, before)
-    _note(store, task, action, route, decision, replaced)
-
-
-def _note(
-    store: SqliteStore, task: str, action: str, route: RouteDict | None, decision: Decision | None,
-    replaced: RouteDict | None,
-) -> None:  # fmt: skip
-    target = route["targets"][0]["model"] if route else None
+    """Note it, write the file, settle it."""
+    _checked(routes, edited.text, config)
+    row_id = str(uuid.uuid4())
     store.put("promotions", {
-        "id": str(uuid.uuid4()), "task": task, "action": action, "target": target,
+        "id": row_id, "task": task, "action": action, "state": "writing",
+        "target": route["targets"][0].get("model") if route else None,
         "decision": msgspec.json.encode(decision).decode(),
-        "routes_before": yaml.safe_dump(replaced, sort_keys=False) if replaced else None,
+        "routes_before": _source(edited), "routes_after": _one(route),
+        "file_before": before if routes.exists() else None, "file_after": _hash(edited.text),
         "created_at": time.time(),
     })  # fmt: skip
+    try:
+        if _read(routes) != before:
+            raise ConfigError(f"{routes} was changed by somebody else just now; do it again")
+        _write(routes, edited.text)
+    except (OSError, ConfigError) as error:
+        store.change("promotions", row_id, state="abandoned")
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{routes} cannot be written ({error.strerror}); it is left as it is") from error
+    store.change("promotions", row_id, state="done")
+
+
+def _source(edited: Edited) -> str | None:
+    """How the replaced route was written, where that says the same without the rest of its file."""
+    if edited.replaced is None or edited.source is None:
+        return None
+    with contextlib.suppress(yaml.YAMLError):
+        if yaml.safe_load(edited.source) == [edited.replaced]:
+            return edited.source
+    return str(yaml.safe_dump([edited.replaced], sort_keys=False, allow_unicode=True))
+
+
+def _one(route: RouteDict | None) -> str | None:
+    return None if route is None else str(yaml.safe_dump(route, sort_keys=False, allow_unicode=True))
+
+
+def _checked(routes: Path, text: str, config: Config) -> None:
+    try:
+        parse_routes(str(routes), text.encode(), config)
+    except InvalidConfig as error:
+        raise ConfigError(f"{routes} is left as it is, since it would have problems:\n{error}") from error
+
+
+def settle(store: SqliteStore, routes: Path) -> None:
+    """Find out what became of a flip during which its process died."""
+    if store.rows("promotions", "state = 'writing'"):
+        with _locked(routes):
+            _settle(store, routes)
+
+
+def _settle(store: SqliteStore, routes: Path) -> None:
+    """Under the lock, where nobody else is writing: the file says whether the flip took place."""
+    for row in store.rows("promotions", "state = 'writing'"):
+        now = _read(routes)
+        took_place = _hash(now) == row["file_after"]
+        if not took_place and row["routes_after"]:  # a person has edited it since: is the route there?
+            took_place = yaml.safe_load(row["routes_after"]) in routes_of(now)
+        store.change("promotions", row["id"], state="done" if took_place else "abandoned")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(routes: Path) -> str:
+    """The file's text with its line ends; no file is an empty one."""
+    try:
+        return routes.read_bytes().decode()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{routes} cannot be read: {error}; it is left as it is") from error
 
 
 @contextlib.contextmanager
 def _locked(routes: Path) -> Iterator[None]:
-    routes.parent.mkdir(parents=True, exist_ok=True)
-    with (routes.parent / f".{routes.name}.lock").open("w") as lock:
+    try:
+        routes.parent.mkdir(parents=True, exist_ok=True)
+        lock = (routes.parent / f".{routes.name}.lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{routes.parent} cannot be written to ({error.strerror})") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _write(routes: Path, text: str, config: Config, before: str) -> None:
-    """Temp file, check, fsync, rename: a reader sees the old file or the new one, and the new one is valid."""
-    partial = routes.with_name(f".{routes.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    load_routes(partial, config)
-    if before:
-        routes.with_name(f"{routes.name}.previous").write_text(before, "utf-8")
-    partial.replace(routes)
-    folder = os.open(routes.parent, os.O_RDONLY)
+def _write(routes: Path, text: str) -> None:
+    """Temp file, fsync, rename: a reader sees the old file or the new one. A link stays a link."""
+    target = routes.resolve()
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        if target.exists():
+            previous = target.with_name(f"{target.name}.previous")
+            _write_beside(partial, target.read_bytes(), target)
+            partial.replace(previous)
+        _write_beside(partial, text.encode(), target)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
 
 
-# --- editing the text: people's comments and other routes keep their bytes -----------------------------
-
-
-def edit(text: str, task: str, route: RouteDict | None) -> tuple[str, RouteDict | None]:
-    """The file's text with the task's route set (in its place, or first in the list) or taken out (None), and
-    the route that stood there. Pure.
-
-    Raises:
-        ConfigError: the text is no routes file.
-    """
-    routes = _routes_of(text)
-    place = next((i for i, r in enumerate(routes) if r.get("match", {}).get("task") == task), None)
-    replaced = None if place is None else routes[place]
-    if route is None and place is None:
-        return text, None
-    wanted = list(routes)
-    if place is not None:
-        wanted[place : place + 1] = [] if route is None else [route]
-    elif route is not None:
-        wanted.insert(0, route)
-    spliced = _splice(text, place, route)
-    if spliced is not None and _routes_of(spliced) == wanted:
-        return spliced, replaced
-    value = (yaml.safe_load(text) or {}) | {"routes": wanted}
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True), replaced
-
-
-def _routes_of(text: str) -> Sequence[RouteDict]:
-    try:
-        value = yaml.safe_load(text) or {}
-        return list(value.get("routes") or [])
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise ConfigError(f"routes.yaml is no routes file, it is left as it is: {error}") from error
-
-
-def _splice(text: str, place: int | None, route: RouteDict | None) -> str | None:
-    """Replace only the lines of one list item; None where the list is not written one item a line."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    listed = next((value for key, value in pairs if key.value == "routes"), None)
-    if not isinstance(listed, yaml.SequenceNode) or listed.flow_style or not listed.value:
-        return None
-    lines = text.splitlines(keepends=True)
-    starts = [item.start_mark.line for item in listed.value]
-    indent = " " * listed.start_mark.column
-    begin = starts[place or 0]
-    end = begin
-    if place is not None:
-        end = starts[place + 1] if place + 1 < len(starts) else _last_line(listed.value[place], lines)
-    dumped = yaml.safe_dump([route], sort_keys=False, allow_unicode=True) if route else ""
-    fresh = [indent + line for line in dumped.splitlines(keepends=True)]
-    return "".join([*lines[:begin], *fresh, *lines[end:]])
-
-
-def _last_line(item: yaml.Node, lines: Sequence[str]) -> int:
-    """The line behind an item; a block's end mark stands on the next thing that is not blank or comment."""
-    end = min(item.end_mark.line + (1 if item.end_mark.column else 0), len(lines))
-    while end > item.start_mark.line + 1 and not lines[end - 1].split("#")[0].strip():
-        end -= 1
-    return end
+def _write_beside(partial: Path, content: bytes, target: Path) -> None:
+    with partial.open("wb") as file:
+        if target.exists():
+            os.fchmod(file.fileno(), target.stat().st_mode & 0o7777)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

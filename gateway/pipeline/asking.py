@@ -1,0 +1,110 @@
+"""Asks a candidate what a live request would ask it: in this process, or over the network."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.config import Config
+from gateway.domain.dataset import Row
+from gateway.domain.exchange import Usage
+from gateway.domain.finetune import FineTune
+from gateway.domain.price import PriceBook
+from gateway.domain.route import LOCAL
+from gateway.upstreams.embedded import EmbeddedModel
+
+_AT_ONCE = 4
+Envelope = dict[str, Any]
+"""What a request says beside its model and its messages: temperature, tools, response format."""
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate's answer to one row. `text` None: it gave none, and the incumbent would be asked; "" one that
+    is no text, such as tool calls. `sure` None: a model that cannot tell."""
+
+    text: str | None
+    sure: float | None
+    latency_ms: float
+    cost_usd: float | None
+    error: str | None = None
+
+
+Ask = Callable[[Iterable[tuple[Row, Envelope]]], list[Answered]]
+"""Asks all rows, each with the envelope of its recorded request."""
+
+
+def asker(config: Config, prices: PriceBook, models: Path) -> Callable[[FineTune], Ask]:
+    """How each candidate is asked.
+
+    Raises (the function that is returned):
+        TaskError: the candidate's model is not there any more.
+    """
+
+    def ask_of(finetune: FineTune) -> Ask:
+        if finetune.upstream == LOCAL:
+            return _ask_embedded(EmbeddedModel.load(models, finetune.model or ""))
+        return _ask_remote(config, prices, finetune)
+
+    return ask_of
+
+
+def _ask_embedded(model: EmbeddedModel) -> Ask:
+    def one(row: Row) -> Answered:
+        started = time.perf_counter()
+        text, sure = model.answer(row.text)
+        return Answered(text=text, sure=sure, latency_ms=(time.perf_counter() - started) * 1000, cost_usd=0.0)
+
+    return lambda rows: [one(row) for row, _ in rows]
+
+
+def _ask_remote(config: Config, prices: PriceBook, finetune: FineTune) -> Ask:
+    import openai
+
+    upstream, model = finetune.upstream or "", finetune.model or ""
+    key = config.key(upstream) or "none"  # never None: the package would take another key from the environment
+    client = openai.OpenAI(base_url=config.providers[upstream].base_url, api_key=key, max_retries=2)
+
+    def one(asked: tuple[Row, Envelope]) -> Answered:
+        row, envelope = asked
+        started = time.perf_counter()
+        try:
+            made = client.chat.completions.create(model=model, messages=row.messages, extra_body=envelope)  # type: ignore[arg-type]
+            message = made.choices[0].message
+        except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
+            # TypeError, AttributeError: the package does not check what it parses, a page of HTML for one
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].replace(key, "[key]")
+            return Answered(text=None, sure=None, latency_ms=_since(started), cost_usd=0.0, error=reason)
+        usage = Usage(
+            input=made.usage.prompt_tokens if made.usage else None,
+            output=made.usage.completion_tokens if made.usage else None,
+        )
+        text = "" if message.tool_calls else message.content or ""
+        cost = prices.cost(upstream, model, usage)
+        return Answered(text=text, sure=None, latency_ms=_since(started), cost_usd=cost)
+
+    def ask(rows: Iterable[tuple[Row, Envelope]]) -> list[Answered]:
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="evaluate") as pool:
+            return list(pool.map(one, rows))
+
+    return ask
+
+
+def _since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two answers say the same: equal but for blanks around them, or equal as JSON."""
+    if one.strip() == other.strip():
+        return True
+    try:
+        first, second = json.loads(one), json.loads(other)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict | list) and bool(first == second)

@@ -1,0 +1,105 @@
+"""The statistics of the gate: exact bounds on shares, resampled bounds on ratios, and the threshold for both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.config import TaskPolicy
+
+NEVER = 1.01
+"""A threshold that no confidence reaches: every request goes to the incumbent."""
+LEAST = 1e-6
+"""The lowest threshold of a model that knows how sure it is: 0 would answer what is unlike all it has seen."""
+_RESAMPLES = 1000
+CrossFit = tuple[NDArray[Any], NDArray[Any]]
+"""Confidence (rows,) and whether the answer was right (rows,), each from a model that had not seen the row."""
+
+
+def agreement_low(wrong: int, rows: int, confidence: float) -> float:
+    """One-sided lower bound of the share of rows that agree (Clopper and Pearson 1934, exact binomial)."""
+    from scipy.stats import beta
+
+    return 0.0 if wrong >= rows else float(beta.ppf(1 - confidence, rows - wrong, wrong + 1))
+
+
+def most_wrong_that_pass(rows: int, margin: float, confidence: float) -> int:
+    """With at most so many wrong answers, `rows` rows show an agreement of 1 - margin; -1: they never can."""
+    low, high = -1, rows
+    while high - low > 1:  # the bound falls with every wrong answer
+        middle = (low + high) // 2
+        if agreement_low(middle, rows, confidence) >= 1 - margin:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def wrong_share_that_passes(rows: int, margin: float, confidence: float, power: float = 0.9) -> float:
+    """The true share of wrong answers with which `rows` rows confirm `margin` in `power` of all cases."""
+    from scipy.stats import binom
+
+    most = most_wrong_that_pass(rows, margin, confidence)
+    if most < 0:
+        return 0.0
+    grid = np.linspace(0, margin, 501)
+    return float(grid[binom.cdf(most, rows, grid) >= power][-1])
+
+
+def choose_threshold(
+    cross_fit: CrossFit | None, policy: TaskPolicy, rows: int, confidence: float
+) -> tuple[float, float | None]:
+    """(threshold, expected share answered rightly). The lowest threshold at which the answered rows keep the
+    promised agreement and the wrong answers stay few enough that `rows` validation rows can confirm it."""
+    if cross_fit is None:
+        return 0.0, None
+    sure, right = cross_fit
+    order = np.argsort(-sure, kind="stable")
+    sure, right = sure[order], right[order]
+    answered = np.arange(1, len(sure) + 1)
+    wrong = np.cumsum(~right)
+    allowed = wrong_share_that_passes(rows, policy.margin, confidence)
+    good = (1 - wrong / answered >= policy.answer_agreement) & (wrong / len(sure) <= allowed)
+    ends = np.append(sure[1:] < sure[:-1], True)  # a threshold cannot part rows that are equally sure
+    places = np.flatnonzero(good & ends & (sure > 0))
+    if not len(places):
+        return NEVER, 0.0
+    last = int(places[-1])
+    # Rounded down here, so that what is judged is what the route will hold.
+    threshold = max(math.floor(float(sure[last]) * 1e6) / 1e6, LEAST)
+    return threshold, float((answered[last] - wrong[last]) / len(sure))
+
+
+Statistic = Callable[[NDArray[Any]], NDArray[Any]]
+"""From values (resamples, rows) to one figure each (resamples,)."""
+
+
+def mean(values: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(values.mean(axis=-1))
+
+
+def p95(values: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(np.percentile(values, 95, axis=-1))
+
+
+def ratio_high(
+    candidate: Sequence[float | None], base: Sequence[float | None], figure: Statistic, confidence: float
+) -> float | None:
+    """One-sided upper bound of the ratio of two figures over the same rows, by resampling the rows (percentile
+    bootstrap, Efron 1979; deterministic). None where a value is missing on one side, or the base is nothing."""
+    pairs = [(a, b) for a, b in zip(candidate, base, strict=True) if b is not None]
+    if not pairs or any(a is None for a, _ in pairs):
+        return None
+    above, below = np.array(pairs, dtype=float).T
+    random = np.random.default_rng(0)
+    ratios: list[NDArray[Any]] = []
+    for _ in range(10):  # in parts, for memory
+        drawn = random.integers(0, len(above), (_RESAMPLES // 10, len(above)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios.append(figure(above[drawn]) / figure(below[drawn]))
+    bound = float(np.quantile(np.concatenate(ratios), confidence))
+    return bound if math.isfinite(bound) else None
