@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import time
@@ -83,6 +84,11 @@ _request = msgspec.json.Decoder(_Request)
 _response = msgspec.json.Decoder(_Response)
 
 
+@functools.lru_cache(1024)
+def _operation(path: str) -> str:
+    return next((name for suffix, name in _OPERATIONS.items() if path.endswith(suffix)), "other")
+
+
 class OpenAI:
     """The protocol `openai`."""
 
@@ -92,7 +98,7 @@ class OpenAI:
         return b"Authorization", b"Bearer " + key.encode()
 
     def operation(self, path: str) -> str:
-        return next((name for suffix, name in _OPERATIONS.items() if path.endswith(suffix)), "other")
+        return _operation(path)
 
     def read_request(self, path: str, body: bytes) -> RequestFacts:
         try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from gateway.domain.exchange import Begin, End
 from gateway.errors import StoreError, StoreUnavailable
@@ -26,7 +26,7 @@ KEPT_HEADERS = frozenset({
 })  # fmt: skip
 """Only these headers are recorded: an allow-list, so that no key is ever kept by accident."""
 
-_NAMES = {name: name.decode() for name in KEPT_HEADERS}
+_NAMES = {name: name.decode() for name in sorted(KEPT_HEADERS)}
 
 
 class Capture:
@@ -149,10 +149,8 @@ class Capture:
         self._journal.close()
 
 
-def kept_headers(headers: Iterable[tuple[bytes, bytes]], secrets: Iterable[bytes] = ()) -> dict[str, str]:
-    """The headers that are recorded, by lower-case name, keys blanked out."""
+def kept_headers(first: Mapping[bytes, bytes], secrets: Iterable[bytes] = ()) -> dict[str, str]:
+    """The headers that are recorded, keys blanked out. `first` by lower-case name."""
     return {
-        _NAMES[lower]: blank_text(value.decode("latin-1"), secrets)
-        for name, value in headers
-        if (lower := name.lower()) in KEPT_HEADERS
+        text: blank_text(first[name].decode("latin-1"), secrets) for name, text in _NAMES.items() if name in first
     }

@@ -105,7 +105,7 @@ class Exchanging:
 
     def _locate(self) -> None:
         head = self._head
-        self._secrets = secrets.presented(head.headers, head.target)
+        self._secrets = secrets.presented(head)
         unknown = head.target.partition(b"?")[0][:512].decode("latin-1")
         self._place = wire.Place(self._house.default_provider, b"", b"", unknown)
         self._place = wire.locate(head.target, self._house.prefixes, self._house.default_provider)
@@ -192,7 +192,7 @@ class Exchanging:
 
     def _headers_for(self, attempt: Attempt) -> Headers:
         """The client's key goes to the provider that the client called, and to nobody else."""
-        headers = wire.forwarded(self._head.headers)
+        headers = wire.forwarded(self._head)
         self._blanker = None
         if self._is_home(attempt):
             return headers
@@ -285,7 +285,7 @@ class Exchanging:
         if attempt is None:
             return False
         if attempt.stripped:
-            kind = (head.header(b"content-type") or b"").lower()
+            kind = head.first.get(b"content-type", b"").lower()
             is_answer = kind.startswith((b"application/json", b"text/event-stream"))
             return status != 200 or not is_answer or piece.startswith((b'data: {"error"', b'{"error"'))
         return status >= 500 or status in (404, 408, 429) or (status in (401, 403) and not self._is_home(attempt))

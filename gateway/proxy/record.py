@@ -95,7 +95,7 @@ class Recording:
         self._request_bytes = len(body)
         plain = self._plain(body, self._head.header(b"content-encoding"))
         kept, encoding_kept = self._clean(body, plain, cut=False)
-        headers = kept_headers(self._head.headers, self._secrets)
+        headers = kept_headers(self._head.first, self._secrets)
         if not encoding_kept:
             headers.pop("content-encoding", None)
         self._begin = Begin(
@@ -158,8 +158,7 @@ class Recording:
     def answered(self, head: Head) -> None:
         """The answer's head is there."""
         self._answer, self.status = head, head.status
-        kind = head.header(b"content-type")
-        self.streamed = kind is not None and kind.lower().startswith(b"text/event-stream")
+        self.streamed = head.first.get(b"content-type", b"").lower().startswith(b"text/event-stream")
 
     def piece(self, piece: bytes, now: float) -> None:
         """A piece of the answer's body; `now` as `time.perf_counter()`."""
@@ -201,7 +200,7 @@ class Recording:
         self, provider: Provider, outcome: Outcome, complete: bool, attempt: Attempt | None, failures: list[str]
     ) -> End:
         raw = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        coding = self._answer.header(b"content-encoding") if self._answer else None
+        coding = self._answer.first.get(b"content-encoding") if self._answer else None
         cut, plain = self._passed > len(raw), self._plain(raw, coding)
         kept, encoding_kept = self._clean(raw, plain, cut=cut or not complete)
         facts = self._facts(provider, plain)
@@ -229,7 +228,7 @@ class Recording:
         )
 
     def _answer_headers(self, encoding_kept: bool) -> dict[str, str]:
-        headers = kept_headers(self._answer.headers, self._secrets) if self._answer else {}
+        headers = kept_headers(self._answer.first, self._secrets) if self._answer else {}
         if not encoding_kept:
             headers.pop("content-encoding", None)
         if self._tunnel is not None:
@@ -240,7 +239,7 @@ class Recording:
         if self.status >= 400 or not plain or self._answer is None or self._begin is None:
             return ResponseFacts()
         operation = provider.operation(self._begin.endpoint)
-        kind = (self._answer.header(b"content-type") or b"json").lower()
+        kind = self._answer.first.get(b"content-type", b"json").lower()
         if operation != "other" and b"html" in kind:
             return ResponseFacts(failed=True)
         if not self.streamed and b"json" not in kind:

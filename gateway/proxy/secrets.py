@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
+from gateway.proxy.wire import RequestHead
 from gateway.upstreams import Headers
 
 CREDENTIAL_HEADERS = frozenset({
@@ -16,6 +17,7 @@ CREDENTIAL_HEADERS = frozenset({
 })  # fmt: skip
 """Headers that carry keys, of every vendor: a client may send one vendor's header along with another's."""
 
+_MAY_CARRY_KEYS = CREDENTIAL_HEADERS | {b"sec-websocket-protocol"}
 _STAYS_HOME = CREDENTIAL_HEADERS | {b"cookie", b"openai-organization", b"openai-project"}
 _KEY_PARAMETERS = frozenset({b"key", b"api_key", b"api-key", b"apikey", b"access_token", b"subscription-key"})
 _SUBPROTOCOL = b"openai-insecure-api-key."
@@ -23,17 +25,19 @@ _SHORTEST = 8
 """Shorter ones are placeholders, like `none`: blanking them out would only damage the record."""
 
 
-def presented(headers: Headers, target: bytes) -> tuple[bytes, ...]:
+def presented(head: RequestHead) -> tuple[bytes, ...]:
     """Every key in a request's headers and query, as bare values, without what is too short to be one."""
     found: list[bytes] = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower in CREDENTIAL_HEADERS:
-            found += value.split(b" ")[1:] or [value]
-        elif lower == b"sec-websocket-protocol":
-            found += [token[len(_SUBPROTOCOL) :] for token in _tokens(value) if token.startswith(_SUBPROTOCOL)]
-    if b"?" in target:
-        for pair in target.partition(b"?")[2].split(b"&"):
+    if not _MAY_CARRY_KEYS.isdisjoint(head.first):
+        for name, value in head.headers:
+            lower = name.lower()
+            if lower in CREDENTIAL_HEADERS:
+                found += value.split(b" ")[1:] or [value]
+            elif lower == b"sec-websocket-protocol":
+                tokens = _tokens(value)
+                found += [token[len(_SUBPROTOCOL) :] for token in tokens if token.startswith(_SUBPROTOCOL)]
+    if b"?" in head.target:
+        for pair in head.target.partition(b"?")[2].split(b"&"):
             name, _, value = pair.partition(b"=")
             if unquote_to_bytes(name).lower() in _KEY_PARAMETERS:
                 found += [value, unquote_to_bytes(value)]
@@ -88,10 +92,15 @@ def blank_out(data: bytes, secrets: Iterable[bytes], *, cut: bool = False) -> by
 def blank_text(text: str, secrets: Iterable[bytes]) -> str:
     """The same for text that came as Latin-1 or UTF-8."""
     for secret in secrets:
-        readable = secret.decode("latin-1")
+        readable = _readable(secret)
         if readable in text:
             text = text.replace(readable, "*" * len(readable))
     return text
+
+
+@functools.lru_cache(4096)
+def _readable(secret: bytes) -> str:
+    return secret.decode("latin-1")
 
 
 @functools.lru_cache(4096)

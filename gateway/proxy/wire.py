@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from gateway.errors import BadRequest, UnknownPath
-from gateway.upstreams import Head, Headers
+from gateway.upstreams import Head, Headers, by_name
 
 HOP_BY_HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection",
@@ -26,30 +26,28 @@ _CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 class RequestHead:
     """A client's request line and headers as they came, and each header's first value by lower-case name."""
 
-    __slots__ = ("_first", "headers", "http_1_0", "keep_alive", "method", "target")
+    __slots__ = ("first", "headers", "http_1_0", "keep_alive", "method", "target")
 
     def __init__(
         self, method: bytes, target: bytes, headers: Headers, *, keep_alive: bool, http_1_0: bool = False
     ) -> None:
         self.method, self.target, self.headers = method, target, headers
         self.keep_alive, self.http_1_0 = keep_alive, http_1_0
-        self._first: dict[bytes, bytes] = {}
-        for name, value in headers:
-            self._first.setdefault(name.lower(), value)
+        self.first = by_name(headers)
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, by its lower-case name."""
-        return self._first.get(name)
+        return self.first.get(name)
 
     def text(self, name: bytes) -> str | None:
         """The same as text; None where it is absent or empty."""
-        value = self._first.get(name)
+        value = self.first.get(name)
         return value.decode("utf-8", "replace") if value else None
 
     @property
     def offers_websocket(self) -> bool:
         """Whether the client asks for the connection to become a tunnel (RFC 6455)."""
-        first = self._first
+        first = self.first
         if first.get(b"upgrade", b"").lower() != b"websocket" or self.method != b"GET" or self.http_1_0:
             return False
         has_body = b"transfer-encoding" in first or first.get(b"content-length", b"0") != b"0"
@@ -104,19 +102,17 @@ def join(prefix: bytes, path: bytes) -> bytes:
     return prefix + path
 
 
-def forwarded(headers: Headers) -> Headers:
+def forwarded(head: RequestHead) -> Headers:
     """The headers that go on to the upstream, in their order and spelling."""
-    named = _named_in_connection(headers)
-    dropped = _NOT_FORWARDED | named if named else _NOT_FORWARDED
-    return [pair for pair in headers if (lower := pair[0].lower()) not in dropped and not lower.startswith(_OWN)]
+    dropped = _NOT_FORWARDED | _named_in_connection(head.headers) if b"connection" in head.first else _NOT_FORWARDED
+    return [
+        pair for pair in head.headers if (lower := pair[0].lower()) not in dropped and not lower.startswith(_OWN)
+    ]
 
 
-def _named_in_connection(headers: Headers) -> frozenset[bytes]:
-    named = frozenset[bytes]()
-    for name, value in headers:
-        if len(name) == 10 and name.lower() == b"connection":
-            named |= {token.strip().lower() for token in value.split(b",")}
-    return named - _NEVER_BY_CONNECTION if named else named
+def _named_in_connection(headers: Headers) -> set[bytes]:
+    values = [value for name, value in headers if name.lower() == b"connection"]
+    return {token.strip().lower() for value in values for token in value.split(b",")} - _NEVER_BY_CONNECTION
 
 
 def tags(value: bytes | None) -> dict[str, str]:
@@ -127,16 +123,17 @@ def tags(value: bytes | None) -> dict[str, str]:
 
 def answer_head(head: Head, extra: Headers, *, chunked: bool = False, close: bool = False) -> bytes:
     """Status line and headers for the client, up to the empty line."""
-    named = _named_in_connection(head.headers)
-    dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
     lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
-    lines += [b"%b: %b" % pair for pair in head.headers if pair[0].lower() not in dropped]
+    if HOP_BY_HOP.isdisjoint(head.first):
+        lines += [b"%b: %b" % pair for pair in head.headers]
+    else:
+        dropped = HOP_BY_HOP | _named_in_connection(head.headers) if b"connection" in head.first else HOP_BY_HOP
+        lines += [b"%b: %b" % pair for pair in head.headers if pair[0].lower() not in dropped]
     lines += [b"%b: %b" % pair for pair in extra]
     if chunked:
         lines.append(b"Transfer-Encoding: chunked")
     if head.status == 101:
-        upgrade = next((value for name, value in head.headers if name.lower() == b"upgrade"), b"websocket")
-        lines.append(b"Connection: Upgrade\r\nUpgrade: " + upgrade)
+        lines.append(b"Connection: Upgrade\r\nUpgrade: " + head.first.get(b"upgrade", b"websocket"))
     elif close:
         lines.append(b"Connection: close")
     return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -11,6 +11,14 @@ from gateway.errors import UpstreamError
 Headers = list[tuple[bytes, bytes]]
 
 
+def by_name(headers: Headers) -> dict[bytes, bytes]:
+    """Each header's first value by lower-case name."""
+    first: dict[bytes, bytes] = {}
+    for name, value in headers:
+        first.setdefault(name.lower(), value)
+    return first
+
+
 class Outgoing(msgspec.Struct, kw_only=True, eq=False):
     """A request for an upstream. `headers` are end-to-end ones; `Host` and framing are the upstream's to add.
 
@@ -39,18 +47,17 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False):
         return self.body is None or self.websocket
 
 
-class Head(msgspec.Struct, frozen=True, eq=False):
-    """Status line and headers of an answer. `length` None: not known before the end."""
+class Head:
+    """Status line and headers of an answer. `length` None: not known before the end.
 
-    status: int
-    reason: bytes
-    headers: Headers
-    length: int | None
+    `first` has each header's first value by lower-case name, so that nobody need search the list.
+    """
 
-    def header(self, name: bytes) -> bytes | None:
-        """The first value of a header, by its lower-case name."""
-        size = len(name)
-        return next((value for key, value in self.headers if len(key) == size and key.lower() == name), None)
+    __slots__ = ("first", "headers", "length", "reason", "status")
+
+    def __init__(self, status: int, reason: bytes, headers: Headers, length: int | None) -> None:
+        self.status, self.reason, self.headers, self.length = status, reason, headers, length
+        self.first = by_name(headers)
 
 
 class Sink(Protocol):

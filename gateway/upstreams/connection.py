@@ -50,6 +50,7 @@ class HttpConnection(asyncio.Protocol):
         self._usable_until = 0.0
         self._reused = False
         self._spoiled = False
+        self._rests_for: bytes | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -57,7 +58,7 @@ class HttpConnection(asyncio.Protocol):
         self._headers: Headers = []
         self._quiet_bytes = 0
         self._head: Head | None = None
-        self._in_body = self._framed = self._complete = self._tunnel = self._answered = False
+        self._in_body = self._framed = self._complete = self._keep = self._tunnel = self._answered = False
         self._pieces: list[bytes] = []
 
     # --- sending -------------------------------------------------------------------------------
@@ -132,8 +133,13 @@ class HttpConnection(asyncio.Protocol):
     def _finish(self, call: Served) -> None:
         """The answer is whole: the connection can serve the next call, unless one side closes it."""
         self._call = None
-        keep = self._framed and not self._spoiled and self._parser.should_keep_alive()
-        if keep and call.uploaded and self._transport is not None and not self._transport.is_closing():
+        if (
+            self._keep
+            and not self._spoiled
+            and call.uploaded
+            and self._transport is not None
+            and not self._transport.is_closing()
+        ):
             self._transport.resume_reading()
             self.rest()
         else:
@@ -141,7 +147,7 @@ class HttpConnection(asyncio.Protocol):
 
     def rest(self) -> None:
         """Wait in the pool for the next call."""
-        self._usable_until = time.monotonic() + _keep_alive_seconds(self._headers)
+        self._usable_until = time.monotonic() + _keep_alive_seconds(self._rests_for)
         self._pool.release(self)
 
     def is_usable(self, now: float) -> bool:
@@ -166,13 +172,22 @@ class HttpConnection(asyncio.Protocol):
         request = self._call.request if self._call else None
         if 100 <= status < 200 and not (status == 101 and request is not None and request.websocket):
             return
-        length, self._framed = _framing(self._headers, status)
         self._in_body, self._tunnel = True, status == 101
         self._quiet_bytes = 0
-        self._head = Head(status, self._reason, self._headers, length)
+        self._head = self._frame(status)
         if request is not None and request.method == b"HEAD":
             self._framed = self._complete = True
             self._parser = httptools.HttpResponseParser(self)  # the old one waits for a body
+
+    def _frame(self, status: int) -> Head:
+        """The head with its body's length, where it is known, and whether the end is marked (RFC 9112, 6.3)."""
+        head = Head(status, self._reason, self._headers, None)
+        length = head.first.get(b"content-length")
+        chunked = b"transfer-encoding" in head.first
+        head.length = int(length) if length is not None and not chunked else None
+        self._framed = chunked or length is not None or status in (204, 304)
+        self._rests_for = head.first.get(b"keep-alive")
+        return head
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
@@ -184,6 +199,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._in_body:
             self._complete = True
+            self._keep = self._framed and self._parser.should_keep_alive()  # only known in here
         else:  # an interim answer (1xx); the real one follows
             self._reset()
             self._answered = True
@@ -255,25 +271,11 @@ def _request_bytes(host: bytes, request: Outgoing) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-def _framing(headers: Headers, status: int) -> tuple[int | None, bool]:
-    """Length of the body where it is known, and whether its end is marked (RFC 9112, section 6.3)."""
-    length, chunked = None, False
-    for name, value in headers:
-        lower = name.lower()
-        if lower == b"content-length":
-            length = int(value)
-        elif lower == b"transfer-encoding":
-            chunked = True
-    if status in (204, 304):
-        return length, True
-    return (None, True) if chunked else (length, length is not None)
-
-
-def _keep_alive_seconds(headers: Headers) -> float:
-    for name, value in headers:
-        if name.lower() == b"keep-alive" and b"timeout=" in value:
-            with contextlib.suppress(ValueError):
-                return min(IDLE_SECONDS, float(value.partition(b"timeout=")[2].split(b",")[0]) - 1.0)
+def _keep_alive_seconds(announced: bytes | None) -> float:
+    """How long a connection may rest, by the upstream's `Keep-Alive` header."""
+    if announced is not None and b"timeout=" in announced:
+        with contextlib.suppress(ValueError):
+            return min(IDLE_SECONDS, float(announced.partition(b"timeout=")[2].split(b",")[0]) - 1.0)
     return IDLE_SECONDS
 
 
