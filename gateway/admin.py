@@ -65,7 +65,7 @@ def _is_loopback(request: web.Request) -> bool:
 
 def _has_token(request: web.Request, token: str | None) -> bool:
     given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    return bool(token) and hmac.compare_digest(given.encode(), (token or "").encode())
+    return bool(token) and hmac.compare_digest(given.encode("utf-8", "surrogateescape"), (token or "").encode())
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

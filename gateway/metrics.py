@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import prometheus_client as prom
@@ -55,7 +55,7 @@ TABLE = (
            ("source",)),
     Metric("histogram", "unprompt_overhead_seconds", "Time spent in the gateway itself.", (), _OVERHEAD),
     Metric("gauge", "unprompt_in_flight", "Exchanges under way."),
-    Metric("counter", "unprompt_log_records_total", "Records of exchanges: written, spooled or dropped.",
+    Metric("counter", "unprompt_log_records_total", "Records of exchanges: written, spooled, dropped, poison.",
            ("result",)),
     Metric("gauge", "unprompt_log_spool_bytes", "Bytes in the journal that are not yet in the store."),
     Metric("gauge", "unprompt_log_disk_free_bytes", "Free bytes on the journal's file system."),
@@ -77,6 +77,7 @@ class Metrics:
         self.registry = prom.CollectorRegistry()
         prom.ProcessCollector(registry=self.registry)
         self._all = {metric.name: self._make(metric) for metric in TABLE}
+        self._children: dict[tuple[str, ...], Any] = {}
         self._models: set[str] = set()
         self._gauge("unprompt_build_info").labels(__version__).set(1)
         self._gauge("unprompt_in_flight").set_function(in_flight)
@@ -92,19 +93,9 @@ class Metrics:
             metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self.registry
         )
 
-    def _counter(self, name: str) -> prom.Counter:
-        found = self._all[name]
-        assert isinstance(found, prom.Counter)
-        return found
-
     def _gauge(self, name: str) -> prom.Gauge:
         found = self._all[name]
         assert isinstance(found, prom.Gauge)
-        return found
-
-    def _histogram(self, name: str) -> prom.Histogram:
-        found = self._all[name]
-        assert isinstance(found, prom.Histogram)
         return found
 
     def expose(self) -> bytes:
@@ -112,47 +103,55 @@ class Metrics:
         return prom.generate_latest(self.registry)
 
     def record(self, result: str) -> None:
-        self._counter("unprompt_log_records_total").labels(result).inc()
+        """Count one record of an exchange by what became of it."""
+        self._child("unprompt_log_records_total", result).inc()
 
     def observe(self, seen: Seen) -> None:
         """Count one finished exchange."""
         begin, end = seen.begin, seen.end
         requested = self._model(begin.model_requested, end.status)
         served = self._model(end.model_served or begin.model_requested, end.status)
-        route, target = begin.route or "none", self._target(end.target, served)
+        route, target = begin.route or "none", self._target(end.target, end.status)
         gen_ai = (seen.operation, begin.provider, requested, served)
-        error = end.error_type or ""
-        self._histogram("gen_ai_client_operation_duration_seconds").labels(*gen_ai, error).observe(
+        self._child("gen_ai_client_operation_duration_seconds", *gen_ai, end.error_type or "").observe(
             end.latency_ms / 1000
         )
         if end.ttft_ms is not None:
-            first = self._histogram("gen_ai_client_operation_time_to_first_chunk_seconds")
-            first.labels(*gen_ai).observe(end.ttft_ms / 1000)
-        status_class = f"{end.status // 100}xx"
-        self._counter("unprompt_requests_total").labels(
-            route, seen.operation, requested, served, status_class, seen.outcome.value
-        ).inc()
+            first = self._child("gen_ai_client_operation_time_to_first_chunk_seconds", *gen_ai)
+            first.observe(end.ttft_ms / 1000)
+        self._child(
+            "unprompt_requests_total", route, seen.operation, requested, served,
+            f"{end.status // 100}xx", seen.outcome.value,
+        ).inc()  # fmt: skip
         if end.stripped:
-            self._counter("unprompt_stripped_requests_total").labels(route, target).inc()
+            self._child("unprompt_stripped_requests_total", route, target).inc()
         if seen.fallback is not None:
-            self._counter("unprompt_fallbacks_total").labels(route, seen.fallback).inc()
-        self._histogram("unprompt_overhead_seconds").observe(seen.overhead)
+            self._child("unprompt_fallbacks_total", route, seen.fallback).inc()
+        self._child("unprompt_overhead_seconds").observe(seen.overhead)
         if end.status < 400 and seen.operation != "other":
             self._books(seen, gen_ai, route, target)
 
+    def _child(self, name: str, *labels: str) -> Any:
+        """A collector with its labels set. Kept, since looking it up is the dearest part of counting."""
+        key = (name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            collector = self._all[name]
+            child = self._children[key] = collector.labels(*labels) if labels else collector
+        return child
+
     def _books(self, seen: Seen, gen_ai: tuple[str, ...], route: str, target: str) -> None:
         end = seen.end
-        tokens = self._histogram("gen_ai_client_token_usage")
         for kind, count in (("input", end.usage.input), ("output", end.usage.output)):
             if count is not None and end.usage.source == "upstream":
-                tokens.labels(*gen_ai, kind).observe(count)
+                self._child("gen_ai_client_token_usage", *gen_ai, kind).observe(count)
         if end.usage.source != "upstream":
-            self._counter("unprompt_usage_missing_total").labels(end.usage.source).inc()
+            self._child("unprompt_usage_missing_total", end.usage.source).inc()
         if end.cost_usd is None:
             reason = "no_usage" if end.usage.source == "none" else "no_price"
-            self._counter("unprompt_cost_unknown_total").labels(reason).inc()
+            self._child("unprompt_cost_unknown_total", reason).inc()
         else:
-            self._counter("unprompt_cost_usd_total").labels(route, target).inc(end.cost_usd)
+            self._child("unprompt_cost_usd_total", route, target).inc(end.cost_usd)
 
     def _model(self, model: str | None, status: int) -> str:
         """Only models that an upstream answered for become labels, and only so many: the name is the client's."""
@@ -162,14 +161,13 @@ class Metrics:
             self._models.add(model)
         return model if model in self._models else "other"
 
-    @staticmethod
-    def _target(target: str | None, served: str) -> str:
+    def _target(self, target: str | None, status: int) -> str:
         upstream, slash, model = (target or "none").partition("/")
-        return f"{upstream}/{model if served != 'other' else 'other'}" if slash else upstream
+        return f"{upstream}/{self._model(model, status)}" if slash else upstream
 
     def reloaded(self, table: RouteTable | None, when: float) -> None:
         """A reload succeeded with this table, or failed (None) and changed nothing."""
-        self._counter("unprompt_config_reload_total").labels("failed" if table is None else "ok").inc()
+        self._child("unprompt_config_reload_total", "failed" if table is None else "ok").inc()
         if table is None:
             return
         self._gauge("unprompt_config_last_success_timestamp_seconds").set(when)
@@ -194,4 +192,5 @@ def _size(folder: Path) -> int:
 
 
 def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
+    """Of the file system that the folder is on, or will be."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.is_dir())).free
