@@ -106,7 +106,8 @@ def _by_own_text(values: dict[int, str], local: int, strong: bool, system: bool)
     """Classes of values, by how they begin or end, that each look like a prompt with slots of its own."""
     if len(set(values.values())) < (2 if system else 2 * MIN_ROWS):
         return []
-    enough = (0.6 if local else 0.5) * len(values)
+    # The more the text around the slot is a prompt already, the fewer values may stand outside all classes.
+    enough = (0.9 if local >= STRONG else 0.6 if local else 0.5) * len(values)
     for size in _HEAD_SIZES:
         kept: list[list[int]] = []
         added, rest = 0, values
