@@ -30,10 +30,10 @@ def decoded(body: bytes, content_encoding: str | None, *, limit: int = LIMIT_BYT
 
 def _decode(body: bytes, coding: str, limit: int) -> bytes | None:
     if coding in ("gzip", "x-gzip"):
-        return zlib.decompressobj(wbits=31).decompress(body, limit + 1)
+        return _gzip(body, limit)
     if coding == "deflate":  # with or without its zlib header: both are in use
-        bits = 15 if body[:1] and body[0] & 0x0F == 8 else -15
-        return zlib.decompressobj(wbits=bits).decompress(body, limit + 1)
+        has_header = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+        return zlib.decompressobj(wbits=15 if has_header else -15).decompress(body, limit + 1)
     if coding == "br":
         return _brotli(body, limit)
     if coding == "zstd":
@@ -41,10 +41,20 @@ def _decode(body: bytes, coding: str, limit: int) -> bytes | None:
     return None
 
 
-def _brotli(body: bytes, limit: int) -> bytes:
-    decompressor, plain = brotli.Decompressor(), b""
-    for start in range(0, len(body), 65_536):  # in steps, so that a bomb is noticed before it is whole
-        plain += decompressor.process(body[start : start + 65_536])
-        if len(plain) > limit:
-            break
+def _gzip(body: bytes, limit: int) -> bytes:
+    """All members of the file (RFC 1952, section 2.2): servers that flush may write several."""
+    plain = b""
+    while body and len(plain) <= limit:
+        member = zlib.decompressobj(wbits=31)
+        plain += member.decompress(body, limit + 1 - len(plain))
+        body = member.unused_data
     return plain
+
+
+def _brotli(body: bytes, limit: int) -> bytes:
+    """Bounded on the way out: a few bytes can stand for gigabytes."""
+    decompressor = brotli.Decompressor()
+    plain = decompressor.process(body, output_buffer_limit=limit + 1)
+    while len(plain) <= limit and not decompressor.can_accept_more_data():
+        plain += decompressor.process(b"", output_buffer_limit=limit + 1 - len(plain))
+    return bytes(plain)

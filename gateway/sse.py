@@ -97,7 +97,7 @@ def encode(data: bytes, name: bytes | None = None) -> bytes:
 
 def last_data(stream: bytes, count: int) -> Iterator[bytes]:
     """The data of the last `count` events, last first, without parsing what comes before them."""
-    tail = stream.replace(b"\r\n", b"\n") if b"\r" in stream[-4096:] else stream
+    tail = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in stream[-4096:] else stream
     for block in reversed(tail.rstrip(b"\n").rsplit(b"\n\n", count)[-count:]):
         lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")]
         if lines:
