@@ -273,7 +273,7 @@ def split_of(text: str) -> Split:
     """The side on which an input is, for ever: a hash of its words alone decides, so that inputs which differ in
     case, spaces or punctuation only are on the same side."""
     words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-    number = int.from_bytes(hashlib.sha256((words or text).encode("utf-8", "surrogatepass")).digest()[:8])
+    number = int.from_bytes(hashlib.sha256((words or text.strip()).encode("utf-8", "surrogatepass")).digest()[:8])
     return "train" if number % 100 < TRAIN_SHARE else "validation"
 
 
