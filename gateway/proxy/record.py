@@ -236,7 +236,7 @@ class Recording:
         return headers
 
     def _facts(self, provider: Provider, plain: bytes | None) -> ResponseFacts:
-        if self.status >= 400 or not plain or self._answer is None or self._begin is None:
+        if not 200 <= self.status < 300 or not plain or self._answer is None or self._begin is None:
             return ResponseFacts()
         operation = provider.operation(self._begin.endpoint)
         kind = self._answer.first.get(b"content-type", b"json").lower()
@@ -255,7 +255,7 @@ class Recording:
         return Usage(input=self._request_bytes // 4, output=max(made, 1), source="estimated")
 
     def _cost(self, facts: ResponseFacts, attempt: Attempt | None) -> float | None:
-        if attempt is None or self.status >= 400:
+        if attempt is None or not 200 <= self.status < 300:
             return None
         price, usage = self._books.prices.cost, facts.usage
         cost = price(attempt.upstream, facts.model, usage)
