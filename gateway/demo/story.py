@@ -244,7 +244,10 @@ async def _watch(home: Path, story: Plot, say: Say) -> dict[str, Any]:
 
 
 def _report(store: SqliteStore, once: Say) -> None:
+    busy = {row["name"] for row in store.tasks() if row["exchanges"] >= 20}
     for template in store.templates():
+        if template.task not in busy:
+            continue
         slots = ", ".join(slot.name for slot in template.slots)
         once(f"task found: {template.name}, slots: {slots}, {template.fixed_words} words of prompt")
     for row in store.rows("datasets"):
