@@ -65,7 +65,7 @@ def choose_threshold(
     allowed = wrong_share_that_passes(rows, policy.margin, confidence)
     good = (1 - wrong / answered >= policy.answer_agreement) & (wrong / len(sure) <= allowed)
     ends = np.append(sure[1:] < sure[:-1], True)  # a threshold cannot part rows that are equally sure
-    places = np.flatnonzero(good & ends & (sure > 0))
+    places = np.flatnonzero(good & ends & (sure >= LEAST))
     if not len(places):
         return NEVER, 0.0
     last = int(places[-1])
@@ -101,5 +101,5 @@ def ratio_high(
         drawn = random.integers(0, len(above), (_RESAMPLES // 10, len(above)))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios.append(figure(above[drawn]) / figure(below[drawn]))
-    bound = float(np.quantile(np.concatenate(ratios), confidence))
-    return bound if math.isfinite(bound) else None
+    drawn_ratios = np.concatenate(ratios)
+    return float(np.quantile(drawn_ratios, confidence)) if np.isfinite(drawn_ratios).all() else None

@@ -1,0 +1,254 @@
+"""The promise of the gate, checked by simulation: what is worse is kept out, what is equal gets in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import TaskPolicy
+from gateway.pipeline.bounds import (
+    LEAST,
+    NEVER,
+    agreement_low,
+    choose_threshold,
+    mean,
+    most_wrong_that_pass,
+    p95,
+    ratio_high,
+    wrong_share_that_passes,
+)
+from gateway.pipeline.evaluate import Report, Score
+from gateway.pipeline.gate import Decision, decide
+
+POLICY = TaskPolicy()  # margin 5 points, confidence 95 %
+GOOD = Score(
+    candidate="classifier word", finetune="ft-1", upstream="local", model="mail-1", rows=200, agreement=0.99,
+    agreement_low=0.96, agreement_requests=0.99, answered=0.9, agreement_answered=0.99, min_confidence=0.8,
+    cost_per_1k_usd=0.1, cost_ratio_high=0.12, p50_ms=1.0, p95_ms=500.0, latency_ratio_high=0.9, input_tokens=10.0,
+)  # fmt: skip
+INCUMBENT = msgspec.structs.replace(
+    GOOD, candidate="incumbent", finetune=None, upstream="openai", model="gpt-6", agreement=1.0, agreement_low=1.0,
+    answered=1.0, cost_per_1k_usd=1.0, p95_ms=600.0, cost_ratio_high=None, latency_ratio_high=None,
+)  # fmt: skip
+
+
+def decided(*candidates: Score, incumbent: Score = INCUMBENT, policy: TaskPolicy = POLICY) -> Decision:
+    report = Report(
+        id="eval-1", task="mail", dataset="d", template="mail@1", confidence=0.95, incumbent=incumbent,
+        candidates=list(candidates), failed={}, provider="openai", model="gpt-6",
+    )  # fmt: skip
+    return decide(report, policy)
+
+
+def failing(score: Score, **more: Any) -> list[str]:
+    return [check.name for check in decided(score, **more).checks if not check.holds]
+
+
+def but(score: Score, **changes: Any) -> Score:
+    return msgspec.structs.replace(score, **changes)
+
+
+# --- the decision ----------------------------------------------------------------------------------------
+
+
+def test_a_good_candidate_is_promoted() -> None:
+    decision = decided(GOOD)
+    assert decision.promote
+    assert decision.candidate == "ft-1"
+    assert decision.reason == "classifier word: promoted"
+
+
+def test_only_the_first_is_judged_so_that_luck_does_not_choose() -> None:
+    decision = decided(but(GOOD, agreement_low=0.9), GOOD)
+    assert not decision.promote
+    assert decision.reason == "classifier word: refused (agreement, lower bound: 0.9 (limit 0.95) FAILS)"
+
+
+def test_without_a_candidate_nothing_is_promoted() -> None:
+    decision = decided()
+    assert not decision.promote
+    assert decision.reason == "refused: no candidate was trained"
+
+
+@pytest.mark.parametrize(
+    ("changes", "condition"),
+    [
+        ({"agreement_low": 0.949}, "agreement, lower bound"),
+        ({"agreement_requests": 0.9}, "agreement, each input as often as it was asked"),
+        ({"answered": 0.0}, "answers something (share of requests)"),
+        ({"cost_ratio_high": 0.91}, "cost, ratio to the incumbent, upper bound"),
+        ({"cost_ratio_high": None}, "cost, ratio to the incumbent, upper bound"),
+        ({"latency_ratio_high": 1.21}, "p95 latency, ratio to the incumbent, upper bound"),
+        ({"latency_ratio_high": None}, "p95 latency, ratio to the incumbent, upper bound"),
+    ],
+)  # fmt: skip
+def test_each_condition_alone_refuses(changes: dict[str, Any], condition: str) -> None:
+    assert failing(but(GOOD, **changes)) == [condition]
+
+
+def test_traffic_without_a_price_is_not_judged_by_cost() -> None:
+    unpriced = but(INCUMBENT, cost_per_1k_usd=None)
+    assert failing(but(GOOD, cost_per_1k_usd=None, cost_ratio_high=None), incumbent=unpriced) == []
+
+
+def test_a_free_incumbent_cannot_be_undercut_by_something_that_costs() -> None:
+    free = but(INCUMBENT, cost_per_1k_usd=0.0)
+    assert failing(GOOD, incumbent=free) == ["USD per 1,000 requests, beside a free incumbent"]
+    assert failing(but(GOOD, cost_per_1k_usd=None), incumbent=free) != []
+    assert failing(but(GOOD, cost_per_1k_usd=0.0), incumbent=free) == []
+
+
+# --- the simulation --------------------------------------------------------------------------------------
+
+
+def promoted_share(true_agreement: float, rows: int, *, runs: int = 4000, confidence: float = 0.95) -> float:
+    """How often a candidate that agrees on this share of all requests passes, judged by `rows` rows."""
+    wrong = np.random.default_rng(7).binomial(rows, 1 - true_agreement, size=runs)
+    most = most_wrong_that_pass(rows, POLICY.margin, confidence)
+    assert (agreement_low(most, rows, confidence) >= 1 - POLICY.margin) or most == -1
+    return float((wrong <= most).mean())
+
+
+@pytest.mark.parametrize("rows", [40, 59, 60, 100, 200, 500, 2000])
+def test_a_candidate_that_is_worse_than_the_margin_is_promoted_in_one_of_20_runs_at_most(rows: int) -> None:
+    noise = 3 * (0.05 * 0.95 / 4000) ** 0.5
+    assert promoted_share(0.9499, rows) <= 0.05 + noise
+    assert promoted_share(0.93, rows) <= 0.05
+
+
+@pytest.mark.parametrize(("rows", "agreement"), [(60, 1.0), (120, 0.997), (300, 0.985), (500, 0.98), (2000, 0.97)])
+def test_a_candidate_that_is_equal_but_for_noise_is_mostly_promoted(rows: int, agreement: float) -> None:
+    assert promoted_share(agreement, rows) >= 0.8
+
+
+def answers(random: np.random.Generator, rows: int, skill: float) -> tuple[Any, Any]:
+    """A calibrated model's confidences and whether it was right: of those it is 90 % sure of, 90 % are right."""
+    sure = random.beta(skill, 1, size=rows)
+    return sure, random.random(rows) < sure
+
+
+@pytest.mark.parametrize("rows", [400, 1500, 5000])
+@pytest.mark.parametrize("skill", [3.0, 10.0, 30.0])
+def test_with_a_threshold_of_its_own_an_honest_model_passes_whatever_its_skill(rows: int, skill: float) -> None:
+    """A model that is right in 75 %, 91 % or 97 % of cases: it answers less, and what it answers holds."""
+    random, passed, promised = np.random.default_rng(11), 0, 0.0
+    train, held_out = rows * 4 // 5, rows // 5
+    for _ in range(150):
+        threshold, expected = choose_threshold(answers(random, train, skill), POLICY, held_out, 0.95)
+        sure, right = answers(random, held_out, skill)
+        wrong = int((~right[sure >= threshold]).sum())
+        passed += agreement_low(wrong, held_out, 0.95) >= 0.95
+        promised += (expected or 0.0) / 150
+    assert passed / 150 >= 0.7
+    assert promised > 0.1
+
+
+@pytest.mark.parametrize("rows", [400, 1500])
+def test_a_model_that_is_surer_than_it_should_be_is_kept_out(rows: int) -> None:
+    """Its cross-fitted answers look right, and live it is wrong in 8 % of what it dares: 20 runs, 1 passes."""
+    random, passed = np.random.default_rng(13), 0
+    held_out = rows // 5
+    for _ in range(1000):
+        wrong = int((random.random(held_out) < 0.08 * 0.95).sum())
+        passed += agreement_low(wrong, held_out, 0.95) >= 0.95
+    assert passed / 1000 <= 0.05
+
+
+def test_the_choice_among_candidates_costs_confidence() -> None:
+    """Ten candidates that are all just too bad: the luckiest of them passes in one of 20 runs at most."""
+    random = np.random.default_rng(17)
+    rows, looks = 400, 10
+    wrong = random.binomial(rows, 0.05, size=(2000, looks)).min(axis=1)
+    shared = 1 - 0.05 / looks
+    assert (wrong <= most_wrong_that_pass(rows, 0.05, shared)).mean() <= 0.05
+    assert (wrong <= most_wrong_that_pass(rows, 0.05, 0.95)).mean() > 0.2  # what it would be without
+
+
+# --- bounds ----------------------------------------------------------------------------------------------
+
+
+def test_the_bound_is_the_exact_one_of_the_binomial() -> None:
+    assert agreement_low(0, 59, 0.95) == pytest.approx(0.05 ** (1 / 59))
+    assert agreement_low(0, 59, 0.95) >= 0.95 > agreement_low(0, 58, 0.95)
+    assert agreement_low(5, 5, 0.95) == 0.0
+    assert agreement_low(0, 0, 0.95) == 0.0
+
+
+@given(st.integers(1, 3000), st.floats(0.01, 0.3), st.floats(0.6, 0.999))
+def test_the_most_wrong_that_pass_is_the_last_that_passes(rows: int, margin: float, confidence: float) -> None:
+    most = most_wrong_that_pass(rows, margin, confidence)
+    assert -1 <= most < rows
+    if most >= 0:
+        assert agreement_low(most, rows, confidence) >= 1 - margin
+    assert agreement_low(most + 1, rows, confidence) < 1 - margin
+
+
+@given(st.integers(1, 2000), st.floats(0.01, 0.3), st.floats(0.6, 0.99))
+def test_the_allowed_share_is_below_the_margin(rows: int, margin: float, confidence: float) -> None:
+    assert 0 <= wrong_share_that_passes(rows, margin, confidence) <= margin
+
+
+scores = st.lists(st.tuples(st.integers(0, 1000).map(lambda n: n / 1000), st.booleans()), min_size=1, max_size=200)
+
+
+@given(scores, st.integers(1, 500))
+def test_above_the_threshold_the_promises_hold_on_what_it_was_chosen_from(
+    rows: list[tuple[float, bool]], held_out: int
+) -> None:
+    sure, right = np.array([c for c, _ in rows]), np.array([r for _, r in rows])
+    threshold, expected = choose_threshold((sure, right), POLICY, held_out, 0.95)
+    answered = sure >= threshold
+    if threshold == NEVER:
+        assert expected == 0.0
+        return
+    assert LEAST <= threshold <= 1
+    wrong = int((~right[answered]).sum())
+    assert wrong / len(rows) <= wrong_share_that_passes(held_out, POLICY.margin, 0.95)
+    assert wrong / int(answered.sum()) <= 1 - POLICY.answer_agreement + 1e-9
+    assert expected == pytest.approx(right[answered].sum() / len(rows))
+
+
+def test_a_model_that_cannot_tell_how_sure_it_is_answers_everything() -> None:
+    assert choose_threshold(None, POLICY, 100, 0.95) == (0.0, None)
+
+
+def test_what_is_unlike_everything_seen_is_never_answered() -> None:
+    """Confidence 0 stands for a text unlike all training texts; a perfect model still leaves those alone."""
+    sure, right = np.array([0.0] * 50 + [0.9] * 50), np.ones(100, dtype=bool)
+    threshold, _ = choose_threshold((sure, right), POLICY, 200, 0.95)
+    assert threshold == pytest.approx(0.9)
+
+
+def test_a_cheaper_candidate_has_a_ratio_below_one_with_room_for_chance() -> None:
+    random = np.random.default_rng(3)
+    base = random.lognormal(0, 1, 200)
+    bound = ratio_high(list(0.5 * base), list(base), mean, 0.95)
+    assert bound == pytest.approx(0.5)
+    noisy = ratio_high(list(0.5 * random.permutation(base)), list(base), mean, 0.95)
+    assert noisy is not None
+    assert 0.5 < noisy < 0.8
+
+
+def test_a_ratio_with_something_missing_is_not_known() -> None:
+    assert ratio_high([1.0, None], [1.0, 1.0], mean, 0.95) is None
+    assert ratio_high([1.0, 1.0], [None, None], mean, 0.95) is None
+    assert ratio_high([1.0], [0.0], mean, 0.95) is None
+    assert ratio_high([1.0, None], [2.0, None], mean, 0.95) == 0.5
+
+
+def test_a_candidate_as_slow_as_the_incumbent_is_not_slower_and_one_of_twice_the_time_is() -> None:
+    random = np.random.default_rng(5)
+    passed = {1.0: 0, 2.0: 0}
+    for _ in range(40):
+        base = random.lognormal(6, 0.6, 120)
+        for factor in passed:
+            again = factor * random.lognormal(6, 0.6, 120)
+            bound = ratio_high(list(again), list(base), p95, 0.95)
+            passed[factor] += bound is not None and bound <= 1.5
+    assert passed[2.0] <= 2
+    assert passed[1.0] >= 20
