@@ -20,6 +20,7 @@ from gateway.domain.route import LOCAL
 from gateway.upstreams.embedded import EmbeddedModel
 
 _AT_ONCE = 4
+_TRIED = 8
 Envelope = dict[str, Any]
 """What a request says beside its model and its messages: temperature, tools, response format."""
 
@@ -89,8 +90,12 @@ def _ask_remote(config: Config, prices: PriceBook, finetune: FineTune) -> Ask:
         return Answered(text=text, sure=None, latency_ms=_since(started), cost_usd=cost)
 
     def ask(rows: Iterable[tuple[Row, Envelope]]) -> list[Answered]:
+        given = list(rows)
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="evaluate") as pool:
-            return list(pool.map(one, rows))
+            first = list(pool.map(one, given[:_TRIED]))
+            if all(answer.error for answer in first):  # it is down: do not wait for each row
+                return first + first[-1:] * (len(given) - len(first))
+            return first + list(pool.map(one, given[_TRIED:]))
 
     return ask
 
