@@ -115,13 +115,14 @@ class Exchanging:
 
     def _incoming(self, facts: RequestFacts, body: bytes | None) -> Incoming:
         head = self._head
+        hint = head.text(b"x-unprompt-task")
         return Incoming(
             provider=self._place.provider,
             model=facts.model,
             streamed=facts.streamed,
             tags=wire.tags(head.header(b"x-unprompt-tags")),
             key_id=secrets.key_id(self._secrets),
-            task_hint=task_name(head.text(b"x-unprompt-task")),
+            task_hint=task_name(secrets.blank_text(hint, self._secrets)) if hint else None,
             route_name=head.text(b"x-unprompt-route"),
             body=body,
             is_chat=body is not None
