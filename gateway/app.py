@@ -135,6 +135,7 @@ class App:
         }
         upstreams[LOCAL] = self.local
         self.metrics = Metrics(places.journal, lambda: len(self.house.active))
+        self._routes_seen = _fingerprint(files.routes)  # before they are read: a later write is never missed
         switchboard, self.local.models = build_switchboard(files, config)
         self.metrics.reloaded(switchboard.table, time.time())
         capture = config.capture
@@ -211,12 +212,11 @@ class App:
 
     async def _watch_routes(self) -> None:
         """Reload when the file changes: by its identity, time and size, which also sees swapped symlinks."""
-        last = _fingerprint(self.files.routes)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now = _fingerprint(self.files.routes)
-            if now != last:
-                last = now
+            if now != self._routes_seen:
+                self._routes_seen = now
                 await self.reload()
 
     async def reload(self) -> bool:
