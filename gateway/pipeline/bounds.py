@@ -15,6 +15,8 @@ NEVER = 1.01
 """A threshold that no confidence reaches: every request goes to the incumbent."""
 LEAST = 1e-6
 """The lowest threshold of a model that knows how sure it is: 0 would answer what is unlike all it has seen."""
+POWERS = (0.95, 0.8, 0.5)
+"""How probable it should be that the held-out rows confirm a threshold; few rows cannot give the first."""
 _RESAMPLES = 1000
 CrossFit = tuple[NDArray[Any], NDArray[Any]]
 """Confidence (rows,) and whether the answer was right (rows,), each from a model that had not seen the row."""
@@ -39,22 +41,24 @@ def most_wrong_that_pass(rows: int, margin: float, confidence: float) -> int:
     return low
 
 
-def wrong_share_that_passes(rows: int, margin: float, confidence: float, power: float = 0.9) -> float:
-    """The true share of wrong answers with which `rows` rows confirm `margin` in `power` of all cases."""
-    from scipy.stats import binom
+def chance_to_pass(wrong: NDArray[Any], seen: int, rows: int, margin: float, confidence: float) -> NDArray[Any]:
+    """The probability that `rows` fresh rows show an agreement of 1 - margin, after `wrong` answers in `seen` rows
+    (beta-binomial, the predictive distribution under a uniform prior)."""
+    from scipy.special import betaln, gammaln
 
-    most = most_wrong_that_pass(rows, margin, confidence)
-    if most < 0:
-        return 0.0
-    grid = np.linspace(0, margin, 501)
-    return float(grid[binom.cdf(most, rows, grid) >= power][-1])
+    counts, place = np.unique(wrong, return_inverse=True)
+    a, b = counts[:, None] + 1.0, seen - counts[:, None] + 1.0
+    k = np.arange(most_wrong_that_pass(rows, margin, confidence) + 1)[None, :]
+    ways = gammaln(rows + 1) - gammaln(k + 1) - gammaln(rows - k + 1)
+    chance: NDArray[Any] = np.exp(ways + betaln(k + a, rows - k + b) - betaln(a, b)).sum(axis=1)
+    return chance[place]
 
 
 def choose_threshold(
     cross_fit: CrossFit | None, policy: TaskPolicy, rows: int, confidence: float
 ) -> tuple[float, float | None]:
     """(threshold, expected share answered rightly). The lowest threshold at which the answered rows keep the
-    promised agreement and the wrong answers stay few enough that `rows` validation rows can confirm it."""
+    promised agreement and `rows` validation rows will most likely confirm it: as sure as `POWERS` allow."""
     if cross_fit is None:
         return 0.0, None
     sure, right = cross_fit
@@ -62,16 +66,17 @@ def choose_threshold(
     sure, right = sure[order], right[order]
     answered = np.arange(1, len(sure) + 1)
     wrong = np.cumsum(~right)
-    allowed = wrong_share_that_passes(rows, policy.margin, confidence)
-    good = (1 - wrong / answered >= policy.answer_agreement) & (wrong / len(sure) <= allowed)
     ends = np.append(sure[1:] < sure[:-1], True)  # a threshold cannot part rows that are equally sure
-    places = np.flatnonzero(good & ends & (sure >= LEAST))
-    if not len(places):
-        return NEVER, 0.0
-    last = int(places[-1])
-    # Rounded down here, so that what is judged is what the route will hold.
-    threshold = max(math.floor(float(sure[last]) * 1e6) / 1e6, LEAST)
-    return threshold, float((answered[last] - wrong[last]) / len(sure))
+    good = (1 - wrong / answered >= policy.answer_agreement) & ends & (sure > 0)
+    chance = chance_to_pass(wrong, len(sure), rows, policy.margin, confidence)
+    for power in POWERS:
+        places = np.flatnonzero(good & (chance >= power))
+        if len(places):
+            last = int(places[-1])
+            # Rounded down here, so that what is judged is what the route will hold.
+            threshold = max(math.floor(float(sure[last]) * 1e6) / 1e6, LEAST)
+            return threshold, float((answered[last] - wrong[last]) / len(sure))
+    return NEVER, 0.0
 
 
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
