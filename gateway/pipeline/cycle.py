@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.config import Config
 from gateway.domain.dataset import Dataset
-from gateway.domain.finetune import FineTune
+from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.price import PriceBook
 from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
 from gateway.pipeline import dataset, evaluate, finetune, promote
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 RETRY_GROWTH = 1.25
 """A turn that failed is tried again when the data has grown by this factor."""
 RETRY_SECONDS = 60.0
-"""A route that cannot be written (a file that a person is editing, say) is tried again after so long."""
+"""What stands outside our power (a file that a person is editing, an upstream that is down) is tried again after
+so long."""
 MOST_ATTEMPTS = 20
 """A turn during which the process has died so often is given up."""
 _PROCESS = str(uuid.uuid4())
@@ -64,14 +65,15 @@ def turn(shop: Workshop, task: str) -> Decision | None:
         return None
     job = _note(shop, task, job, "evaluate")
     report, job = _report(shop, task, job, data, trained)
+    if not report.candidates and any(one.state is FineTuneState.SUCCEEDED for one in trained):
+        _wait(shop, task, job | {"evaluation": None}, "evaluate", "; ".join(report.failed.values()))
+        return None
     decision = decide(report, shop.config.policy(task))
     job = _note(shop, task, job, "promote", decision=decision.reason)
     try:
         _settle(shop, report, decision)
     except ConfigError as error:  # a person's file has a problem; theirs to solve, ours to wait for
-        if str(error) != job.get("error"):
-            shop.say(f"task {task}: {error}")
-        _note(shop, task, job, "promote", error=str(error), retry_at=time.time() + RETRY_SECONDS)
+        _wait(shop, task, job, "promote", str(error))
         return None
     shop.say(f"task {task}: {decision.reason}")
     _note(shop, task, job, "done", state="done", error=None)
@@ -211,6 +213,12 @@ def _note(shop: Workshop, task: str, job: Job, step: str, *, state: str = "runni
         "error": job.get("error"), "created_at": job["started_at"], "updated_at": time.time(),
     })  # fmt: skip
     return job
+
+
+def _wait(shop: Workshop, task: str, job: Job, step: str, error: str) -> None:
+    if error != job.get("error"):
+        shop.say(f"task {task}: {error}")
+    _note(shop, task, job, step, error=error, retry_at=time.time() + RETRY_SECONDS)
 
 
 def _fail(shop: Workshop, task: str, error: str) -> None:

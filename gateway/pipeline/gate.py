@@ -39,7 +39,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     def reason(self) -> str:
         """One sentence."""
         if self.score is None:
-            return "refused: no candidate was trained"
+            return "refused: there is no candidate to judge"
         failing = [str(check) for check in self.checks if not check.holds]
         verdict = "promoted" if self.promote else f"refused ({'; '.join(failing)})"
         return f"{self.score.candidate}: {verdict}"

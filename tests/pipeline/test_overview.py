@@ -1,0 +1,56 @@
+"""What `unprompt tasks` says of each task, and what it says is next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import stories
+from stories import asked, exchange, keep, mail, template, traffic
+
+from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.overview import overview
+
+
+def test_a_task_with_its_prompt_in_use_and_how_many_requests_fit_it(shop: Workshop) -> None:
+    old = traffic(30)
+    new = [exchange(100 + n, asked(text, system=stories.NEW_SYSTEM), label, version=2)
+           for n, (text, label) in enumerate(mail()[:70])]  # fmt: skip
+    keep(shop.store, [*old, *new], template(), template(stories.NEW_SYSTEM, 2))
+    (row,) = overview(shop.store, shop.config)
+    assert (row["name"], row["version"], row["versions"], row["slots"]) == ("mail", 2, [1, 2], ["message"])
+    assert (row["exchanges"], row["match_rate"], row["next"]) == (100, 0.7, "training is due")
+
+
+def test_a_task_that_nobody_has_asked_yet(shop: Workshop) -> None:
+    shop.store.add_template(template())
+    (row,) = overview(shop.store, shop.config)
+    assert (row["version"], row["match_rate"]) == (1, None)
+    assert row["next"] == "100 more exchanges until training"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "promotions", "said"),
+    [
+        ([("running", "finetune", None)], [], "in work: finetune"),
+        ([("running", "promote", "routes.yaml is broken")], [], "in work: promote (routes.yaml is broken)"),
+        ([("failed", "dataset", "too few rows")], [], "too few rows"),
+        ([("done", "done", None)], ["promote"], "served by m-promote"),
+        ([("done", "done", None)], ["refuse"], "candidate refused, waits for more rows"),
+        ([("done", "done", None)], ["promote", "rollback"], "rolled back"),
+        ([("done", "done", None)], ["ask"], "m-ask waits for 'unprompt promote mail'"),
+        ([("done", "done", None), ("failed", "dataset", "disk")], ["promote"], "disk"),
+    ],
+)
+def test_what_is_next(shop: Workshop, jobs: list[Any], promotions: list[str], said: str) -> None:
+    keep(shop.store, traffic(10))
+    for number, action in enumerate(promotions):
+        shop.store.put("promotions", {"id": f"p{number}", "task": "mail", "action": action, "target": f"m-{action}",
+                                      "decision": "null", "created_at": 10.0 + number})  # fmt: skip
+    for number, (state, step, error) in enumerate(jobs):
+        shop.store.put("jobs", {
+            "id": f"j{number}", "kind": "cycle", "task": "mail", "state": state, "step": step, "detail": "{}",
+            "error": error, "created_at": 9.0 + 90 * number, "updated_at": 0.0,
+        })  # fmt: skip
+    (row,) = overview(shop.store, shop.config)
+    assert row["next"] == said
