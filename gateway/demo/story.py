@@ -63,7 +63,7 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
 
 def plot(options: Options) -> Plot:
     """Held-out texts come from the file's own test split, where it has one; none is ever in the traffic."""
-    rows = data.load(options.data) if options.data else data.messages(seed=options.seed)
+    rows = data.load(options.data) if options.data else data.messages()
     about = None if options.data else data.descriptions()
     prompt = few_shot(rows, about)
     rng = random.Random(options.seed)
