@@ -1,0 +1,372 @@
+"""The command line: what each command says, and its exit code: 0 done, 1 problem found or refused, 2 usage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from stories import asked, exchange, keep, mail, template, traffic
+
+from gateway.cli import main
+from gateway.pipeline.cycle import one_at_a_time
+from gateway.stores.sqlite import SqliteStore
+
+COMMANDS = sorted(name for name, command in main.commands.items() if not command.hidden)
+
+
+class Desk:
+    """A person at a terminal, with a config and a store."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        self.folder = folder
+        self.config = folder / "config" / "gateway.yaml"
+        self.routes = self.config.with_name("routes.yaml")
+        self.config.parent.mkdir(parents=True)
+        self.config.write_text(yaml.safe_dump({
+            "store": {"url": f"sqlite:///{folder / 'data' / 'unprompt.db'}"},
+            "providers": {"openai": {"base_url": "http://127.0.0.1:9/v1"}},
+            "trainers": {"classifier": {"kind": "classifier", "sweep": [{"features": "word"}]}},
+        } | sections))  # fmt: skip
+
+    @property
+    def store(self) -> SqliteStore:
+        return SqliteStore(self.folder / "data" / "unprompt.db")
+
+    def types(self, *words: str) -> Result:
+        return CliRunner().invoke(main, [*words, "--config", str(self.config)])
+
+    def reads(self, *words: str) -> Any:
+        """What a program reads from the command's `--json`."""
+        result = self.types(*words, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+def trained(desk: Desk) -> Desk:
+    """With 500 letters recorded, and one candidate trained and evaluated."""
+    keep(desk.store, traffic(500))
+    assert desk.types("finetune", "mail").exit_code == 0
+    assert desk.types("evaluate", "mail").exit_code == 0
+    return desk
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_has_an_example(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: unprompt {name}" in result.output
+    assert len((main.commands[name].help or "").split("\n")[0]) > 10
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_no_option_is_a_usage_error(name: str) -> None:
+    assert CliRunner().invoke(main, [name, "--no-such-option"]).exit_code == 2
+
+
+def test_every_command_that_a_program_may_read_has_json() -> None:
+    readable = {"tasks", "dataset", "finetune", "evaluate", "promote", "rollback", "demo"}
+    has = {name for name, command in main.commands.items() if any("--json" in p.opts for p in command.params)}
+    assert readable <= has
+
+
+def test_no_command_and_an_unknown_one_are_usage_errors() -> None:
+    assert CliRunner().invoke(main, []).exit_code == 2
+    assert CliRunner().invoke(main, ["tune"]).exit_code == 2
+    version = CliRunner().invoke(main, ["--version"])
+    assert (version.exit_code, version.output.split(",")[0]) == (0, "unprompt")
+
+
+@pytest.mark.parametrize("words", [["dataset"], ["finetune"], ["evaluate"], ["promote"], ["rollback"],
+                                   ["tasks", "show"], ["tasks", "mail"], ["infer"],
+                                   ["promote", "mail", "--canary", "none"], ["promote", "mail", "--canary", "101%"],
+                                   ["finetune", "mail", "--sweep", "nowhere.yaml"]])  # fmt: skip
+def test_what_is_missing_or_makes_no_sense_is_a_usage_error(desk: Desk, words: list[str]) -> None:
+    result = CliRunner().invoke(main, words) if words == ["infer"] else desk.types(*words)
+    assert result.exit_code == 2, result.output
+    assert "Usage:" in result.output
+
+
+# --- check -----------------------------------------------------------------------------------------------
+
+
+def test_check_finds_every_problem_of_both_files_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNPROMPT_TEST_UNSET", raising=False)
+    desk.config.write_text(f"""\
+store: {{url: "sqlite:///{desk.folder}/data/unprompt.db"}}
+providers:
+  openai: {{base_url: "http://127.0.0.1:9/v1"}}
+  spare: {{base_url: nowhere}}
+  claude: {{protocol: anthropic, base_url: "http://127.0.0.1:9", api_key_env: UNPROMPT_TEST_UNSET}}
+trainers:
+  mine: {{kind: clasifier}}
+job: {{}}
+""")
+    desk.routes.write_text("""\
+routes:
+  - name: a
+    match: {provider: openai, taks: mail}
+    targets: [{upstream: claude}]
+  - name: b
+    match: {provider: openai}
+    targets:
+      - {upstream: spare}
+      - {upstream: claude}
+      - {upstream: nowhere}
+""")
+    result = desk.types("check")
+    assert result.exit_code == 1
+    said = [line.removeprefix(f"{desk.config.parent}/") for line in result.stdout.splitlines()]
+    assert [line.split(":")[0:2] for line in said] == [
+        ["gateway.yaml", "4"], ["gateway.yaml", "5"], ["gateway.yaml", "8"], ["gateway.yaml", "7"],
+        ["routes.yaml", "3"], ["routes.yaml", "9"], ["routes.yaml", "10"],
+    ]  # fmt: skip
+    assert "did you mean 'jobs'?" in said[2]
+    assert "trainers.mine: trainer kind 'clasifier' is not known" in said[3]
+    assert "did you mean 'task'?" in said[4]
+    assert "'claude' speaks anthropic" in said[5]
+    assert "no upstream 'nowhere'" in said[6]
+    assert "7 problems found" in result.stderr
+
+
+def test_check_names_the_line_of_a_template_and_a_model_that_do_not_exist(desk: Desk) -> None:
+    keep(desk.store, traffic(1))
+    desk.routes.write_text("""\
+routes:
+  - name: mail
+    match: {task: mail}
+    targets:
+      - upstream: local
+        model: mail-7
+        strip: mail@1
+      - upstream: openai
+        model: small
+        strip: mail@2
+""")
+    result = desk.types("check")
+    assert result.exit_code == 1
+    first, second = result.stdout.splitlines()
+    assert f"{desk.routes}:6: routes[0].targets[0].model: no trained model 'mail-7'" in first
+    assert f"{desk.routes}:10: routes[0].targets[1].strip: no template mail@2; 'unprompt tasks' lists" in second
+
+
+@pytest.mark.parametrize("text", ["routes: [\n", "routes:\n\t- a\n", "routes:\n- name: a\n  name: b\n"])
+def test_check_names_the_line_of_broken_yaml(desk: Desk, text: str) -> None:
+    desk.routes.write_text(text)
+    result = desk.types("check")
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"{desk.routes}:")
+
+
+def test_check_of_good_files_makes_none(desk: Desk) -> None:
+    result = desk.types("check")
+    assert result.exit_code == 0
+    assert result.stdout == f"{desk.config}: good; {desk.routes}: not there, no routes\n"
+    assert not (desk.folder / "data").exists()
+
+
+def test_check_of_the_files_that_we_ship() -> None:
+    shipped = Path(__file__).parent.parent / "config" / "gateway.yaml"
+    result = CliRunner().invoke(main, ["check", "--config", str(shipped)])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    "name", ["serve", "check", "tasks", "dataset", "finetune", "evaluate", "promote", "rollback"]
+)
+def test_a_config_file_that_is_not_there_is_a_problem_of_every_command(tmp_path: Path, name: str) -> None:
+    task = [] if name in ("serve", "check", "tasks") else ["mail"]
+    result = CliRunner().invoke(main, [name, *task, "--config", str(tmp_path / "nowhere.yaml")])
+    assert result.exit_code == 1
+    assert "nowhere.yaml: cannot be read" in result.output
+
+
+# --- the offline commands, one after the other -----------------------------------------------------------
+
+
+def test_tasks_are_listed_and_shown(desk: Desk) -> None:
+    assert desk.reads("tasks") == []
+    keep(desk.store, traffic(30))
+    (row,) = desk.reads("tasks")
+    assert (row["name"], row["exchanges"], row["next"]) == ("mail", 30, "470 more exchanges until training")
+    shown = desk.types("tasks", "show", "mail")
+    assert shown.exit_code == 0
+    assert "mail@1" in shown.output
+    assert "Message: {{message}}" in shown.output
+    missing = desk.types("tasks", "show", "post")
+    assert missing.exit_code == 1
+    assert "no task 'post'" in missing.output
+
+
+def test_a_dataset_is_built_and_copied_where_it_is_wanted(desk: Desk) -> None:
+    keep(desk.store, traffic(60))
+    card = desk.reads("dataset", "mail", "--out", str(desk.folder / "out"))
+    assert card["rows"] == 60
+    assert (Path(card["directory"]) / "train.jsonl").is_file()
+    assert Path(card["directory"]).parent == desk.folder / "out"
+    again = desk.types("dataset", "mail")
+    assert again.exit_code == 0
+    assert "| recorded exchanges | 60 |" in again.output
+    for words, reason in ((["dataset", "post"], "no task 'post'; known tasks: mail"),):
+        refused = desk.types(*words)
+        assert (refused.exit_code, reason in refused.output) == (1, True)
+
+
+def test_too_little_is_refused_with_the_reason(desk: Desk) -> None:
+    keep(desk.store, traffic(20))
+    for command in ("dataset", "finetune"):
+        result = desk.types(command, "mail")
+        assert result.exit_code == 1
+        assert "20 usable rows, and at least 50 are needed" in result.output
+
+
+def test_what_has_to_come_first_is_said(desk: Desk) -> None:
+    keep(desk.store, traffic(60))
+    assert "run 'unprompt finetune TASK'" in desk.types("evaluate", "mail").output
+    promoted = desk.types("promote", "mail")
+    assert promoted.exit_code == 1
+    assert "run 'unprompt evaluate TASK'" in promoted.output
+    back = desk.types("rollback", "mail")
+    assert back.exit_code == 1
+    assert "no promotion to roll back" in back.output
+
+
+def test_from_traffic_to_a_route_and_back_by_hand(desk: Desk) -> None:
+    keep(desk.store, traffic(500))
+    (one,) = desk.reads("finetune", "mail")
+    assert (one["state"], one["upstream"]) == ("succeeded", "local")
+    judged = desk.reads("evaluate", "mail")
+    assert judged["decision"]["promote"] is True
+    assert judged["report"]["candidates"][0]["model"] == one["model"]
+    flipped = desk.reads("promote", "mail", one["model"], "--canary", "5%")
+    assert flipped["route"]["targets"][0]["weight"] == 5
+    assert yaml.safe_load(desk.routes.read_text())["routes"] == [flipped["route"]]
+    assert desk.types("check").exit_code == 0
+    assert desk.reads("rollback", "mail") == {"task": "mail", "route": None}
+    assert desk.routes.read_text() == "routes: []\n"
+
+
+def test_tables_are_for_people(trained: Desk) -> None:
+    assert "classifier word" in trained.types("finetune", "mail").output
+    assert "classifier word" in trained.types("evaluate", "mail").output
+    promoted = trained.types("promote", "mail")
+    assert promoted.exit_code == 0
+    assert f"{trained.routes}: 95 % of mail goes to mail-" in promoted.output.replace("\n", "")
+    back = trained.types("rollback", "mail")
+    assert back.exit_code == 0
+    assert "mail has no route any more: whole to its provider" in back.output
+
+
+def test_the_gate_refuses_unless_it_is_forced(desk: Desk) -> None:
+    """120 letters leave too few to judge by."""
+    keep(desk.store, traffic(120))
+    assert desk.types("finetune", "mail").exit_code == 0
+    assert desk.types("evaluate", "mail").exit_code == 0
+    refused = desk.types("promote", "mail")
+    assert refused.exit_code == 1
+    assert "the gate refuses; nothing was changed" in refused.output
+    assert not desk.routes.exists()
+    assert [row["action"] for row in desk.store.rows("promotions")] == ["refuse"]
+    forced = desk.types("promote", "mail", "--force")
+    assert forced.exit_code == 0, forced.output
+    (row,) = desk.store.rows("promotions", "action = 'promote'")
+    assert json.loads(row["decision"])["promote"] is False
+
+
+def test_a_candidate_that_does_not_exist_is_not_promoted(trained: Desk) -> None:
+    result = trained.types("promote", "mail", "mail-99")
+    assert result.exit_code == 1
+    assert "no candidate 'mail-99'; 'unprompt evaluate mail' lists them" in result.output
+
+
+def test_promote_leaves_a_broken_routes_file_alone(trained: Desk) -> None:
+    trained.routes.write_text("routes:\n  - name: half wri")
+    result = trained.types("promote", "mail")
+    assert result.exit_code == 1
+    assert "is left as it is" in result.output
+    assert trained.routes.read_text() == "routes:\n  - name: half wri"
+
+
+def test_a_sweep_of_ones_own(desk: Desk) -> None:
+    keep(desk.store, traffic(80))
+    sweep = desk.folder / "sweep.yaml"
+    sweep.write_text("classifier:\n- {features: word}\n- {features: char}\n")
+    assert [one["options"]["features"] for one in desk.reads("finetune", "mail", "--sweep", str(sweep))] == [
+        "word",
+        "char",
+    ]
+    for text, reason in (
+        ("clasifier: [{}]", "no trainer 'clasifier'; the config has classifier"),
+        ("- word", "write it like 'classifier: [{features: word}]'"),
+        ("classifier: [", "write it like 'classifier: [{features: word}]'"),
+    ):
+        sweep.write_text(text)
+        result = desk.types("finetune", "mail", "--sweep", str(sweep))
+        assert (result.exit_code, reason in result.output) == (1, True), result.output
+
+
+def test_when_no_candidate_is_trained_that_is_a_problem(desk: Desk) -> None:
+    keep(
+        desk.store, [exchange(n, asked(text), f"a text of its own {n}") for n, (text, _) in enumerate(mail()[:80])]
+    )
+    result = desk.types("finetune", "mail")
+    assert result.exit_code == 1
+    assert "no candidate was trained" in result.output
+
+
+def test_commands_that_call_nobody_need_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNPROMPT_TEST_UNSET", raising=False)
+    provider = {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "UNPROMPT_TEST_UNSET"}
+    desk = Desk(tmp_path, providers={"openai": provider})
+    keep(desk.store, traffic(60))
+    assert desk.types("tasks").exit_code == 0
+    assert desk.types("dataset", "mail").exit_code == 0
+    assert "no promotion to roll back" in desk.types("rollback", "mail").output
+    assert "UNPROMPT_TEST_UNSET is not set" in desk.types("finetune", "mail").output
+
+
+def test_beside_a_worker_that_takes_a_turn_looking_and_going_back_wait_for_nobody(trained: Desk) -> None:
+    assert trained.types("promote", "mail").exit_code == 0
+    with one_at_a_time(trained.folder / "data" / ".jobs.lock", wait=False) as mine:
+        assert mine
+        assert len(trained.reads("tasks")) == 1
+        assert trained.types("rollback", "mail").exit_code == 0
+
+
+def test_tasks_of_odd_names_have_their_commands(desk: Desk) -> None:
+    letters = [exchange(n, asked(text), label, task="отдел 7") for n, (text, label) in enumerate(mail()[:60])]
+    keep(desk.store, letters, template(task="отдел 7"))
+    assert desk.reads("dataset", "отдел 7")["rows"] == 60
+
+
+def test_a_store_that_is_no_database_is_one_sentence(desk: Desk) -> None:
+    (desk.folder / "data").mkdir()
+    (desk.folder / "data" / "unprompt.db").write_text("hello" * 1000)
+    result = desk.types("tasks")
+    assert result.exit_code == 1
+    assert "file is not a database" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_infer_works_on_files(tmp_path: Path) -> None:
+    train, out = tmp_path / "train.jsonl", tmp_path / "pred.jsonl"
+    lines = [{"rid": f"r{n}", "ts": n, "body": asked(text)} for n, (text, _) in enumerate(mail()[:60])]
+    train.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = CliRunner().invoke(main, ["infer", "--train", str(train), "--out", str(out)])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["n"] == 60
+    assert len(out.read_text().splitlines()) == 61
+
+
+def test_every_command_is_a_click_command() -> None:
+    assert {type(command) for command in main.commands.values()} == {click.Command}
