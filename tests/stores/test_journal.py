@@ -141,7 +141,6 @@ def test_a_value_that_cannot_be_written_down_is_told(bad: dict[str, Any]) -> Non
 FULL = textwrap.dedent("""
     import resource, sys
     from pathlib import Path
-from typing import Any
     sys.path.insert(0, sys.argv[2])
     from test_journal import begin, end
     from gateway.errors import StoreError, StoreUnavailable
