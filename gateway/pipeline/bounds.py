@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,9 @@ NEVER = 1.01
 """A threshold that no confidence reaches: every request goes to the incumbent."""
 LEAST = 1e-6
 """The lowest threshold of a model that knows how sure it is: 0 would answer what is unlike all it has seen."""
+SUREST = 0.999
+"""The highest threshold, and all are of three digits: beyond that, models of the same data differ by chance, and
+one that was always 0.999999 sure when left out would never be so live."""
 POWERS = (0.95, 0.8, 0.5)
 """How probable it should be that the held-out rows confirm a threshold; few rows cannot give the first."""
 _RESAMPLES = 1000
@@ -62,6 +64,7 @@ def choose_threshold(
     if cross_fit is None:
         return 0.0, None
     sure, right = cross_fit
+    sure = np.minimum(np.floor(sure * 1000 + 1e-6) / 1000, SUREST)
     order = np.argsort(-sure, kind="stable")
     sure, right = sure[order], right[order]
     answered = np.arange(1, len(sure) + 1)
@@ -73,9 +76,7 @@ def choose_threshold(
         places = np.flatnonzero(good & (chance >= power))
         if len(places):
             last = int(places[-1])
-            # Rounded down here, so that what is judged is what the route will hold.
-            threshold = max(math.floor(float(sure[last]) * 1e6) / 1e6, LEAST)
-            return threshold, float((answered[last] - wrong[last]) / len(sure))
+            return float(sure[last]), float((answered[last] - wrong[last]) / len(sure))
     return NEVER, 0.0
 
 

@@ -29,6 +29,7 @@ from gateway.pipeline.asking import Answered, Ask, Envelope, same_answer
 from gateway.pipeline.bounds import LEAST, CrossFit, agreement_low, choose_threshold, mean, p95, ratio_high
 from gateway.providers.openai import read_chat
 from gateway.stores.sqlite import SqliteStore
+from gateway.upstreams.embedded import SUPPORT_FLOOR
 
 MOST_ROWS = 2000
 """So many held-out rows are asked at most: enough for an interval of a point, and asking may cost money."""
@@ -234,6 +235,8 @@ def _cross_fit(models: Path, finetune: FineTune) -> CrossFit | None:
     try:
         kept = json.loads(file.read_bytes())
         sure, right = np.array(kept["confidence"], dtype=float), np.array(kept["right"], dtype=bool)
+        if "support" in kept:  # as it is when it serves: what is unlike all it has seen is not answered
+            sure = np.where(np.array(kept["support"], dtype=float) < SUPPORT_FLOOR, 0.0, sure)
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return (sure, right) if sure.shape == right.shape and sure.ndim == 1 else None

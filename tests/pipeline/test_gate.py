@@ -226,6 +226,12 @@ def test_a_model_that_cannot_tell_how_sure_it_is_answers_everything() -> None:
     assert choose_threshold(None, POLICY, 100, 0.95) == (0.0, None)
 
 
+def test_a_model_that_was_always_certain_is_not_asked_to_be_more_certain_than_a_model_can_be() -> None:
+    """Left out, it was 1.000000 sure of everything, by rounding; live it is 0.9999995 sure."""
+    threshold, expected = choose_threshold((np.ones(400), np.ones(400, dtype=bool)), POLICY, 100, 0.95)
+    assert (threshold, expected) == (0.999, 1.0)
+
+
 def test_what_is_unlike_everything_seen_is_never_answered() -> None:
     """Confidence 0 stands for a text unlike all training texts; a perfect model still leaves those alone."""
     sure, right = np.array([0.0] * 50 + [0.9] * 50), np.ones(100, dtype=bool)
