@@ -16,9 +16,7 @@ STATES = ("validating_files", "queued", "running", "succeeded")
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-_KEYS = frozenset(
-    {"role", "content", "name", "function_call", "tool_calls", "tool_call_id", "weight", "refusal"}
-)
+_KEYS = frozenset({"role", "content", "name", "function_call", "tool_calls", "tool_call_id", "weight", "refusal"})
 _SPECIAL = re.compile(r"<\|(?:endoftext|fim_prefix|fim_middle|fim_suffix|endofprompt|im_start|im_end)\|>")
 _MIN_EXAMPLES = 10
 
@@ -62,14 +60,10 @@ def invalid_file(content: bytes, *, param: str) -> dict[str, Any] | None:
     name = param.removesuffix("_file")
     for number, line in enumerate(lines, start=1):
         if why := invalid_row(line):
-            message = (
-                f"The job failed due to an invalid {name} file. Invalid file format. Line {number}: {why}"
-            )
+            message = f"The job failed due to an invalid {name} file. Invalid file format. Line {number}: {why}"
             return {"code": f"invalid_{param}", "message": message, "param": param}
     if param == "training_file" and len(lines) < _MIN_EXAMPLES:
-        message = (
-            f"Training file has {len(lines)} example(s), but must have at least {_MIN_EXAMPLES} examples"
-        )
+        message = f"Training file has {len(lines)} example(s), but must have at least {_MIN_EXAMPLES} examples"
         return {"code": "invalid_n_examples", "message": message, "param": param}
     return None
 
@@ -143,9 +137,7 @@ class Job:
                 }
             )
 
-    def tell(
-        self, message: str, now: float, *, level: str = "info", data: dict[str, Any] | None = None
-    ) -> None:
+    def tell(self, message: str, now: float, *, level: str = "info", data: dict[str, Any] | None = None) -> None:
         self.events.append(
             {
                 "id": f"ftevent-{self.view['id']}-{len(self.events):04}",

@@ -230,9 +230,7 @@ class FakeOpenAI(FakeServer):
         return web.json_response(self._job(request, polls=1).view)
 
     async def _list_jobs(self, request: web.Request) -> web.Response:
-        wanted = {
-            key[9:-1]: value for key, value in request.query.items() if re.fullmatch(r"metadata\[.*\]", key)
-        }
+        wanted = {key[9:-1]: value for key, value in request.query.items() if re.fullmatch(r"metadata\[.*\]", key)}
         views = [self._advanced(job).view for job in self._jobs.values()]
         found = [view for view in views if wanted.items() <= (view["metadata"] or {}).items()]
         return _page(request, found[::-1], limit=20)
@@ -302,9 +300,7 @@ def _page(request: web.Request, items: list[dict[str, Any]], *, limit: int) -> w
     data = items[start : start + limit]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     more = start + limit < len(items)
-    return web.json_response(
-        {"object": "list", "data": data, "has_more": more, "first_id": first, "last_id": last}
-    )
+    return web.json_response({"object": "list", "data": data, "has_more": more, "first_id": first, "last_id": last})
 
 
 async def _stream(request: web.Request, chunks: Iterable[dict[str, Any]]) -> web.StreamResponse:

@@ -69,9 +69,7 @@ class Fault:
 class Refusal(Exception):
     """Raise it in a handler or in an `Answer` to reply with an error in the shape of the OpenAI API."""
 
-    def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.param = status, code, param
 

@@ -35,9 +35,7 @@ class EmbeddedModel(msgspec.Struct, frozen=True):
             return cls(TextClassifier.from_bytes(file.read_bytes()))
         except OSError as error:
             known = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else ""
-            raise TaskError(
-                f"no trained model {model!r} in {folder}; there are: {known or 'none'}"
-            ) from error
+            raise TaskError(f"no trained model {model!r} in {folder}; there are: {known or 'none'}") from error
         except ModelFileError as error:
             raise TaskError(f"{file}: {error}; train it again with 'unprompt finetune'") from error
 

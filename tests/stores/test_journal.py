@@ -252,9 +252,7 @@ def test_a_record_that_the_store_refuses_is_put_aside_and_stops_no_other(
 
 
 def test_a_record_that_makes_no_sense_is_put_aside(tmp_path: Path, store: SqliteStore) -> None:
-    strange = (
-        b"\x07\x00\x00\x00" + zlib.crc32(b"\x93strange"[:7]).to_bytes(4, "little") + b"\x93strange"[:7]
-    )
+    strange = b"\x07\x00\x00\x00" + zlib.crc32(b"\x93strange"[:7]).to_bytes(4, "little") + b"\x93strange"[:7]
     segment = tmp_path / "j" / "1.journal"
     segment.parent.mkdir()
     segment.write_bytes(encode(begin(1)) + strange + encode(begin(2)))

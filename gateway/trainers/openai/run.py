@@ -70,9 +70,7 @@ class Run:
         """
         options = options_of(self.finetune.options)
         for part, path in checked_files(dataset).items():
-            self.once(
-                f"{part}_file", f"uploading_{part}", f"{part}_uploaded", self.upload(dataset, part, path)
-            )
+            self.once(f"{part}_file", f"uploading_{part}", f"{part}_uploaded", self.upload(dataset, part, path))
         self.once("job", "creating", "created", lambda: self.find_job() or self.create_job(options))
 
     def once(self, key: str, before: str, after: str, step: Callable[[], str]) -> None:
