@@ -268,11 +268,11 @@ def test_killed_before_any_write_the_next_turn_goes_on_and_ends_the_same(tmp_pat
         if died.returncode != -9:
             break
         deaths += 1
-        at += 4
+        at += 6
     shop = workshop_in(folder, store, config_in(folder))
     turn_all(shop)
     promote.settle(store, shop.routes)
-    assert deaths >= 5
+    assert deaths >= 4
     assert yaml.safe_load(shop.routes.read_bytes()) == expected
     assert jobs(shop) == [("done", "done")]
     assert len(standing(store, "mail")) == 1
