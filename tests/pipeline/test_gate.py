@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.config import TaskPolicy
@@ -180,6 +180,7 @@ def test_the_bound_is_the_exact_one_of_the_binomial() -> None:
     assert agreement_low(0, 0, 0.95) == 0.0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.floats(0.01, 0.3), st.floats(0.6, 0.999))
 def test_the_most_wrong_that_pass_is_the_last_that_passes(rows: int, margin: float, confidence: float) -> None:
     most = most_wrong_that_pass(rows, margin, confidence)
@@ -205,6 +206,7 @@ def test_the_chance_to_pass_is_how_often_it_passes(seen: int, rows: int) -> None
 scores = st.lists(st.tuples(st.integers(0, 1000).map(lambda n: n / 1000), st.booleans()), min_size=1, max_size=200)
 
 
+@settings(deadline=None)
 @given(scores, st.integers(1, 500))
 def test_above_the_threshold_the_promises_hold_on_what_it_was_chosen_from(
     rows: list[tuple[float, bool]], held_out: int
