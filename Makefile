@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint serve clean
+.PHONY: demo test lint conformance serve clean
 
 demo: .venv/installed
 	$(BIN)/unprompt demo $(ARGS)
@@ -15,6 +15,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+conformance: .venv/installed
+	benchmarks/conformance.sh --quiet
 
 serve: .venv/installed
 	$(BIN)/unprompt serve

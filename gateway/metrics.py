@@ -15,8 +15,10 @@ import msgspec
 import prometheus_client as prom
 
 from gateway import __version__
+from gateway.domain.exchange import Outcome
 from gateway.domain.route import RouteTable
 from gateway.proxy.record import Seen
+from gateway.stores.journal import waiting
 
 _SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
             163.84, 327.68, 600.0)  # fmt: skip
@@ -58,6 +60,8 @@ TABLE = (
     Metric("counter", "unprompt_log_records_total", "Records of exchanges: written, spooled, dropped, poison.",
            ("result",)),
     Metric("gauge", "unprompt_log_spool_bytes", "Bytes in the journal that are not yet in the store."),
+    Metric("gauge", "unprompt_log_lag_seconds", "For how long the store has been behind the journal."),
+    Metric("gauge", "unprompt_upstream_healthy", "1: its last exchange was answered; 0: it failed.", ("target",)),
     Metric("gauge", "unprompt_log_disk_free_bytes", "Free bytes on the journal's file system."),
     Metric("counter", "unprompt_config_reload_total", "Reloads of routes.yaml.", ("result",)),
     Metric("gauge", "unprompt_config_last_success_timestamp_seconds", "When routes were last loaded."),
@@ -68,6 +72,11 @@ TABLE = (
 )  # fmt: skip
 
 MODELS_AT_MOST = 200
+_HEALTHY = {
+    Outcome.OK: 1, Outcome.UPSTREAM_HTTP_4XX: 1, Outcome.UPSTREAM_HTTP_5XX: 0, Outcome.UPSTREAM_CONNECT: 0,
+    Outcome.UPSTREAM_TIMEOUT: 0, Outcome.UPSTREAM_TRUNCATED: 0,
+}  # fmt: skip
+"""What an outcome says of the upstream; a client that left says nothing."""
 
 
 class Metrics:
@@ -81,7 +90,8 @@ class Metrics:
         self._models: set[str] = set()
         self._gauge("unprompt_build_info").labels(__version__).set(1)
         self._gauge("unprompt_in_flight").set_function(in_flight)
-        self._gauge("unprompt_log_spool_bytes").set_function(lambda: _size(journal))
+        self._gauge("unprompt_log_spool_bytes").set_function(lambda: waiting(journal)[0])
+        self._gauge("unprompt_log_lag_seconds").set_function(lambda: waiting(journal)[1])
         self._gauge("unprompt_log_disk_free_bytes").set_function(lambda: _free(journal))
 
     def _make(self, metric: Metric) -> prom.Counter | prom.Gauge | prom.Histogram:
@@ -123,6 +133,8 @@ class Metrics:
             "unprompt_requests_total", route, seen.operation, requested, served,
             f"{end.status // 100}xx", seen.outcome.value,
         ).inc()  # fmt: skip
+        if (healthy := _HEALTHY.get(seen.outcome)) is not None:
+            self._child("unprompt_upstream_healthy", target).set(healthy)
         if end.stripped:
             self._child("unprompt_stripped_requests_total", route, target).inc()
         if seen.fallback is not None:
@@ -179,16 +191,6 @@ class Metrics:
             total = sum(target.weight for target in route.targets)
             for target in route.targets:
                 weights.labels(route.name, target.label).inc(target.weight / total)
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for file in folder.glob("*.journal"):
-        try:
-            total += file.stat().st_size
-        except FileNotFoundError:  # moved into the store meanwhile
-            continue
-    return total
 
 
 def _free(folder: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from gateway.domain.exchange import Begin, End, Outcome, Usage
 from gateway.domain.route import Match, Route, RouteTable, Target
 from gateway.metrics import MODELS_AT_MOST, TABLE, Metrics
 from gateway.proxy.record import Seen
+from gateway.stores import journal
 
 
 @pytest.fixture
@@ -127,6 +130,25 @@ def test_the_spool_and_the_disk_are_watched(tmp_path: Path, metrics: Metrics) ->
     folder.mkdir(parents=True)
     (folder / "1.journal").write_bytes(b"x" * 1234)
     assert value(metrics, "unprompt_log_spool_bytes") == 1234
+    journal.note_moved(folder, lambda segment: 1000)
+    assert value(metrics, "unprompt_log_spool_bytes") == 234
+    os.utime(folder / "moved.json", (time.time() - 60, time.time() - 60))
+    assert 59 < value(metrics, "unprompt_log_lag_seconds") < 90
+    journal.note_moved(folder, lambda segment: 1234)
+    assert value(metrics, "unprompt_log_spool_bytes") == 0
+    assert value(metrics, "unprompt_log_lag_seconds") == 0  # nothing waits, however long ago the last move was
+
+
+def test_an_upstream_is_healthy_by_its_last_answer(metrics: Metrics) -> None:
+    metrics.observe(seen())
+    target = {"target": "openai/gpt-6"}
+    assert value(metrics, "unprompt_upstream_healthy", **target) == 1
+    metrics.observe(seen(outcome=Outcome.UPSTREAM_TIMEOUT))
+    assert value(metrics, "unprompt_upstream_healthy", **target) == 0
+    metrics.observe(seen(outcome=Outcome.CALLER_CANCELLED))  # says nothing of the upstream
+    assert value(metrics, "unprompt_upstream_healthy", **target) == 0
+    metrics.observe(seen())
+    assert value(metrics, "unprompt_upstream_healthy", **target) == 1
 
 
 def test_every_metric_of_the_table_can_be_scraped(metrics: Metrics) -> None:

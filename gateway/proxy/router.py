@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway.domain.matching import Match, TemplateIndex
-from gateway.domain.route import Route, RouteTable, Target
+from gateway.domain.route import LOCAL, Route, RouteTable, Target
 from gateway.domain.template import Inputs, PromptTemplate
 from gateway.providers.openai import read_chat
 
@@ -110,12 +110,20 @@ class Switchboard(msgspec.Struct, frozen=True):
         """The attempt at this target; None when it strips and the request does not match its template."""
         if target.strip is None:
             return _whole(request, target.upstream, target.model or request.model)
-        inputs = self.by_name[target.strip].strip(parsed) if parsed is not None else None
-        return None if inputs is None or parsed is None else _stripped(target, request, inputs, parsed)
+        if parsed is None or (target.upstream == LOCAL and not _asks_for_one_text(parsed)):
+            return None
+        inputs = self.by_name[target.strip].strip(parsed)
+        return None if inputs is None else _stripped(target, request, inputs, parsed)
 
 
 def _needs_task(route: Route) -> bool:
     return route.match.task is not None or any(target.strip for target in route.targets)
+
+
+def _asks_for_one_text(parsed: dict[str, Any]) -> bool:
+    """Whether an answer of one plain text is all that was asked for; a model in this process has nothing else."""
+    more = ("logprobs", "top_logprobs", "audio", "logit_bias", "stop")
+    return parsed.get("n") in (None, 1) and not any(parsed.get(key) for key in more)
 
 
 def _fallback(route: Route, request: Incoming) -> Attempt:

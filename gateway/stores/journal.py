@@ -181,6 +181,43 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.journal")) if folder.is_dir() else []
 
 
+def note_moved(folder: Path, offset: Callable[[str], int]) -> None:
+    """Leave word of how far the store is, for `waiting`: a file whose time is that of the last whole move."""
+    if not folder.is_dir():
+        return
+    moved = {segment.name: offset(segment.name) for segment in segments(folder)}
+    note = folder / "moved.json"
+    if not moved:
+        note.unlink(missing_ok=True)
+        return
+    text = msgspec.json.encode(moved)
+    if note.exists() and note.read_bytes() == text:
+        os.utime(note)
+        return
+    partial = folder / f"moved.{os.getpid()}-{time.time_ns()}"
+    partial.write_bytes(text)
+    partial.replace(note)
+
+
+def waiting(folder: Path) -> tuple[int, float]:
+    """How many bytes of the journal are not in the store yet, and for how many seconds it has been behind."""
+    try:
+        note = folder / "moved.json"
+        moved = msgspec.json.decode(note.read_bytes(), type=dict[str, int])
+        since = note.stat().st_mtime
+    except (FileNotFoundError, msgspec.DecodeError):  # nothing was moved yet
+        moved, since = {}, None
+    left = 0
+    for segment in segments(folder):
+        try:
+            found = segment.stat()
+        except FileNotFoundError:  # moved into the store meanwhile
+            continue
+        left += max(0, found.st_size - moved.get(segment.name, 0))
+        since = found.st_ctime if since is None else since
+    return left, max(0.0, time.time() - since) if left and since is not None else 0.0
+
+
 def read(segment: Path, offset: int, *, limit_bytes: int = 8 * 1024 * 1024) -> tuple[list[Record | Poison], int]:
     """The whole records from `offset` on, about `limit_bytes` of them, and the offset behind the last."""
     with segment.open("rb") as file:

@@ -46,6 +46,7 @@ class Recorder:
                 failure = StoreError(f"journal {segment}: {error.strerror}")
         if failure is not None:
             raise failure
+        journal.note_moved(self._folder, self._store.offset)
         return moved
 
     def _drain_segment(self, segment: Path) -> int:

@@ -26,8 +26,8 @@ LOCKED_SECONDS = 30.0
 _EXCHANGE_COLUMNS = tuple(field.name for field in msgspec.structs.fields(Exchange))
 _JSON_COLUMNS = frozenset({"tags", "attempts", "request_headers", "response_headers"})
 _INSERT = (
-    f"INSERT OR IGNORE INTO exchanges ({', '.join(_EXCHANGE_COLUMNS)})"
-    f" VALUES ({', '.join(':' + name for name in _EXCHANGE_COLUMNS)})"
+    f"INSERT INTO exchanges ({', '.join(_EXCHANGE_COLUMNS)})"
+    f" VALUES ({', '.join(':' + name for name in _EXCHANGE_COLUMNS)}) ON CONFLICT (id) DO NOTHING"
 )
 _ENDED = tuple(
     name for name in _EXCHANGE_COLUMNS

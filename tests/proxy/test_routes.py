@@ -143,6 +143,18 @@ async def test_a_model_in_the_process_answers_like_any_other(tmp_path: Path, str
         wire.close()
 
 
+@pytest.mark.parametrize("more", [{"n": 2}, {"logprobs": True}, {"stop": ["fund"]}])
+@story
+async def test_what_a_model_in_the_process_cannot_give_goes_whole(tmp_path: Path, more: dict[str, Any]) -> None:
+    learned(tmp_path)
+    body = json.dumps(asked(TEXT, **more)).encode()
+    routes = mail_route("local", "mail-1")
+    async with upstream(answering(response())) as home, relay(tmp_path, openai(home), routes=routes) as gateway:
+        answer = await gateway.ask(request(body))
+        assert answer.header(b"x-unprompt-target") == b"openai/gpt-6 whole"
+        assert home.requests[0].body == body
+
+
 @story
 async def test_a_model_that_abstains_hands_the_whole_request_on(tmp_path: Path) -> None:
     learned(tmp_path)
