@@ -17,7 +17,8 @@ from gateway.errors import CODES
 from gateway.metrics import TABLE
 from gateway.stores.sqlite import SqliteStore
 
-REFERENCE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text("utf-8")
+ROOT = Path(__file__).parent.parent
+REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
 
 
 def keys_of(model: type[BaseModel]) -> Iterator[str]:
@@ -61,3 +62,10 @@ def test_every_error_code_is_in_the_reference(code: str) -> None:
 def test_every_table_is_in_the_reference(tmp_path: Path) -> None:
     tables = SqliteStore(tmp_path / "unprompt.db").db.table_names()
     assert [table for table in tables if f"`{table}`" not in REFERENCE] == []
+
+
+def test_every_file_is_in_the_readmes_tree_and_every_file_there_is_real() -> None:
+    tree = (ROOT / "README.md").read_text("utf-8").partition("\ngateway/\n")[2].partition("```")[0]
+    named = sorted(line.split()[0] for line in tree.splitlines() if line.split()[0].endswith(".py"))
+    files = (path for path in (ROOT / "gateway").rglob("*.py") if not path.name.startswith("__"))
+    assert named == sorted(path.name for path in files)
