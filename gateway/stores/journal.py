@@ -205,7 +205,7 @@ def waiting(folder: Path) -> tuple[int, float]:
         note = folder / "moved.json"
         moved = msgspec.json.decode(note.read_bytes(), type=dict[str, int])
         since = note.stat().st_mtime
-    except (FileNotFoundError, msgspec.DecodeError):  # nothing was moved yet
+    except (OSError, msgspec.DecodeError):  # nothing was moved yet, or the folder cannot be read
         moved, since = {}, None
     left = 0
     for segment in segments(folder):
