@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint conformance serve clean
 
 demo: .venv/installed
-	$(BIN)/unprompt demo $(ARGS)
+	@$(BIN)/unprompt demo $(ARGS)
 
 test: .venv/installed-dev lint
 	$(BIN)/pytest -n 2 $(ARGS)
