@@ -57,12 +57,19 @@ def _change(key: str, before: float | None, after: float | None) -> str:
 
 
 def _next_steps(result: dict[str, Any]) -> str:
-    config = Path(result["home"]) / "config" / "gateway.yaml"
+    home = Path(result["home"])
+    config = home / "config" / "gateway.yaml"
+    flipped = [
+        f"  unprompt rollback {result['task']} --config {config}",
+        f"  {config.with_name('routes.yaml')}            the flipped route",
+    ]
+    refused = [
+        "  nothing was switched: the decision above names the condition that failed; more --rows usually help"
+    ]
     return "\n".join([
         "where to look next:",
         f"  unprompt tasks show {result['task']} --config {config}",
-        f"  unprompt rollback {result['task']} --config {config}",
-        f"  {config.with_name('routes.yaml')}            the flipped route",
-        f"  {Path(result['home']) / 'data' / 'datasets'}    training rows and their card",
-        f"  sqlite-utils tables {Path(result['home']) / 'data' / 'unprompt.db'} --counts",
+        *(flipped if result["promoted"] else refused),
+        f"  {home / 'data' / 'datasets'}    training rows and their card",
+        f"  sqlite-utils tables {home / 'data' / 'unprompt.db'} --counts",
     ])  # fmt: skip
