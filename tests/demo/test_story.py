@@ -70,7 +70,8 @@ def test_the_last_page_fits_the_terminal(width: int) -> None:
                      "checks": [{"name": "agreement, lower bound", "value": 0.95, "limit": 0.95, "holds": True}]},
         "before": figures | {"requests": 300}, "after": figures | {"accuracy": 0.98, "cost_per_1k_usd": 0.05},
         "labels": 12, "stripped_share": 0.8, "fallback_share": 0.2, "changed_requests": 60, "wrong_strips": 0,
-        "changed_accuracy": 1.0, "rows": 1000, "candidates": 4, "seconds": 60.0, "task": "support", "home": "h", "promoted": True,
+        "changed_accuracy": 1.0, "rows": 1000, "candidates": 4, "seconds": 60.0, "task": "support", "home": "h",
+        "promoted": True,
     }  # fmt: skip
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     outcome.show(result, console)
