@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import unicodedata
@@ -20,6 +19,7 @@ from gateway.domain.exchange import Exchange
 from gateway.domain.template import Inputs, PromptTemplate
 from gateway.encoding import decoded
 from gateway.errors import DatasetError, StoreError, TaskError
+from gateway.files import write_whole
 from gateway.pipeline.card import card, card_text
 from gateway.providers.openai import read_answer, read_chat
 from gateway.stores.sqlite import SqliteStore
@@ -298,11 +298,11 @@ def _write(store: SqliteStore, about: dict[str, Any], rows: list[Row], beyond: l
     try:
         place.mkdir(parents=True, exist_ok=True)
         for side, data in parts.items():
-            _write_whole(place / f"{side}.jsonl", data)
-        _write_whole(place / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-        _write_whole(place / "beyond.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in beyond))
-        _write_whole(place / "card.md", card_text(about).encode())
-        _write_whole(place / "card.json", json.dumps(about, indent=1, ensure_ascii=False).encode())
+            write_whole(place / f"{side}.jsonl", data)
+        write_whole(place / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        write_whole(place / "beyond.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in beyond))
+        write_whole(place / "card.md", card_text(about).encode())
+        write_whole(place / "card.json", json.dumps(about, indent=1, ensure_ascii=False).encode())
     except OSError as error:
         raise StoreError(f"dataset {place}: {error.strerror}; check the disk and its permissions") from error
     dataset = Dataset(
@@ -333,16 +333,6 @@ def _line(row: Row) -> bytes:
     """One example in OpenAI's chat format for supervised fine-tuning."""
     messages = [*row.messages, {"role": "assistant", "content": row.output}]
     return json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def load(store: SqliteStore, dataset_id: str) -> Dataset:

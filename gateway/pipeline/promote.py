@@ -22,6 +22,7 @@ import yaml
 from gateway.config import Config, InvalidConfig, parse_routes
 from gateway.domain.route import LOCAL
 from gateway.errors import ConfigError, TaskError
+from gateway.files import sync_folder
 from gateway.pipeline.evaluate import Report
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.routes_text import Edited, RouteDict, edit, routes_of
@@ -262,11 +263,7 @@ def _write(routes: Path, text: str) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(target.parent)
 
 
 def _write_beside(partial: Path, content: bytes, target: Path) -> None:

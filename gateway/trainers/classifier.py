@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import time
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from gateway.domain.dataset import Dataset, Row
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.errors import DatasetError
+from gateway.files import write_whole
 from gateway.student import Calibration, FeatureSpec, Floats, TextClassifier, Vectoriser, log_odds, softmax
 from gateway.trainers import Save, TrainerSettings
 
@@ -395,24 +395,9 @@ def write_model(folder: Path, trained: Trained, options: Options, digest: str, s
         "metrics": trained.metrics,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
-    _write_whole(folder / "crossfit.json", json.dumps(trained.cross_fit).encode())
-    _write_whole(folder / "model.bin", trained.student.to_bytes())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never a part; a power cut leaves one of both."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
+    write_whole(folder / "crossfit.json", json.dumps(trained.cross_fit).encode())
+    write_whole(folder / "model.bin", trained.student.to_bytes())
 
 
 def _failed(finetune: FineTune, sentence: str) -> FineTune:

@@ -157,7 +157,7 @@ def test_a_store_that_cannot_be_written_is_an_outage_and_not_a_failed_task(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dataset, "_write_whole", full)
+    monkeypatch.setattr(dataset, "write_whole", full)
     with pytest.raises(StoreError, match="No space left on device"):
         turn_all(shop)
     assert jobs(shop) == [("dataset", "running")]
