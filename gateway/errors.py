@@ -24,10 +24,12 @@ class TaskError(UnpromptError):
 
 
 class GatewayError(UnpromptError):
-    """An error of our own that a client sees, in its provider's error shape."""
+    """An error of our own that a client sees, in its provider's error shape. `retry_after`: seconds, for the
+    header of that name."""
 
     status = 500
     code = "internal"
+    retry_after: int | None = None
 
 
 class BadRequest(GatewayError):
@@ -52,10 +54,26 @@ class UnknownPath(GatewayError):
 
 
 class BodyTooLarge(GatewayError):
-    """The request is larger than `server.max_body_mb`."""
+    """The request is larger than `server.max_body_mb`, or than its route allows."""
 
     status = 413
     code = "body_too_large"
+
+
+class TooManyRequests(GatewayError):
+    """The route, or the key on it, has as many requests under way as its limit allows."""
+
+    status = 429
+    code = "too_many_requests"
+    retry_after = 1
+
+
+class Overloaded(GatewayError):
+    """The gateway has as much under way as it may, or no file descriptors left."""
+
+    status = 503
+    code = "overloaded"
+    retry_after = 1
 
 
 class StoreUnavailable(GatewayError):
@@ -98,6 +116,17 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
 
 
+class CircuitOpen(UpstreamError):
+    """Every target failed too often of late, and the route says to refuse rather than to ask one again."""
+
+    status = 503
+    code = "circuit_open"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message, reached=False)
+        self.retry_after = retry_after
+
+
 class Abstained(UpstreamError):
     """A candidate was not sure enough to answer; the request goes to the fallback, whole."""
 
@@ -112,11 +141,14 @@ CODES = frozenset(
         Forbidden,
         UnknownPath,
         BodyTooLarge,
+        TooManyRequests,
+        Overloaded,
         StoreUnavailable,
         UpstreamError,
         UpstreamUnreachable,
         UpstreamBroken,
         UpstreamTimeout,
+        CircuitOpen,
         Abstained,
     )
 )

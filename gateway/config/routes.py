@@ -7,11 +7,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import pydantic
 from pydantic import Field
 
 from gateway.config.document import Document, InvalidConfig, Problem, Section, parse, validate
 from gateway.config.settings import Config, names
-from gateway.domain.route import LOCAL, Match, Route, RouteTable, Target, Timeouts
+from gateway.domain.route import (
+    CAUSES,
+    LOCAL,
+    CircuitPolicy,
+    Match,
+    OnClientGone,
+    Retry,
+    Route,
+    RouteLimits,
+    RouteTable,
+    Target,
+    Timeouts,
+)
 
 
 class _MatchConfig(Section):
@@ -42,21 +55,110 @@ class _TimeoutsConfig(Section):
     total: float | None = Field(None, gt=0)
 
 
+class _RetryConfig(Section):
+    """The list of causes is `when`, since YAML reads a key `on` as true."""
+
+    attempts: int = Field(Retry().attempts, ge=1, le=10)
+    when: frozenset[int | str] = Retry().when
+    base_seconds: float = Field(Retry().base_seconds, ge=0)
+    max_seconds: float = Field(Retry().max_seconds, ge=0)
+    budget: float = Field(Retry().budget, ge=0, le=1)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _has_no_on(cls, given: Any) -> Any:
+        if isinstance(given, dict) and True in given:
+            raise ValueError("the key 'on' means true in YAML; name the causes of a retry under 'when'")
+        return given
+
+    @pydantic.field_validator("when", mode="before")
+    @classmethod
+    def _are_causes(cls, given: Any) -> Any:
+        wrong = [cause for cause in given if cause not in CAUSES] if isinstance(given, list) else [given]
+        if wrong:
+            known = ", ".join(map(str, CAUSES))
+            raise ValueError(f"not a list of causes ({wrong[0]!r} is none); known: {known}")
+        return given
+
+
+class _CircuitConfig(Section):
+    enabled: bool = True
+    failures: int = Field(CircuitPolicy().failures, ge=1)
+    error_rate: float = Field(CircuitPolicy().error_rate, gt=0, le=1)
+    min_calls: int = Field(CircuitPolicy().min_calls, ge=1)
+    window_seconds: float = Field(CircuitPolicy().window_seconds, gt=0)
+    open_seconds: float = Field(CircuitPolicy().open_seconds, gt=0)
+    max_open_seconds: float = Field(CircuitPolicy().max_open_seconds, gt=0)
+    refuse: bool = False
+
+    def noun(self) -> CircuitPolicy | None:
+        """Who asks for one gets it for targets without a stand-in, too."""
+        return CircuitPolicy(**self.model_dump(exclude={"enabled"}), alone=True) if self.enabled else None
+
+
+class _LimitsConfig(Section):
+    concurrency: int | None = Field(None, ge=1)
+    concurrency_per_key: int | None = Field(None, ge=1)
+    max_body_mb: int | None = Field(None, ge=1)
+
+    def noun(self) -> RouteLimits | None:
+        """None where nothing is limited, so that the relay need not look."""
+        limits = RouteLimits(
+            concurrency=self.concurrency,
+            concurrency_per_key=self.concurrency_per_key,
+            body_bytes=self.max_body_mb << 20 if self.max_body_mb is not None else None,
+        )
+        return None if limits == RouteLimits() else limits
+
+
 class _RouteConfig(Section):
     name: str = Field(min_length=1)
     match: _MatchConfig = _MatchConfig()
     targets: list[_TargetConfig] = Field(min_length=1)
     fallback: _FallbackConfig | None = None
     timeouts: _TimeoutsConfig = _TimeoutsConfig()
+    retry: _RetryConfig | None = None
+    circuit: _CircuitConfig | None = None
+    limits: _LimitsConfig = _LimitsConfig()
+    on_client_gone: OnClientGone = "cancel"
+
+    @pydantic.field_validator("circuit", mode="before")
+    @classmethod
+    def _may_be_a_switch(cls, given: Any) -> Any:
+        return {"enabled": given} if isinstance(given, bool) else given
+
+    @property
+    def fallbacks(self) -> list[tuple[list[str | int], _FallbackConfig]]:
+        """Each with the path to it below the route."""
+        return [(["fallback"], self.fallback)] if self.fallback else []
 
     def noun(self) -> Route:
         return Route(
             name=self.name,
             match=Match(**self.match.model_dump()),
             targets=tuple(Target(**target.model_dump()) for target in self.targets),
-            fallback=Target(**self.fallback.model_dump()) if self.fallback else None,
+            fallbacks=tuple(Target(**fallback.model_dump()) for _, fallback in self.fallbacks),
             timeouts=Timeouts(**self.timeouts.model_dump()),
+            retry=Retry(**self.retry.model_dump()) if self.retry else None,
+            circuit=self.circuit.noun() if self.circuit else CircuitPolicy(),
+            limits=self.limits.noun(),
+            on_client_gone=self.on_client_gone,
         )
+
+
+class _RouteWithFallbacks(_RouteConfig):
+    """The same where `fallback` is a list: a model of its own, so that problems are told by the file's own path."""
+
+    fallback: list[_FallbackConfig] = Field(min_length=1)  # type: ignore[assignment]  # a list, and only here
+
+    @property
+    def fallbacks(self) -> list[tuple[list[str | int], _FallbackConfig]]:
+        return [(["fallback", place], fallback) for place, fallback in enumerate(self.fallback)]
+
+
+def _model_of(given: Any) -> type[_RouteConfig]:
+    has_list = isinstance(given, dict) and isinstance(given.get("fallback"), list)
+    return _RouteWithFallbacks if has_list else _RouteConfig
 
 
 class _RoutesFile(Section):
@@ -92,8 +194,8 @@ def parse_routes(name: str, text: bytes, config: Config) -> RouteTable:
     given = (whole.routes or []) if whole else []
     problems += _repeated_names(given, document)
     routes: list[_RouteConfig] = []
-    for index in range(len(given)):
-        route, wrong = validate(_RouteConfig, document, ("routes", index))
+    for index, route_given in enumerate(given):
+        route, wrong = validate(_model_of(route_given), document, ("routes", index))
         problems += wrong or _checks(route, ["routes", index], config, document)
         routes += [route] if route is not None else []
     if problems:
@@ -132,11 +234,23 @@ def _checks(
             yield document.problem([*here, "model"], "a local target needs the name of a trained model")
         elif target.upstream == LOCAL and target.strip is None:
             yield document.problem([*here, "strip"], "a local target needs 'strip: TASK@VERSION'")
-    if route.fallback is not None and route.fallback.upstream not in config.providers:
-        yield document.problem(
-            [*path, "fallback", "upstream"], f"no provider {route.fallback.upstream!r}; {names(config.providers)}"
-        )
+    for step, fallback in route.fallbacks:
+        if fallback.upstream not in config.providers:
+            yield document.problem(
+                [*path, *step, "upstream"], f"no provider {fallback.upstream!r}; {names(config.providers)}"
+            )
+    yield from _resilience_checks(route, path, document)
     yield from _protocol_checks(route, path, config, document)
+
+
+def _resilience_checks(route: _RouteConfig, path: list[str | int], document: Document) -> Iterable[Problem]:
+    retry, circuit = route.retry, route.circuit
+    if retry is not None and retry.max_seconds < retry.base_seconds:
+        message = f"is less than base_seconds ({retry.base_seconds:g}); raise it"
+        yield document.problem([*path, "retry", "max_seconds"], message)
+    if circuit is not None and circuit.max_open_seconds < circuit.open_seconds:
+        message = f"is less than open_seconds ({circuit.open_seconds:g}); raise it"
+        yield document.problem([*path, "circuit", "max_open_seconds"], message)
 
 
 def _protocol_checks(
@@ -147,8 +261,7 @@ def _protocol_checks(
     places: list[tuple[list[str | int], str]] = [
         ([*path, "targets", number, "upstream"], target.upstream) for number, target in enumerate(route.targets)
     ]
-    if route.fallback is not None:
-        places.append(([*path, "fallback", "upstream"], route.fallback.upstream))
+    places += [([*path, *step, "upstream"], fallback.upstream) for step, fallback in route.fallbacks]
     first = route.match.provider if route.match.provider in protocols else None
     for place, upstream in places:
         if upstream not in protocols:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -57,14 +58,74 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     total: float | None = None
 
 
+CAUSES: tuple[int | str, ...] = ("connect", "first_byte", "broken", 408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""Why a target may be asked again: no connection, silence, a connection that closed before the answer began,
+or the answer's status."""
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """How often the same target is asked, the first time included, and how long the pauses are (seconds).
+
+    `budget` is the share of a target's requests that may be retries, so that they cannot multiply an outage.
+    """
+
+    attempts: int = 3
+    when: frozenset[int | str] = frozenset({"connect", 408, 429, 500, 502, 503, 504, 529})
+    base_seconds: float = 0.5
+    max_seconds: float = 8.0
+    budget: float = 0.2
+
+
+class CircuitPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """When a target is left alone, and for how long (seconds).
+
+    It trips after `failures` in a row, or when `error_rate` of at least `min_calls` within `window_seconds`
+    failed; `open_seconds` double with each failed probe, up to `max_open_seconds`. `alone`: it also holds for a
+    target that nothing else can stand in for. `refuse`: answer 503 where every target is left alone, instead of
+    asking the last one all the same.
+    """
+
+    failures: int = 5
+    error_rate: float = 0.5
+    min_calls: int = 20
+    window_seconds: float = 30.0
+    open_seconds: float = 5.0
+    max_open_seconds: float = 120.0
+    alone: bool = False
+    refuse: bool = False
+
+
+class RouteLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a route takes on at most: requests under way, the same of one key, and bytes of a request's body."""
+
+    concurrency: int | None = None
+    concurrency_per_key: int | None = None
+    body_bytes: int | None = None
+
+
+OnClientGone = Literal["cancel", "finish"]
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the switchboard. Without a fallback, the request's own provider is the fallback."""
+    """One line of the switchboard. Without fallbacks, the request's own provider is the fallback.
+
+    `retry`, `circuit` and `limits` are None where there is nothing to look at.
+    """
 
     name: str
     match: Match
     targets: tuple[Target, ...]
-    fallback: Target | None = None
+    fallbacks: tuple[Target, ...] = ()
     timeouts: Timeouts = Timeouts()
+    retry: Retry | None = None
+    circuit: CircuitPolicy | None = CircuitPolicy()
+    limits: RouteLimits | None = None
+    on_client_gone: OnClientGone = "cancel"
+
+    @property
+    def fallback(self) -> Target | None:
+        """The first of the fallbacks."""
+        return self.fallbacks[0] if self.fallbacks else None
 
     def choose(self, point: float) -> Target:
         """The target at `point` (0 <= point < 1) of the weights' line; one of weight 0 is never chosen."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Config, InvalidConfig, load_config, load_routes, parse_routes
+from gateway.domain.route import CircuitPolicy, Retry, Route, RouteLimits, Timeouts
 
 BOTH = Config.model_validate({
     "providers": {
@@ -206,6 +207,36 @@ routes:
         ("{name: r, targets: [{upstream: spare}], fallback: {upstream: anthropic}}",
          "routes[0].fallback.upstream: 'anthropic' speaks anthropic, and 'spare' of the same route speaks openai;"
          " requests are not translated: name an upstream of that protocol"),
+        ("{name: r, targets: [{upstream: openai}], fallback: []}",
+         "routes[0].fallback: list should have at least 1 item after validation, not 0 (found [])"),
+        ("{name: r, targets: [{upstream: openai}], fallback: [{upstream: spare}, {upstream: nowhere}]}",
+         "routes[0].fallback[1].upstream: no provider 'nowhere'; known: openai, spare, anthropic"),
+        ("{name: r, targets: [{upstream: openai}], fallback: [{upstream: spare}, {upstream: anthropic}]}",
+         "routes[0].fallback[1].upstream: 'anthropic' speaks anthropic, and 'openai' of the same route speaks"
+         " openai; requests are not translated: name an upstream of that protocol"),
+        ("{name: r, targets: [{upstream: openai}], retry: {attempts: 11}}",
+         "routes[0].retry.attempts: input should be less than or equal to 10 (found 11)"),
+        ("{name: r, targets: [{upstream: openai}], retry: {when: [conect, 503]}}",
+         "routes[0].retry.when: not a list of causes ('conect' is none); known: connect, first_byte, broken, 408,"
+         " 409, 425, 429, 500, 502, 503, 504, 529 (found ['conect', 503])"),
+        ("{name: r, targets: [{upstream: openai}], retry: {when: 503}}",
+         "routes[0].retry.when: not a list of causes (503 is none); known: connect, first_byte, broken, 408,"
+         " 409, 425, 429, 500, 502, 503, 504, 529 (found 503)"),
+        ("{name: r, targets: [{upstream: openai}], retry: {on: [503]}}",
+         "routes[0].retry: the key 'on' means true in YAML; name the causes of a retry under 'when'"
+         " (found {True: [503]})"),
+        ("{name: r, targets: [{upstream: openai}], retry: {base_seconds: 9}}",
+         "routes[0].retry.max_seconds: is less than base_seconds (9); raise it"),
+        ("{name: r, targets: [{upstream: openai}], circuit: {open_seconds: 300}}",
+         "routes[0].circuit.max_open_seconds: is less than open_seconds (300); raise it"),
+        ("{name: r, targets: [{upstream: openai}], circuit: {error_rate: 50}}",
+         "routes[0].circuit.error_rate: input should be less than or equal to 1 (found 50)"),
+        ("{name: r, targets: [{upstream: openai}], limits: {concurency: 5}}",
+         "routes[0].limits.concurency: unknown key; did you mean 'concurrency'?"),
+        ("{name: r, targets: [{upstream: openai}], limits: {max_body_mb: 0}}",
+         "routes[0].limits.max_body_mb: input should be greater than or equal to 1 (found 0)"),
+        ("{name: r, targets: [{upstream: openai}], on_client_gone: abort}",
+         "routes[0].on_client_gone: input should be 'cancel' or 'finish' (found 'abort')"),
     ],
 )  # fmt: skip
 def test_one_wrong_thing_in_a_route(route: str, problem: str) -> None:
@@ -237,3 +268,62 @@ routes:
     assert route.fallback.label == "openai/gpt-6-luna"
     assert table.strips() == {"support-intent@3"}
     assert len(table.version) == 12
+
+
+def the_route(text: str) -> Route:
+    (route,) = parse_routes("routes.yaml", f"routes: [{text}]".encode(), BOTH).routes
+    return route
+
+
+def test_a_route_that_says_nothing_of_it_retries_never_and_limits_nothing() -> None:
+    route = the_route("{name: r, targets: [{upstream: openai}]}")
+    assert (route.retry, route.limits, route.on_client_gone, route.fallbacks) == (None, None, "cancel", ())
+    assert route.circuit is not None
+    assert not route.circuit.alone  # a target that nothing can stand in for is always asked
+
+
+def test_fallbacks_keep_their_order() -> None:
+    route = the_route("""{name: r, targets: [{upstream: openai, model: tuned}],
+        fallback: [{upstream: spare, model: gpt-6}, {upstream: openai}]}""")
+    assert [fallback.label for fallback in route.fallbacks] == ["spare/gpt-6", "openai"]
+    assert route.fallback == route.fallbacks[0]
+
+
+def test_everything_that_can_be_said_about_trouble() -> None:
+    route = the_route("""{name: r, targets: [{upstream: openai}],
+        timeouts: {connect: 2, first_byte: 30, idle: 20, total: 120},
+        retry: {attempts: 4, when: [connect, broken, 429, 503], base_seconds: 0.2, max_seconds: 5, budget: 0.1},
+        circuit: {failures: 3, error_rate: 0.25, min_calls: 8, window_seconds: 10, open_seconds: 1,
+                  max_open_seconds: 60, refuse: true},
+        limits: {concurrency: 50, concurrency_per_key: 5, max_body_mb: 2},
+        on_client_gone: finish}""")
+    assert route.timeouts == Timeouts(connect=2, first_byte=30, idle=20, total=120)
+    assert route.retry == Retry(
+        attempts=4, when=frozenset({"connect", "broken", 429, 503}), base_seconds=0.2, max_seconds=5, budget=0.1
+    )
+    assert route.circuit == CircuitPolicy(
+        failures=3, error_rate=0.25, min_calls=8, window_seconds=10, open_seconds=1, max_open_seconds=60,
+        alone=True, refuse=True,
+    )  # fmt: skip
+    assert route.limits == RouteLimits(concurrency=50, concurrency_per_key=5, body_bytes=2 << 20)
+    assert route.on_client_gone == "finish"
+
+
+@pytest.mark.parametrize(
+    ("said", "policy"),
+    [("false", None), ("true", CircuitPolicy(alone=True)), ("{}", CircuitPolicy(alone=True)),
+     ("{enabled: false, failures: 9}", None), ("{failures: 9}", CircuitPolicy(failures=9, alone=True))],
+)  # fmt: skip
+def test_a_circuit_is_switched_off_on_or_set(said: str, policy: CircuitPolicy | None) -> None:
+    assert the_route(f"{{name: r, targets: [{{upstream: openai}}], circuit: {said}}}").circuit == policy
+
+
+def test_the_bounds_of_the_server(tmp_path: Path) -> None:
+    (tmp_path / "gateway.yaml").write_text("server: {connections: 100, max_in_flight: 40}\n")
+    server = load_config(tmp_path / "gateway.yaml").server
+    assert (server.connections, server.max_in_flight) == (100, 40)
+    assert Config().server.max_in_flight is None
+    assert problems_of(tmp_path, "server:\n  connections: 0\n  max_in_flight: -1\n") == [
+        "gateway.yaml:2: server.connections: input should be greater than or equal to 1 (found 0)",
+        "gateway.yaml:3: server.max_in_flight: input should be greater than or equal to 1 (found -1)",
+    ]

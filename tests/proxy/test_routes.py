@@ -417,7 +417,7 @@ MAIL = Route(
     name="mail",
     match=Match(task="mail"),
     targets=(Target(upstream="tuned", model="tiny", strip="mail@1"),),
-    fallback=Target(upstream="openai", model="gpt-6"),
+    fallbacks=(Target(upstream="openai", model="gpt-6"),),
 )
 
 

@@ -1,0 +1,93 @@
+"""How much is under way at once, and when it is too much."""
+
+from __future__ import annotations
+
+import errno
+
+from gateway.domain.route import Route
+from gateway.errors import BodyTooLarge, TooManyRequests
+
+FILES_KEPT_FREE = 32
+"""File descriptors that clients may not use up: upstreams, journal and own pages need some, too."""
+
+_OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+class Seats:
+    """Requests under way by name. A name whose last request has left is forgotten."""
+
+    __slots__ = ("_taken",)
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def take(self, name: str, limit: int) -> bool:
+        """Take a seat, if fewer than `limit` are taken."""
+        taken = self._taken.get(name, 0)
+        if taken >= limit:
+            return False
+        self._taken[name] = taken + 1
+        return True
+
+    def leave(self, name: str) -> None:
+        """Give a seat back that was taken."""
+        taken = self._taken[name] - 1
+        if taken:
+            self._taken[name] = taken
+        else:
+            del self._taken[name]
+
+    def taken(self, name: str) -> int:
+        """How many seats of this name are taken."""
+        return self._taken.get(name, 0)
+
+
+def take_seats(seats: Seats, route: Route, key_id: str | None) -> tuple[str, ...]:
+    """The names of the seats that a request takes on its route: its end gives them back.
+
+    Raises:
+        TooManyRequests: there is none left; then no seat is taken.
+    """
+    limits = route.limits
+    taken: list[str] = []
+    if limits is None:
+        return ()
+    wanted = [(route.name, limits.concurrency, f"route {route.name!r}")]
+    if key_id is not None:
+        wanted.append((f"{route.name}\0{key_id}", limits.concurrency_per_key, "this key"))
+    for name, limit, who in wanted:
+        if limit is None:
+            continue
+        if not seats.take(name, limit):
+            for given in taken:
+                seats.leave(given)
+            raise TooManyRequests(f"{who} has {limit} requests under way, which is its limit; try again shortly")
+        taken.append(name)
+    return tuple(taken)
+
+
+def check_size(route: Route, size: int) -> None:
+    """Whether the route takes a request body of so many bytes.
+
+    Raises:
+        BodyTooLarge: it does not.
+    """
+    limit = route.limits.body_bytes if route.limits is not None else None
+    if limit is not None and size > limit:
+        raise BodyTooLarge(
+            f"the body is larger than the {limit >> 20} MB of route {route.name!r}; raise its limits.max_body_mb"
+        )
+
+
+def is_short_of_files(file_number: int, files_at_most: int) -> bool:
+    """Whether a connection with this descriptor is one too many for the process.
+
+    POSIX gives out the lowest free number, so a high one means that all below it are taken. Told before
+    `accept` fails: uvloop then takes connections only to close them at once, and the client learns nothing.
+    """
+    return file_number >= files_at_most - FILES_KEPT_FREE
+
+
+def is_exhaustion(error: OSError) -> bool:
+    """Whether a connection to an upstream failed for want of our own files, ports or memory."""
+    return error.errno in _OUT_OF_FILES
