@@ -49,6 +49,7 @@ class ProviderConfig(Section):
     protocol: Protocol = "openai"
     base_url: str
     api_key_env: str | None = None
+    stream_usage: Literal["auto", "ask", "leave"] = "auto"
     prices: dict[str, PriceConfig] = {}
 
     @pydantic.field_validator("base_url")
