@@ -119,7 +119,7 @@ def test_a_reload_shows_its_weights_and_a_failed_one_only_itself(metrics: Metric
     metrics.reloaded(RouteTable(version="v2"), 333.0)
     assert value(metrics, "unprompt_route_weight") == 0
     assert [dict(labels) for name, labels in samples(metrics) if name == "unprompt_config_version_info"] == [
-        {"version": "v2"}
+        {"version": "v2", "worker": "0"}
     ]
 
 
