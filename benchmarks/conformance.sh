@@ -1,48 +1,130 @@
 #!/bin/sh
-# Is the relay transparent? Runs the conformance harness (not in this repository) against `unprompt serve`.
+# Is the relay transparent? Whatever passes directly must pass, unchanged, through `unprompt serve`.
 #
-#   HARNESS=../shared/conformance benchmarks/conformance.sh [check.py's options, e.g. --only 'sse/*' --quiet]
+#   benchmarks/conformance.sh [check.py's options]     172 cases on raw sockets (a minute): --only 'sse/*', --strict, --quiet
+#   benchmarks/conformance.sh sdk                      the OpenAI and Anthropic SDKs' own test suites (8 minutes)
+#   benchmarks/conformance.sh frameworks [names]       SDKs and frameworks as clients (3 minutes): openai,litellm,node_openai
+#   benchmarks/conformance.sh clients                  HTTP and websocket clients: curl, httpx, requests, fetch, ... (a minute)
 #
-# Without the harness there is nothing to run, which is said and is no failure.
+# The harness is not in this repository: HARNESS names its folder. What the suites need is downloaded to WORK, once.
+# What is not there is skipped, with a line that says so and exit code 0; exit code 1 means a difference.
 set -eu
+cd "$(dirname "$0")/.."
 HARNESS=${HARNESS:-../shared/conformance}
 PYTHON=${PYTHON:-.venv/bin/python}
+WORK=${WORK:-${TMPDIR:-/tmp}/conformance-sdk-suites}
 MOCK_PORT=${MOCK_PORT:-9100}
 PORT=${PORT:-9180}
 
-if [ ! -f "$HARNESS/check.py" ]; then
-    echo "conformance: skipped, no harness in $HARNESS (name its folder with HARNESS=...)"
+skip() {
+    echo "conformance: skipped, $1"
     exit 0
-fi
+}
+
+await() { # PORT...: until somebody answers at each of them
+    tries=0
+    until "$PYTHON" -c "import socket, sys; [socket.create_connection(('localhost', int(p)), 1).close() for p in sys.argv[1:]]" "$@" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 120 ] || { tail -n 20 "$folder"/*.log; exit 2; }
+        sleep 0.3
+    done
+}
+
+serve() { # OPENAI ANTHROPIC GEMINI: the gateway, with these base URLs behind it
+    cat >"$folder/gateway.yaml" <<YAML
+server: {host: 127.0.0.1, port: $PORT, drain_seconds: 1}
+providers:
+  openai: {protocol: openai, base_url: "$1"}
+  anthropic: {protocol: anthropic, base_url: "$2"}
+  gemini: {protocol: gemini, base_url: "$3"}
+store: {url: "sqlite:///$folder/data/unprompt.db"}
+YAML
+    "$PYTHON" -m gateway serve --no-jobs --config "$folder/gateway.yaml" >"$folder/gateway.log" 2>&1 &
+    pids="$pids $!"
+    await "$PORT"
+}
+
+mock() { # the harness's upstream, and the gateway in front of it
+    "$PYTHON" "$HARNESS/mock_upstream.py" --port "$MOCK_PORT" >"$folder/mock.log" 2>&1 &
+    pids="$pids $!"
+    upstream="http://localhost:$MOCK_PORT" # a name: cookie jars ignore addresses, so a leak shows with a name only
+    serve "$upstream/v1" "$upstream" "$upstream"
+    await "$MOCK_PORT"
+}
+
+check() {
+    mock
+    "$PYTHON" "$HARNESS/check.py" "$upstream/v1" "http://127.0.0.1:$PORT/v1" \
+        --anthropic "$upstream/v1" "http://127.0.0.1:$PORT/anthropic/v1" \
+        --gemini "$upstream/v1beta" "http://127.0.0.1:$PORT/gemini/v1beta" \
+        --allow-added-response-header 'x-unprompt-*' "$@" || status=$?
+}
+
+sdk() {
+    command -v npm >/dev/null || skip "no npm, which the suites' mock server needs"
+    suites="$HARNESS/sdk_suites/run.sh"
+    export WORK
+    [ -x "$WORK/venv-anthropic/bin/pytest" ] && [ -x "$WORK/steady/node_modules/.bin/steady" ] || bash "$suites" setup
+    bash "$suites" mock >"$folder/mock.log" 2>&1 &
+    pids="$pids $!"
+    serve http://127.0.0.1:4013/v1 http://127.0.0.1:4014 http://127.0.0.1:4014
+    await 4013 4014
+    for run in "openai http://127.0.0.1:4013/v1 http://127.0.0.1:$PORT/v1" \
+        "anthropic http://127.0.0.1:4014 http://127.0.0.1:$PORT/anthropic"; do
+        set -- $run
+        echo "$1, directly:     $(bash "$suites" "$1" "$2" direct)"
+        echo "$1, through us:   $(bash "$suites" "$1" "$3" proxy)"
+        bash "$suites" diff "$1" || status=$?
+    done
+}
+
+frameworks() { # [NAME,NAME]
+    folder_of_clients="$WORK/frameworks" # a copy: node looks for its packages beside the script
+    [ -x "$WORK/venv-frameworks/bin/uv" ] || install_frameworks
+    mock
+    if [ $# -gt 0 ]; then
+        compare venv-frameworks v1 "$1"
+        return
+    fi
+    compare venv-frameworks v1 openai,langchain_openai,litellm,instructor,pydantic_ai,openai_agents,dspy
+    compare venv-frameworks anthropic/v1 anthropic
+    compare venv-frameworks gemini/v1 google_genai
+    compare venv-llama v1 llama_index
+    ! command -v npm >/dev/null || compare venv-frameworks v1 node_openai,node_ai_sdk
+}
+
+compare() { # VENV PATH NAMES
+    "$PYTHON" "$folder_of_clients/run.py" "$upstream/v1" "http://127.0.0.1:$PORT/$2" \
+        --python "$WORK/$1/bin/python" --only "$3" || status=$?
+}
+
+install_frameworks() { # llama-index agrees with the others on no version of openai: it has an environment of its own
+    mkdir -p "$WORK" && cp -R "$HARNESS/frameworks" "$WORK/"
+    for venv in venv-frameworks venv-llama; do "$PYTHON" -m venv "$WORK/$venv"; done
+    "$WORK/venv-frameworks/bin/pip" install --quiet --disable-pip-version-check uv
+    grep -v '^llama' "$folder_of_clients/requirements.txt" >"$WORK/requirements.txt"
+    set -- "$WORK/venv-frameworks/bin/uv" pip install --quiet
+    "$@" --python "$WORK/venv-llama/bin/python" llama-index-llms-openai
+    "$@" --python "$WORK/venv-frameworks/bin/python" -r "$WORK/requirements.txt" requests
+    ! command -v npm >/dev/null || (cd "$folder_of_clients" && npm install --silent)
+}
+
+clients() {
+    [ -x "$WORK/venv-frameworks/bin/uv" ] || install_frameworks
+    mock
+    "$WORK/venv-frameworks/bin/python" benchmarks/http_clients.py "$upstream/v1" "http://127.0.0.1:$PORT/v1" "$@" || status=$?
+}
+
+[ -f "$HARNESS/check.py" ] || skip "no harness in $HARNESS (name its folder with HARNESS=...)"
 folder=$(mktemp -d)
 pids=""
 trap 'kill $pids 2>/dev/null || true; wait $pids 2>/dev/null || true; rm -rf "$folder"' EXIT INT TERM
-
-upstream="http://localhost:$MOCK_PORT"
-cat >"$folder/gateway.yaml" <<YAML
-server: {host: 127.0.0.1, port: $PORT, drain_seconds: 1}
-providers:
-  openai: {protocol: openai, base_url: "$upstream/v1"}
-  anthropic: {protocol: anthropic, base_url: "$upstream"}
-  gemini: {protocol: gemini, base_url: "$upstream"}
-store: {url: "sqlite:///$folder/data/unprompt.db"}
-YAML
-
-"$PYTHON" "$HARNESS/mock_upstream.py" --port "$MOCK_PORT" >"$folder/mock.log" 2>&1 &
-pids="$!"
-"$PYTHON" -m gateway serve --no-jobs --config "$folder/gateway.yaml" >"$folder/gateway.log" 2>&1 &
-pids="$pids $!"
-tries=0
-until "$PYTHON" -c "import socket; [socket.create_connection(('localhost', p), 1).close() for p in ($MOCK_PORT, $PORT)]" 2>/dev/null; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 60 ] || { cat "$folder/mock.log" "$folder/gateway.log"; exit 2; }
-    sleep 0.3
-done
-
 status=0
-"$PYTHON" "$HARNESS/check.py" "$upstream/v1" "http://127.0.0.1:$PORT/v1" \
-    --anthropic "$upstream/v1" "http://127.0.0.1:$PORT/anthropic/v1" \
-    --gemini "$upstream/v1beta" "http://127.0.0.1:$PORT/gemini/v1beta" \
-    --allow-added-response-header 'x-unprompt-*' "$@" || status=$?
+case ${1:--} in
+check | sdk | frameworks | clients) "$@" ;;
+-) check ;;
+-*) check "$@" ;;
+*) sed -n '2,12p' "$0"; exit 2 ;;
+esac
 grep -E "ERROR|Traceback|Error:" "$folder/gateway.log" | head -20 || true
 exit "$status"
