@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -14,11 +15,17 @@ Ready = Callable[[], list[str]]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(expose: Callable[[], bytes], not_ready: Ready, token: str | None) -> web.Application:
-    """`not_ready` gives the reasons why traffic should not come here; `token` opens the pages beyond loopback."""
+def application(metrics: Callable[[], Iterable[bytes]], not_ready: Ready, token: str | None) -> web.Application:
+    """`metrics` gives its page in pieces, between which requests are served; `not_ready` the reasons why traffic
+    should not come here; `token` opens the pages beyond loopback."""
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=expose(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    async def scrape(_request: web.Request) -> web.Response:
+        text: list[bytes] = []
+        for piece in metrics():
+            text.append(piece)
+            await asyncio.sleep(0)
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=b"".join(text), headers=headers)
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
@@ -29,7 +36,7 @@ def application(expose: Callable[[], bytes], not_ready: Ready, token: str | None
         return web.json_response(body, status=503 if reasons else 200)
 
     app = web.Application(middlewares=[_one_answer, _guard(token)])
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    app.add_routes([web.get("/metrics", scrape), web.get("/healthz", healthz), web.get("/readyz", readyz)])
     return app
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
 import os
 import random
-import signal
-import sys
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,25 +18,30 @@ from gateway import admin, providers
 from gateway.config import Config, InvalidConfig, Problem, load_config, load_routes, problem_at
 from gateway.domain.exchange import id_maker
 from gateway.domain.price import Price, PriceBook
-from gateway.domain.route import LOCAL, Target
+from gateway.domain.route import LOCAL, RouteTable, Target
 from gateway.domain.template import PromptTemplate
 from gateway.errors import ConfigError, UnpromptError
-from gateway.metrics import Metrics
+from gateway.metrics import LoopWatch, Metrics, Sheet
 from gateway.pipeline.cycle import Workshop
 from gateway.proxy.capture import Capture
+from gateway.proxy.connection import Connection
 from gateway.proxy.forward import House
 from gateway.proxy.router import Switchboard
-from gateway.proxy.server import Limits, Server
-from gateway.stores.journal import JournalWriter
+from gateway.proxy.server import Limits, Server, _connections_possible
+from gateway.stores.journal import JournalWriter, waiting
 from gateway.stores.sqlite import SqliteStore
 from gateway.upstreams import Upstream
 from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
 from gateway.upstreams.http import HttpUpstream
+from gateway.workers import BACKLOG, Seat
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("config/gateway.yaml")
 WATCH_SECONDS = 0.2
+LAG_SECONDS = 60.0
+DOWN_SECONDS = 2.0
+"""Not ready when the store is so far behind the journal, or so long without a process that writes to it."""
 
 
 class Files(msgspec.Struct, frozen=True):
@@ -116,17 +118,77 @@ def _templates(file: Path, tasks: list[str]) -> list[PromptTemplate]:
         store.close()
 
 
-class App:
-    """One relay process."""
+class SeatedServer(Server):
+    """Listens on sockets that the supervisor bound."""
 
-    def __init__(self, files: Files, *, host: str | None = None, port: int | None = None) -> None:
-        """Reads and checks everything; nothing runs yet.
+    def __init__(
+        self, house: House, limits: Limits, pages: Callable[[], asyncio.Protocol], sockets: list[socket.socket]
+    ) -> None:
+        super().__init__(house, limits, pages)
+        self._sockets = sockets
+        self._listeners: list[asyncio.Server] = []
+
+    async def listen(self, host: str, port: int) -> int:
+        """Start accepting; gives the port. `host` and `port` have been bound already."""
+        loop = asyncio.get_running_loop()
+        self.limits.connections = min(self.limits.connections, _connections_possible())
+        for one in self._sockets:
+            listener = await loop.create_server(lambda: Connection(self), sock=one, backlog=BACKLOG)
+            self._listeners.append(listener)
+        return int(self._sockets[0].getsockname()[1])
+
+    async def drain(self, seconds: float) -> None:
+        """Stop accepting, and go on as any server does."""
+        for listener in self._listeners:
+            listener.close()
+        await super().drain(seconds)
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Both files, read and checked. `seen` identifies the routes file as it was before it was read."""
+
+    config: Config
+    switchboard: Switchboard
+    models: dict[str, EmbeddedModel]
+    seen: tuple[int, ...] | None
+
+    @classmethod
+    def from_files(cls, files: Files, config: Config | None = None, before: RouteTable | None = None) -> Loaded:
+        """Reads the routes, and the settings where `config` does not give them. `before`: the routes in force.
 
         Raises:
             ConfigError: with every problem.
         """
-        self.files = files
-        self.config = config = load_config(files.gateway)
+        seen = fingerprint(files.routes)  # before it is read: a later write is never missed
+        if seen is None and before is not None and before.routes:
+            reason = "is gone; write 'routes: []' to have none"
+            raise InvalidConfig([Problem(str(files.routes), 0, "", reason)])
+        config = config or load_config(files.gateway)
+        return cls(config, *build_switchboard(files, config), seen)
+
+
+class App:
+    """One relay process."""
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        loaded: Loaded | None = None,
+        seat: Seat | None = None,
+        sheets: list[Sheet] | None = None,
+    ) -> None:
+        """Reads and checks everything that was not `loaded` before; nothing runs yet. `seat` and `sheets` are
+        given where several serve together.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        self.files, self.seat = files, seat
+        loaded = loaded or Loaded.from_files(files)
+        self.config = config = loaded.config
         self.places = places = Places.of(config)
         self.host = config.server.host if host is None else host
         self.port = config.server.port if port is None else port
@@ -135,9 +197,13 @@ class App:
             name: HttpUpstream(name, p.base_url) for name, p in config.providers.items()
         }
         upstreams[LOCAL] = self.local
-        self.metrics = Metrics(places.journal, lambda: len(self.house.active))
-        self._routes_seen = _fingerprint(files.routes)  # before they are read: a later write is never missed
-        switchboard, self.local.models = build_switchboard(files, config)
+        self.metrics = Metrics(
+            places.journal,
+            lambda: len(self.house.active),
+            sheets=sheets or (),
+            worker=seat.number if seat else 0,
+        )
+        self._routes_seen, switchboard, self.local.models = loaded.seen, loaded.switchboard, loaded.models
         self.metrics.reloaded(switchboard.table, time.time())
         capture = config.capture
         self.house = House(
@@ -161,13 +227,13 @@ class App:
             record_bytes=capture.max_body_mb << 20,
         )
         self._background: list[asyncio.Task[None]] = []
-        self._stopping = asyncio.Event()
+        self._loop_watch = LoopWatch(self.metrics.late)
 
     async def start(self) -> str:
         """Listen; gives our base URL."""
         server = self.config.server
         token = os.environ.get(self.config.auth.admin_token_env or "")
-        runner = web.AppRunner(admin.application(self.metrics.expose, self.not_ready, token), access_log=None)
+        runner = web.AppRunner(admin.application(self.metrics.pages, self.not_ready, token), access_log=None)
         await runner.setup()
         self._runner = runner
         pages = runner.server
@@ -178,7 +244,11 @@ class App:
             header_seconds=server.header_seconds,
             idle_seconds=server.idle_seconds,
         )
-        self.server = Server(self.house, limits, pages)
+        self.server = (
+            SeatedServer(self.house, limits, pages, self.seat.sockets)
+            if self.seat
+            else Server(self.house, limits, pages)
+        )
         try:
             port = await self.server.listen(self.host, self.port)
         except OSError as error:
@@ -187,6 +257,7 @@ class App:
             ) from error
         work = (self.server.watch(), self.house.capture.keep_synced(), self._watch_routes())
         self._background = [asyncio.create_task(job) for job in work]
+        self._loop_watch.start()
         return f"http://{self.host}:{port}"
 
     def not_ready(self) -> list[str]:
@@ -196,11 +267,16 @@ class App:
             reasons.append("shutting down")
         if not self.house.capture.healthy:
             reasons.append("the journal cannot be written")
+        if (down := self.metrics.writer_down_seconds()) > DOWN_SECONDS:
+            reasons.append(f"records are not moved into the store: its process ended {down:.0f} s ago")
+        if (lag := waiting(self.places.journal)[1]) > LAG_SECONDS:
+            reasons.append(f"records are not moved into the store: it is {lag:.0f} s behind")
         return reasons
 
     async def stop(self) -> None:
         """Drain, write what is left, close."""
         await self.server.drain(self.config.server.drain_seconds)
+        self._loop_watch.stop()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -215,7 +291,7 @@ class App:
         """Reload when the file changes: by its identity, time and size, which also sees swapped symlinks."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            now = _fingerprint(self.files.routes)
+            now = fingerprint(self.files.routes)
             if now != self._routes_seen:
                 self._routes_seen = now
                 await self.reload()
@@ -223,19 +299,17 @@ class App:
     async def reload(self) -> bool:
         """Build the whole new switchboard, then swap it in one assignment; on any problem nothing changes."""
         try:
-            if not self.files.routes.exists() and self.house.switchboard.table.routes:
-                raise InvalidConfig(
-                    [Problem(str(self.files.routes), 0, "", "is gone; write 'routes: []' to have none")]
-                )
-            switchboard, models = await asyncio.to_thread(build_switchboard, self.files, self.config)
+            table = self.house.switchboard.table
+            loaded = await asyncio.to_thread(Loaded.from_files, self.files, self.config, table)
         except UnpromptError as error:
             log.error("routes not reloaded, the ones before stay in force:\n%s", error)
             self.metrics.reloaded(None, time.time())
             return False
-        self.local.models = {**self.local.models, **models}  # requests under way keep theirs
-        self.house.switchboard = switchboard
-        self.metrics.reloaded(switchboard.table, time.time())
-        log.info("routes %s in force: %d routes", switchboard.table.version, len(switchboard.table.routes))
+        self.local.models = {**self.local.models, **loaded.models}  # requests under way keep theirs
+        self.house.switchboard = loaded.switchboard
+        table = loaded.switchboard.table
+        self.metrics.reloaded(table, time.time())
+        log.info("routes %s in force: %d routes", table.version, len(table.routes))
         return True
 
 
@@ -245,7 +319,8 @@ def price_book(config: Config) -> PriceBook:
     return PriceBook(own, {name: p.protocol for name, p in config.providers.items()})
 
 
-def _fingerprint(file: Path) -> tuple[int, ...] | None:
+def fingerprint(file: Path) -> tuple[int, ...] | None:
+    """Changes whenever the file does, also where a symbolic link is swapped; None where there is none."""
     try:
         found = file.stat()
     except OSError:
@@ -265,56 +340,3 @@ def workshop(files: Files, config: Config, say: Callable[[str], None] = log.info
         datasets=places.datasets,
         say=say,
     )
-
-
-async def serve(app: App, announce: Callable[[str], None], *, worker: list[str] | None) -> None:
-    """Run until SIGTERM or SIGINT; a second one ends at once. `worker`: command of the offline process."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(130)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(app.reload()))
-    announce(await app.start())
-    gc.freeze()  # what is loaded stays: looking it through again and again costs a tenth of each request
-    gc.set_threshold(50_000, 20, 50)
-    keeper = asyncio.create_task(_keep_running(worker)) if worker else None
-    await stop.wait()
-    await app.stop()
-    if keeper is not None:
-        keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
-
-
-async def _keep_running(command: list[str]) -> None:
-    """Start the worker, and start it again when it dies. It ends by itself when its standard input closes."""
-    pause = 0.5
-    while True:
-        started = time.monotonic()
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
-        )
-        try:
-            code = await process.wait()
-        except asyncio.CancelledError:
-            if process.stdin is not None:
-                process.stdin.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), 20)
-            raise
-        pause = 0.5 if time.monotonic() - started > 60 else min(pause * 2, 30.0)
-        log.error("the worker ended with code %s; starting it again in %.1f s", code, pause)
-        await asyncio.sleep(pause)
-
-
-def worker_command(files: Files, *, jobs: bool) -> list[str]:
-    """How this program starts its offline process."""
-    command = [sys.executable, "-m", "gateway", "worker"]
-    if files.gateway is not None:
-        command += ["--config", str(files.gateway)]
-    return command if jobs else [*command, "--record-only"]

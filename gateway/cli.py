@@ -18,7 +18,7 @@ import msgspec
 import yaml
 
 from gateway import __version__, tables
-from gateway.app import App, Files, Places, build_switchboard, serve, worker_command, workshop
+from gateway.app import Files, Loaded, Places, build_switchboard, workshop
 from gateway.config import Config, InvalidConfig, Problem, load_config
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.matching import show as show_template
@@ -30,6 +30,7 @@ from gateway.pipeline.cycle import Workshop, one_at_a_time
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.infer import infer_files
 from gateway.pipeline.overview import overview
+from gateway.serving import serve, worker_command
 from gateway.stores.recorder import Recorder
 from gateway.stores.sqlite import SqliteStore
 
@@ -67,8 +68,12 @@ _config = click.option(
 @_config
 @click.option("--host", help="Address to listen on; overrides server.host.")
 @click.option("--port", type=int, help="Port to listen on (0: any free one); overrides server.port.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Relay processes that share the port; default "
+              "server.workers.")  # fmt: skip
 @click.option("--no-jobs", is_flag=True, help="Record only: no inference, training or promotion.")
-def serve_command(config: Path | None, host: str | None, port: int | None, no_jobs: bool) -> None:
+def serve_command(
+    config: Path | None, host: str | None, port: int | None, workers: int | None, no_jobs: bool
+) -> None:
     """Relay and record.
 
     Point your app's base URL at it. Without a config file it relays to OpenAI with the app's own key.
@@ -78,28 +83,18 @@ def serve_command(config: Path | None, host: str | None, port: int | None, no_jo
              OPENAI_BASE_URL=http://127.0.0.1:8080/v1 python my_app.py
     """
     files = Files.beside(config)
-    app = App(files, host=host, port=port)
+    loaded = Loaded.from_files(files)
+    settings = loaded.config
 
     def announce(url: str) -> None:
-        click.echo(f"unprompt {__version__} relays {url}/v1 to {_upstream(app)}")
-        click.echo(f"records in {app.places.store}; metrics at {url}/metrics; routes in {files.routes}")
+        upstream = settings.providers[settings.default_provider].base_url
+        click.echo(f"unprompt {__version__} relays {url}/v1 to {upstream}")
+        click.echo(f"records in {Places.of(settings).store}; metrics at {url}/metrics; routes in {files.routes}")
         sys.stdout.flush()
 
-    worker = worker_command(files, jobs=app.config.jobs.enabled and not no_jobs)
-    _run(serve(app, announce, worker=worker))
-
-
-def _upstream(app: App) -> str:
-    return app.config.providers[app.config.default_provider].base_url
-
-
-def _run(work: object) -> None:
-    if sys.platform == "win32":
-        asyncio.run(work)  # type: ignore[arg-type]
-        return
-    import uvloop
-
-    uvloop.run(work)  # type: ignore[arg-type]
+    offline = worker_command(files, jobs=settings.jobs.enabled and not no_jobs)
+    count = workers or settings.server.workers
+    serve(files, loaded, announce, host=host, port=port, workers=count, offline=offline)
 
 
 @main.command("worker", hidden=True)

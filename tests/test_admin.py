@@ -78,7 +78,7 @@ async def from_far_away(request: web.Request, handler: Handler) -> web.StreamRes
 
 @contextlib.asynccontextmanager
 async def seen_from_far_away(token: str | None) -> AsyncIterator[Wire]:
-    app = admin.application(lambda: b"numbers 1\n", list, token)
+    app = admin.application(lambda: [b"numbers", b" 1\n"], list, token)
     app.middlewares.insert(0, from_far_away)
     async with TestServer(app) as server:
         yield Wire(*await asyncio.open_connection("127.0.0.1", server.port))
@@ -112,7 +112,7 @@ async def test_without_a_token_set_nobody_comes_in_from_elsewhere(token: str | N
 
 @story
 async def test_pages_answer_in_full(tmp_path: Path) -> None:
-    app = admin.application(lambda: b"numbers 1\n", lambda: ["tired"], None)
+    app = admin.application(lambda: [b"numbers", b" 1\n"], lambda: ["tired"], None)
     async with TestClient(TestServer(app)) as client:
         metrics = await client.get("/metrics")
         assert (await metrics.read(), metrics.headers["Content-Type"]) == (

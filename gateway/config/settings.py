@@ -27,6 +27,7 @@ class ServerConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
+    workers: int = Field(1, ge=1, le=64, description="relay processes that share the port")
     max_body_mb: int = Field(64, ge=1, description="largest JSON body that a route may need to look into")
     header_seconds: float = Field(10.0, gt=0, description="a client's whole head must arrive within")
     idle_seconds: float = Field(75.0, gt=0, description="a kept-alive client connection may rest for")

@@ -72,8 +72,15 @@ class Metrics:
     """
 
     def __init__(
-        self, journal: Path, in_flight: Callable[[], int], *, sheets: Sequence[Sheet] = (), worker: int = 0
+        self,
+        journal: Path,
+        in_flight: Callable[[], int],
+        *,
+        sheets: Sequence[Sheet] = (),
+        worker: int = 0,
+        name: str | None = None,
     ) -> None:
+        """`name` stands in the label `worker`, the number where it is not given."""
         self._journal, self._in_flight = journal, in_flight
         self._sheets = tuple(sheets) or (Sheet(),)
         self._sheet = sheet = self._sheets[worker]
@@ -90,7 +97,7 @@ class Metrics:
         self._under_way = self._index("unprompt_in_flight")
         results = ("written", "spooled", "dropped", "poison")
         self._results = {result: self._index("unprompt_log_records_total", result) for result in results}
-        self._state = scrape.State(pid=os.getpid(), worker=str(worker))
+        self._state = scrape.State(pid=os.getpid(), worker=name or str(worker))
         self._note()
 
     # --- on the way of a request -------------------------------------------------------------------------

@@ -1,0 +1,156 @@
+"""Runs what `app` built: one relay process, or several that a supervisor forks (`--workers N`)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from gateway.app import App, Files, Loaded, Places, fingerprint
+from gateway.errors import UnpromptError
+from gateway.metrics import Metrics, Sheet, retire
+from gateway.workers import Seat, Supervisor, Told, bind, keep_running
+
+
+def serve(
+    files: Files,
+    loaded: Loaded,
+    announce: Callable[[str], None],
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int = 1,
+    offline: list[str] | None,
+) -> None:
+    """Relay and record until SIGTERM or SIGINT; a second one ends at once. SIGHUP reads the routes again.
+
+    `announce` is told our base URL; `offline` is the command of the offline process (None: there is none).
+
+    Raises:
+        ConfigError: the port cannot be had.
+    """
+    if workers == 1:
+        _run(_alone(App(files, host=host, port=port, loaded=loaded), announce, offline))
+    else:
+        _together(files, loaded, announce, host, port, workers, offline)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    if sys.platform == "win32":
+        asyncio.run(work)
+        return
+    import uvloop
+
+    uvloop.run(work)
+
+
+async def _alone(app: App, announce: Callable[[str], None], offline: list[str] | None) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(app.reload()))
+    announce(await app.start())
+    _spare_the_collector()
+    told = app.metrics
+    keeper = asyncio.create_task(keep_running(offline, told.writer, told.restarted)) if offline else None
+    await stop.wait()
+    await app.stop()
+    if keeper is not None:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+
+
+def _spare_the_collector() -> None:
+    gc.freeze()  # what is loaded stays: looking it through again and again costs a tenth of each request
+    gc.set_threshold(50_000, 20, 50)
+
+
+# --- several ---------------------------------------------------------------------------------------------
+
+
+async def _seated(app: App, seat: Seat) -> None:
+    """One of several: run until SIGTERM, or until the supervisor is gone."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_end_of_supervisor() -> None:
+        loop.remove_reader(seat.supervisor)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(app.reload()))
+    loop.add_reader(seat.supervisor, on_end_of_supervisor)
+    await app.start()
+    _spare_the_collector()
+    await stop.wait()
+    await app.stop()
+
+
+def _together(
+    files: Files,
+    loaded: Loaded,
+    announce: Callable[[str], None],
+    host: str | None,
+    port: int | None,
+    workers: int,
+    offline: list[str] | None,
+) -> None:
+    server = loaded.config.server
+    host = server.host if host is None else host
+    sockets = bind(host, server.port if port is None else port, workers)
+    port = int(sockets[0][0].getsockname()[1])
+    sheets = [Sheet() for _ in range(workers + 1)]
+    journal = Places.of(loaded.config).journal
+    metrics = Metrics(journal, lambda: 0, sheets=sheets, worker=workers, name="supervisor")
+    routes = Routes(files, loaded)
+
+    def relay(seat: Seat) -> None:
+        app = App(files, host=host, port=port, loaded=routes.good, seat=seat, sheets=sheets)
+        _run(_seated(app, seat))
+
+    told = Told(
+        gone=lambda number: retire(sheets[number]), replaced=metrics.replaced, writer=metrics.writer,
+        restarted=metrics.restarted, tick=routes.follow,
+    )  # fmt: skip
+    gc.freeze()  # before the forks: what is loaded is shared, and stays so
+    supervisor = Supervisor((host, port), sockets, relay, offline, told, drain_seconds=server.drain_seconds)
+    supervisor.run(lambda: announce(f"http://{host}:{port}"))
+
+
+class Routes:
+    """The routes that were last found good: a relay's successor starts with them, whatever stands in the file."""
+
+    def __init__(self, files: Files, loaded: Loaded) -> None:
+        self._files = files
+        self.good = loaded
+
+    def follow(self) -> None:
+        """Look whether the file has changed, and is good; the relays say what is wrong with one that is not."""
+        seen = fingerprint(self._files.routes)
+        if seen == self.good.seen:
+            return
+        try:
+            self.good = Loaded.from_files(self._files, self.good.config, self.good.switchboard.table)
+        except UnpromptError:
+            self.good = msgspec.structs.replace(self.good, seen=seen)
+
+
+def worker_command(files: Files, *, jobs: bool) -> list[str]:
+    """How this program starts its offline process."""
+    command = [sys.executable, "-m", "gateway", "worker"]
+    if files.gateway is not None:
+        command += ["--config", str(files.gateway)]
+    return command if jobs else [*command, "--record-only"]
