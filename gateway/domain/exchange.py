@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import time
 import unicodedata
@@ -180,6 +181,7 @@ def id_maker(clock: Callable[[], float] = time.time) -> Callable[[], str]:
     whatever the clock does.
     """
     last, sequence = 0, 0
+    bits = random.Random(os.urandom(32)).getrandbits  # unique among processes; nothing relies on its secrecy
 
     def new_id() -> str:
         nonlocal last, sequence
@@ -190,7 +192,7 @@ def id_maker(clock: Callable[[], float] = time.time) -> Callable[[], str]:
             sequence += 1
         else:  # 4,096 ids in this millisecond: borrow from the next one
             last, sequence = last + 1, 0
-        tail = os.urandom(8).hex()
+        tail = f"{bits(64):016x}"
         stamp = f"{last:012x}"
         variant = "89ab"[int(tail[0], 16) & 3]
         return f"{stamp[:8]}-{stamp[8:]}-7{sequence:03x}-{variant}{tail[1:4]}-{tail[4:]}"

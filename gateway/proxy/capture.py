@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from gateway.domain.exchange import Begin, End
 from gateway.errors import StoreError, StoreUnavailable
@@ -149,7 +149,7 @@ class Capture:
         self._journal.close()
 
 
-def kept_headers(first: Mapping[bytes, bytes], secrets: Iterable[bytes] = ()) -> dict[str, str]:
+def kept_headers(first: Mapping[bytes, bytes], secrets: tuple[bytes, ...] = ()) -> dict[str, str]:
     """The headers that are recorded, keys blanked out. `first` by lower-case name."""
     return {
         text: blank_text(first[name].decode("latin-1"), secrets) for name, text in _NAMES.items() if name in first

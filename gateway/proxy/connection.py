@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 import httptools
 
 from gateway.errors import BodyTooLarge, GatewayError
+from gateway.proxy.asked import Asked
 from gateway.proxy.forward import Exchanging, House
+from gateway.proxy.heads import Heads
 from gateway.proxy.wire import RequestHead
 from gateway.upstreams import Headers
 
@@ -42,6 +43,7 @@ class Host(Protocol):
     """The server, as far as a connection needs it."""
 
     house: House
+    heads: Heads
     draining: bool
     connections: set[Connection]
 
@@ -55,27 +57,17 @@ class Host(Protocol):
 class _Request:
     """A request whose head is there, and the part of its body that nobody has taken yet."""
 
-    __slots__ = ("complete", "continued", "handed_over", "has_body", "head", "length", "pieces", "size", "streams",
-                 "too_large", "tunnel")  # fmt: skip
+    __slots__ = ("asked", "complete", "continued", "handed_over", "keep_alive", "length", "pieces", "size",
+                 "streams", "too_large", "tunnel")  # fmt: skip
 
-    def __init__(self, head: RequestHead, limit: int) -> None:
-        self.head = head
-        length = head.header(b"content-length")
-        chunked = head.header(b"transfer-encoding") is not None
-        self.has_body = chunked or length is not None
-        self.length = None if chunked else int(length or 0)
-        kind = head.header(b"content-type")
-        self.tunnel = head.offers_websocket
-        self.streams = self.has_body and kind is not None and b"json" not in kind.lower()
-        self.too_large = not self.streams and (self.length or 0) > limit
+    def __init__(self, asked: Asked, length: int | None, limit: int) -> None:
+        head = asked.head
+        self.asked, self.length, self.keep_alive = asked, length, head.keep_alive
+        self.tunnel, self.streams = head.offers_websocket, head.streams
+        self.too_large = not head.streams and length is not None and length > limit
         self.pieces: list[bytes] = []
         self.size = 0  # of the pieces
         self.complete = self.handed_over = self.continued = False
-
-    @property
-    def expects(self) -> bool:
-        expect = self.head.header(b"expect")
-        return expect is not None and expect.lower() == b"100-continue" and not self.head.http_1_0
 
 
 class Connection(asyncio.Protocol):
@@ -92,6 +84,8 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: Headers = []
         self._in_head = False
+        self._segment: bytes | None = None
+        self._missing = 0
         self._reading: _Request | None = None
         self._queue: deque[_Request] = deque()
         self._exchange: Exchanging | None = None
@@ -137,9 +131,21 @@ class Connection(asyncio.Protocol):
             return
         if self._deaf:
             return
+        if self._missing:
+            data = self._count_in(data)
+            if not data:
+                self._advance()
+                return
         if not self._queue and not self._in_head:
             if not self._first:
                 self._since = time.perf_counter()
+                if self._is_known(data):
+                    request = self._queue[0]
+                    if request.complete and not request.streams and not request.too_large:
+                        self._start(request)  # what `_advance` would come to
+                    else:
+                        self._advance()
+                    return
             data = self._first + data
             if self._belongs_to_admin(data):
                 return
@@ -148,6 +154,32 @@ class Connection(asyncio.Protocol):
         elif not self._parse(data):
             return
         self._advance()
+
+    def _is_known(self, data: bytes) -> bool:
+        """Whether `data` is a request, or the beginning of one, whose head was met before."""
+        found = self._server.heads.find(data)
+        if found is None:
+            return False
+        asked, length, start = found
+        missing = length - (len(data) - start)
+        if missing < 0:  # another request follows in the same piece: for the parser
+            return False
+        request = _Request(asked, length, self._server.limits.body_bytes)
+        self._queue.append(request)
+        self._missing = missing
+        if length:
+            self._collect(request, data[start:])
+        request.complete = not missing
+        return True
+
+    def _count_in(self, data: bytes) -> bytes:
+        """A piece of such a request's body; gives what is behind it."""
+        piece, rest = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
+        self._missing -= len(piece)
+        if self._queue:
+            self._collect(self._queue[-1], piece)
+            self._queue[-1].complete = not self._missing
+        return rest
 
     def _belongs_to_admin(self, data: bytes) -> bool:
         """Whether this request is for our own pages (or it is too early to tell)."""
@@ -166,6 +198,7 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> bool:
         """Whether the connection goes on."""
         self._quiet_bytes += len(data)
+        self._segment = None if self._in_head or self._reading is not None else data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -205,7 +238,11 @@ class Connection(asyncio.Protocol):
             http_1_0=http_1_0,
         )
         self._in_head, self._quiet_bytes = False, 0
-        self._reading = _Request(head, self._server.limits.body_bytes)
+        asked = self._server.house.read(head)
+        if self._segment is not None:
+            self._server.heads.keep(self._segment, asked)
+            self._segment = None
+        self._reading = _Request(asked, head.length, self._server.limits.body_bytes)
         self._queue.append(self._reading)
 
     def on_body(self, body: bytes) -> None:
@@ -248,40 +285,41 @@ class Connection(asyncio.Protocol):
         self._settle_reading()
 
     def _continue(self, request: _Request) -> None:
-        if request.expects and not request.complete and not request.continued:
+        if request.asked.head.expects and not request.complete and not request.continued:
             request.continued = True
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _start(self, request: _Request) -> None:
-        follows = request.streams
-        body = None if follows else b"" if request.tunnel else b"".join(request.pieces)
-        if body is not None and not request.tunnel:
-            request.pieces.clear()
+        if self._transport is None or self._transport.is_closing():
+            return
+        body: bytes | None = b""
+        if request.streams:
+            body = None
+        elif not request.tunnel:
+            body = request.pieces[0] if len(request.pieces) == 1 else b"".join(request.pieces)
+            request.pieces = []
         self._upload_ready = False
-        exchange = self._exchange = Exchanging(self._server.house, self, request.head)
+        exchange = self._exchange = Exchanging(self._server.house, self, request.asked)
         if self._writing_paused:  # the client has not taken the answer before this one
             exchange.pause()
-        self._guarded(exchange, lambda: exchange.start(body, request.length, has_body=request.has_body))
+        try:
+            exchange.start(body, request.length)
+        except Exception:  # a fault of ours is answered as one, and ends no other exchange
+            log.exception("exchange %s failed inside the gateway", exchange.id)
+            exchange.refuse(GatewayError("the gateway failed to handle this request; its log says why"))
 
     def _refuse_size(self, request: _Request) -> None:
         limit = self._server.limits.body_bytes >> 20
         error = BodyTooLarge(f"the body is larger than {limit} MB; raise server.max_body_mb to allow it")
-        exchange = self._exchange = Exchanging(self._server.house, self, request.head)
-        self._guarded(exchange, lambda: exchange.refuse_unread(error))
-
-    def _guarded(self, exchange: Exchanging, work: Callable[[], None]) -> None:
-        """A fault of ours is answered as one, and shown in the log; it ends no other exchange."""
-        try:
-            work()
-        except Exception:
-            log.exception("exchange %s failed inside the gateway", exchange.id)
-            exchange.refuse(GatewayError("the gateway failed to handle this request; its log says why"))
+        self._exchange = Exchanging(self._server.house, self, request.asked)
+        self._exchange.refuse(error)
 
     # --- Client, as an exchange sees it --------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.write(data)
 
     def finish(self, *, keep_alive: bool) -> None:
         """The answer is out: the next request, or the end."""
@@ -290,11 +328,12 @@ class Connection(asyncio.Protocol):
         request = self._queue.popleft() if self._queue else None
         if request is None or not request.complete:
             self._linger()
-        elif keep_alive and request.head.keep_alive and not self._server.draining:
+        elif keep_alive and request.keep_alive and not self._server.draining:
             self._upload_ready = False
             if self._queue:
                 asyncio.get_running_loop().call_soon(self._advance)
-            self._settle_reading()
+            if self._reading_paused:
+                self._settle_reading()
         elif self._transport is not None:
             self._queue.clear()
             self._transport.close()
@@ -378,7 +417,7 @@ class Connection(asyncio.Protocol):
             self.cut(flush=False)
         elif self._queue:
             self._deaf = True
-            self._queue[-1].head.keep_alive = False
+            self._queue[-1].keep_alive = False
             self._advance()
         else:
             self._turn_down(status, message, headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http
 import logging
 import time
@@ -10,18 +11,24 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.domain.exchange import Outcome, task_name
+from gateway.domain.exchange import Outcome
 from gateway.domain.price import PriceBook
 from gateway.domain.route import LOCAL, Timeouts
-from gateway.errors import BadRequest, GatewayError, UpstreamError, UpstreamTimeout
+from gateway.errors import GatewayError, UpstreamError, UpstreamTimeout
 from gateway.providers import WINDOW, Provider, RequestFacts
-from gateway.proxy import secrets, wire
+from gateway.proxy import asked, secrets, wire
+from gateway.proxy.asked import Asked
 from gateway.proxy.capture import Capture
-from gateway.proxy.record import Recording, Seen, outcome_of, wanted
+from gateway.proxy.record import Recording, Seen, outcome_of
 from gateway.proxy.router import Attempt, Incoming, Plan, Switchboard
-from gateway.upstreams import Call, Head, Headers, Outgoing, Upstream
+from gateway.upstreams import Call, Head, Headers, Outgoing, Upstream, header_lines
 
 log = logging.getLogger(__name__)
+
+_NEVER = float("inf")
+_NO_PLAN = Plan(attempts=())
+_NO_FACTS = RequestFacts()
+_DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Client(Protocol):
@@ -51,6 +58,10 @@ class House(msgspec.Struct, kw_only=True, eq=False):
     record_bytes: int = 16 * 1024 * 1024
     active: set[Exchanging] = msgspec.field(default_factory=set)
 
+    def read(self, head: wire.RequestHead) -> Asked:
+        """What a request's head says, or why it is refused."""
+        return asked.read(head, self.prefixes, self.providers, self.default_provider)
+
 
 class Exchanging:
     """The sink of an upstream's answer, and the source of the client's.
@@ -59,25 +70,22 @@ class Exchanging:
     failed, refused, or left by the client. After the end nothing more is written or recorded.
     """
 
-    def __init__(self, house: House, client: Client, head: wire.RequestHead) -> None:
-        self._house, self._client, self._head = house, client, head
+    def __init__(self, house: House, client: Client, asked: Asked) -> None:
+        self._house, self._client, self._asked = house, client, asked
         self._started = time.perf_counter()
         self.id = house.new_id()
-        self._recording = Recording(house, self.id, head, self._started)
-        self._provider: Provider = house.providers[house.default_provider]
-        self._place = wire.Place(house.default_provider, b"", b"", "")
-        self._secrets: tuple[bytes, ...] = ()
-        self._plan = Plan(attempts=())
+        self._recording = Recording(house, self.id, asked, self._started)
+        self._plan = _NO_PLAN
         self._number = -1
         self._attempt: Attempt | None = None
         self._call: Call | None = None
         self._takes_upload = self._paused = False
-        self._timeouts = Timeouts()
-        self.deadline = float("inf")
+        self._timeouts = _DEFAULT_TIMEOUTS
+        self.deadline = _NEVER
         self._failures: list[str] = []
         self._answering = self._ended = self._chunked = self._tunnel = self._marked = False
         self._framed = True
-        self._close = not head.keep_alive
+        self._close = not asked.head.keep_alive
         self._window = b"\n"
         self._blanker: secrets.Blanker | None = None
         self._sent = self._received = 0
@@ -86,57 +94,42 @@ class Exchanging:
 
     # --- the request -----------------------------------------------------------------------------
 
-    def start(self, body: bytes | None, length: int | None, *, has_body: bool) -> None:
+    def start(self, body: bytes | None, length: int | None) -> None:
         """`body` None: it follows through `upload`; `length` None: it came chunked."""
-        self._length, self._has_body = length, has_body
+        self._length = length
+        said = self._asked
+        if said.error is not None:
+            self.refuse(said.error)
+            return
         try:
-            self._locate()
-            facts = self._provider.read_request(self._place.endpoint, body) if body else RequestFacts()
-            incoming = self._incoming(facts, body)
-            self._plan = self._house.switchboard.plan(incoming, self._house.dice)
-            if self._plan.route is not None:
-                self._timeouts = self._plan.route.timeouts
-            self._recording.begin(self._place, self._provider, incoming, self._plan, self._secrets)
+            facts = said.provider.read_request(said.place.endpoint, body) if body else _NO_FACTS
+            incoming = Incoming(
+                provider=said.place.provider,
+                model=facts.model,
+                streamed=facts.streamed,
+                tags=said.tags,
+                key_id=said.key_id,
+                task_hint=said.task_hint,
+                route_name=said.route_name,
+                body=body,
+                is_chat=said.is_chat,
+            )
+            self._plan = plan = self._house.switchboard.plan(incoming, self._house.dice)
+            if plan.route is not None:
+                self._timeouts = plan.route.timeouts
+            self._recording.begin(facts.model, body, plan)
         except GatewayError as error:
             self.refuse(error)
             return
         self._overhead = time.perf_counter() - self._started
         self._next_attempt()
 
-    def _locate(self) -> None:
-        head = self._head
-        self._secrets = secrets.presented(head)
-        unknown = head.target.partition(b"?")[0][:512].decode("latin-1")
-        self._place = wire.Place(self._house.default_provider, b"", b"", unknown)
-        self._place = wire.locate(head.target, self._house.prefixes, self._house.default_provider)
-        self._provider = self._house.providers[self._place.provider]
-        if wanted(head) is None:
-            raise BadRequest("x-unprompt-log must be 'metadata' or 'off'; leave it away to record everything")
-
-    def _incoming(self, facts: RequestFacts, body: bytes | None) -> Incoming:
-        head = self._head
-        hint = head.text(b"x-unprompt-task")
-        return Incoming(
-            provider=self._place.provider,
-            model=facts.model,
-            streamed=facts.streamed,
-            tags=wire.tags(head.header(b"x-unprompt-tags")),
-            key_id=secrets.key_id(self._secrets),
-            task_hint=task_name(secrets.blank_text(hint, self._secrets)) if hint else None,
-            route_name=head.text(b"x-unprompt-route"),
-            body=body,
-            is_chat=body is not None
-            and head.method == b"POST"
-            and self._provider.name == "openai"
-            and self._provider.operation(self._place.endpoint) == "chat",
-        )
-
     def upload(self, piece: bytes, *, last: bool) -> None:
         """A piece of a streamed request body, or of what a tunnel's client sends."""
         if self._call is None or self._ended:
             return
         self._sent += len(piece)
-        self._wait(self._timeouts.idle if self._answering else self._timeouts.first_byte)
+        self._wait(self._timeouts.idle if self._answering else self._timeouts.first_byte, time.perf_counter())
         self._call.write(piece)
         if last:
             self._call.write_end()
@@ -147,7 +140,7 @@ class Exchanging:
         self._number += 1
         number, self._call, self._takes_upload = self._number, None, False
         attempt = self._attempt = self._plan.attempts[number]
-        self._wait(self._timeouts.first_byte)
+        self._wait(self._timeouts.first_byte, time.perf_counter())
         call = self._house.upstreams[attempt.upstream].send(
             self._outgoing(attempt), self, connect_timeout=self._timeouts.connect
         )
@@ -160,15 +153,16 @@ class Exchanging:
             self._client.upload(ready=True)
 
     def _outgoing(self, attempt: Attempt) -> Outgoing:
+        head = self._asked.head
         unchanged = attempt.body is None or attempt.body is self._plan.original
         return Outgoing(
-            method=self._head.method,
+            method=head.method,
             path=self._path(attempt),
-            headers=self._headers_for(attempt),
+            lines=self._lines_for(attempt),
             body=attempt.body,
             length=self._length if unchanged else len(attempt.body or b""),
-            has_body=self._has_body,
-            websocket=self._head.offers_websocket,
+            has_body=head.has_body,
+            websocket=head.offers_websocket,
             model=attempt.model,
             text=attempt.text,
             streamed=attempt.streamed,
@@ -178,30 +172,39 @@ class Exchanging:
 
     def _is_home(self, attempt: Attempt) -> bool:
         """Whether it goes where the client sent it, with the client's own key."""
-        return attempt.upstream == self._place.provider and attempt.upstream not in self._house.keys
+        return attempt.upstream == self._asked.place.provider and attempt.upstream not in self._house.keys
 
     def _path(self, attempt: Attempt) -> bytes:
-        upstream, place = attempt.upstream, self._place
+        upstream, place = attempt.upstream, self._asked.place
         if upstream == LOCAL:
             return place.path
         path = place.path
         if upstream != place.provider:
             path = wire.join(self._house.prefixes[upstream], place.rest)
         if attempt.model is not None and attempt.model != self._plan.model:
-            path = self._provider.aim(path, attempt.model)
+            path = self._asked.provider.aim(path, attempt.model)
         return path if self._is_home(attempt) else secrets.path_without_keys(path)
 
-    def _headers_for(self, attempt: Attempt) -> Headers:
-        """The client's key goes to the provider that the client called, and to nobody else."""
-        headers = wire.forwarded(self._head)
-        self._blanker = None
-        if self._is_home(attempt):
-            return headers
-        headers = secrets.without_keys(headers)
-        key = self._house.keys.get(attempt.upstream)
+    def _lines_for(self, attempt: Attempt) -> bytes:
+        """The headers that go there."""
+        upstream = attempt.upstream
+        key = self._house.keys.get(upstream)
         if key is not None:
             self._blanker = secrets.Blanker([key.encode()])
             self._recording.hide(key.encode())
+        else:
+            self._blanker = None
+        lines = self._asked.lines.get(upstream)
+        if lines is None:
+            lines = self._asked.lines[upstream] = header_lines(self._headers_for(attempt, key))
+        return lines
+
+    def _headers_for(self, attempt: Attempt, key: str | None) -> Headers:
+        """The client's key goes to the provider that the client called, and to nobody else."""
+        headers = wire.forwarded(self._asked.head)
+        if not self._is_home(attempt):
+            headers = secrets.without_keys(headers)
+        if key is not None:
             headers.append(self._house.providers[attempt.upstream].key_header(key))
         return headers
 
@@ -245,14 +248,16 @@ class Exchanging:
                 self._fall_back(f"http_{head.status}" if head.status != 200 else "not_an_answer")
                 return
             out = self._open(head)
-        self._wait(self._timeouts.idle)
         if piece or (done and self._blanker is not None):
             out += self._relayed(piece, now, done)
         if done:
-            out += b"0\r\n\r\n" if self._chunked else b""
+            if self._chunked:
+                out += b"0\r\n\r\n"
             self._end(self._recording.outcome_by_status, complete=True, last_received=now)
-        elif self._recording.streamed and self._is_whole(piece):
-            self._record_end(self._recording.outcome_by_status, complete=True)
+        else:
+            self._wait(self._timeouts.idle, now)
+            if self._recording.streamed and self._is_whole(piece):
+                self._record_end(self._recording.outcome_by_status, complete=True)
         if out:
             self._client.write(out)
         if done:
@@ -274,9 +279,9 @@ class Exchanging:
         """Whether the client may take the stream for whole now: its last event has begun, and a line is full."""
         if not self._marked:
             window = self._window + piece
-            self._marked = self._provider.ends_stream(window)
+            self._marked = self._asked.provider.ends_stream(window)
             self._window = window[-WINDOW:]
-        return self._marked and piece[-1:] in (b"\n", b"\r")
+        return self._marked and piece.endswith((b"\n", b"\r"))
 
     def _is_unacceptable(self, head: Head, piece: bytes) -> bool:
         """An answer for which the fallback is asked instead: anything but a whole answer from a target that got
@@ -304,26 +309,24 @@ class Exchanging:
         self._recording.answered(head)
         self._tunnel = head.status == 101
         if self._tunnel:
-            return wire.answer_head(head, self._own_headers())
-        bodiless = self._head.method == b"HEAD" or head.status in (204, 304)
+            return wire.answer_head(head, self._own_lines())
+        bodiless = self._asked.head.method == b"HEAD" or head.status in (204, 304)
         if not bodiless and head.length is None:
-            self._chunked = self._framed = not self._head.http_1_0
-            self._close = self._close or self._head.http_1_0
+            self._chunked = self._framed = not self._asked.head.http_1_0
+            self._close = self._close or self._asked.head.http_1_0
         if head.status < 400:
             self._blanker = None  # an answer, not an error that quotes the request
-        return wire.answer_head(head, self._own_headers(), chunked=self._chunked, close=self._close)
+        return wire.answer_head(head, self._own_lines(), chunked=self._chunked, close=self._close)
 
-    def _own_headers(self) -> Headers:
-        headers = [(b"x-unprompt-exchange", self.id.encode())]
-        if self._attempt is not None:
-            form = b" stripped" if self._attempt.stripped else b" whole"
-            headers.append((b"x-unprompt-target", wire.header_value(self._attempt.label) + form))
-        return headers
+    def _own_lines(self) -> bytes:
+        attempt = self._attempt
+        target = b"" if attempt is None else _target_line(attempt.label, attempt.stripped)
+        return b"\r\nx-unprompt-exchange: " + self.id.encode() + target
 
     # --- time and back-pressure --------------------------------------------------------------------
 
-    def _wait(self, seconds: float) -> None:
-        self.deadline = time.perf_counter() + seconds
+    def _wait(self, seconds: float, now: float) -> None:
+        self.deadline = now + seconds
         if self._timeouts.total is not None:
             self.deadline = min(self.deadline, self._started + self._timeouts.total)
 
@@ -331,14 +334,14 @@ class Exchanging:
         """Called about every quarter of a second; `now` as `time.perf_counter()`."""
         if now <= self.deadline or self._ended:
             return
-        self.deadline = float("inf")
+        self.deadline = _NEVER
         if self._paused:  # it is the client that does not take its answer
             self._client.cut(flush=False)
             return
         if self._call is not None:
             self._call.abort()
         waited = "next byte" if self._answering else "first byte"
-        upstream = self._attempt.upstream if self._attempt else self._place.provider
+        upstream = self._attempt.upstream if self._attempt else self._asked.place.provider
         self.on_failure(UpstreamTimeout(f"{upstream}: no {waited} within the route's time limit"))
 
     def pause(self) -> None:
@@ -350,7 +353,7 @@ class Exchanging:
     def resume(self) -> None:
         self._paused = False
         if self._answering and not self._ended:
-            self._wait(self._timeouts.idle)
+            self._wait(self._timeouts.idle, time.perf_counter())
         if self._call is not None:
             self._call.resume()
 
@@ -389,24 +392,16 @@ class Exchanging:
             self._end(outcome_of(error), complete=False)
             self._client.cut(flush=False)
             return
-        self._recording.refused(self._place, self._provider, self._secrets)
-        body = self._provider.error_body(error.status, error.code, str(error))
+        self._recording.refused()
+        body = self._asked.provider.error_body(error.status, error.code, str(error))
         reason = http.HTTPStatus(error.status).phrase.encode()
         head = wire.own_answer(error.status, reason, [(b"x-unprompt-error", error.code.encode())], body)
         self._recording.answered(head)
         self._recording.piece(body, time.perf_counter())
         self._end(outcome_of(error), complete=not isinstance(error, UpstreamError))
-        sent = b"" if self._head.method == b"HEAD" else body
-        self._client.write(wire.answer_head(head, self._own_headers(), close=True) + sent)
+        sent = b"" if self._asked.head.method == b"HEAD" else body
+        self._client.write(wire.answer_head(head, self._own_lines(), close=True) + sent)
         self._client.finish(keep_alive=False)
-
-    def refuse_unread(self, error: GatewayError) -> None:
-        """The same for a request whose body is not taken."""
-        try:
-            self._locate()
-        except GatewayError:
-            log.debug("exchange %s is refused before its path is understood", self.id)
-        self.refuse(error)
 
     def _record_end(self, outcome: Outcome, *, complete: bool) -> None:
         if self._recording.status == 101:
@@ -414,8 +409,13 @@ class Exchanging:
         self._recording.end(outcome, complete=complete, attempt=self._attempt, failures=self._failures)
 
     def _end(self, outcome: Outcome, *, complete: bool, last_received: float | None = None) -> None:
-        self._ended = True
+        self._ended, self._call = True, None  # a call knows its sink: left alone, only the collector frees the two
         self._house.active.discard(self)
         self._record_end(outcome, complete=complete)
         after = time.perf_counter() - last_received if last_received is not None else 0.0
         self._recording.observe(self._overhead + after, self._failures)
+
+
+@functools.lru_cache(1024)
+def _target_line(label: str, stripped: bool) -> bytes:
+    return b"\r\nx-unprompt-target: " + wire.header_value(label) + (b" stripped" if stripped else b" whole")

@@ -15,14 +15,15 @@ from gateway.domain.exchange import Begin, End, Outcome, Usage
 from gateway.domain.price import PriceBook
 from gateway.encoding import decoded
 from gateway.errors import GatewayError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from gateway.providers import Provider, ResponseFacts
+from gateway.providers import ResponseFacts
+from gateway.proxy.asked import Asked
 from gateway.proxy.capture import Capture, kept_headers
-from gateway.proxy.router import Attempt, Incoming, Plan
+from gateway.proxy.router import Attempt, Plan
 from gateway.proxy.secrets import blank_out, blank_text
-from gateway.proxy.wire import Place, RequestHead
 from gateway.upstreams import Head
 
-_LOG = {b"": "all", b"all": "all", b"on": "all", b"metadata": "metadata", b"off": "off"}
+_NO_FACTS = ResponseFacts()
+_NO_PLAN = Plan(attempts=())
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,88 +49,79 @@ class Books(Protocol):
     def observe(self) -> Callable[[Seen], None]: ...
 
 
-def wanted(head: RequestHead) -> str | None:
-    """How much the client lets us record (`x-unprompt-log`): all, metadata, off; None: it is none of these."""
-    return _LOG.get((head.header(b"x-unprompt-log") or b"").strip().lower())
-
-
 class Recording:
     """Collects what passes, and writes the two records: `begin` before the upstream is asked, `end` before
     the last byte leaves."""
 
-    def __init__(self, books: Books, exchange_id: str, head: RequestHead, started: float) -> None:
-        self._books, self._id, self._head, self._started = books, exchange_id, head, started
-        self._log = wanted(head) or "off"
-        self._secrets: tuple[bytes, ...] = ()
-        self._provider: Provider | None = None
+    __slots__ = ("_answer", "_asked", "_begin", "_books", "_end", "_ended_at", "_first_piece", "_id",
+                 "_is_recorded", "_kept", "_passed", "_pieces", "_request_bytes", "_secrets", "_started",
+                 "_tunnel", "status", "streamed")  # fmt: skip
+
+    def __init__(self, books: Books, exchange_id: str, asked: Asked, started: float) -> None:
+        self._books, self._id, self._asked, self._started = books, exchange_id, asked, started
+        self._secrets = asked.secrets
         self._begin: Begin | None = None
         self._end: End | None = None
         self._is_recorded = False
-        self._request_bytes = 0
         self._answer: Head | None = None
         self._pieces: list[bytes] = []
-        self._kept = self._passed = self._ended_at = 0
+        self._request_bytes = self._kept = self._passed = self._ended_at = self.status = 0
         self._first_piece: float | None = None
         self._tunnel: str | None = None
-        self.status = 0
         self.streamed = False
 
     # --- the request -----------------------------------------------------------------------------
 
-    def begin(
-        self, place: Place, provider: Provider, incoming: Incoming, plan: Plan, secrets: tuple[bytes, ...]
-    ) -> None:
-        """Note the request, on disk unless the client does not want that.
+    def begin(self, model: str | None, body: bytes | None, plan: Plan) -> None:
+        """Note the request, on disk unless the client does not want that. `body` None: it is not seen.
 
         Raises:
             StoreUnavailable: it cannot be written, and the operator chose `fail_closed`.
         """
-        self._provider, self._secrets = provider, secrets
-        self._note_request(place, incoming, plan)
-        if self._log != "off" and self._begin is not None:
-            self._books.capture.begin(self._begin)
+        begin = self._note_request(model, body, plan)
+        if self._asked.log != "off":
+            self._books.capture.begin(begin)
             self._is_recorded = True
 
-    def _note_request(self, place: Place, incoming: Incoming, plan: Plan) -> None:
-        body = incoming.body or b""
-        self._request_bytes = len(body)
-        plain = self._plain(body, self._head.header(b"content-encoding"))
-        kept, encoding_kept = self._clean(body, plain, cut=False)
-        headers = kept_headers(self._head.first, self._secrets)
-        if not encoding_kept:
-            headers.pop("content-encoding", None)
-        self._begin = Begin(
-            id=self._id,
-            started_at=time.time(),
-            method=self._head.method.decode("latin-1"),
-            endpoint=self._text(place.endpoint) or "",
-            provider=place.provider,
-            route=plan.route.name if plan.route else None,
-            task=plan.task,
-            task_hint=self._text(incoming.task_hint),
-            model_requested=self._text(incoming.model),
-            key_id=incoming.key_id,
-            tags={blank_text(n, self._secrets): blank_text(v, self._secrets) for n, v in incoming.tags.items()},
-            request_headers=headers,
-            request=kept,
-            request_truncated=incoming.body is None or (bool(body) and len(kept) < len(body) and encoding_kept),
-        )
-
-    def refused(self, place: Place, provider: Provider, secrets: tuple[bytes, ...]) -> None:
+    def refused(self) -> None:
         """The request was turned down before it was read: what is known of it is noted all the same."""
         if self._begin is None:
-            self._provider, self._secrets = provider, secrets
-            self._note_request(place, Incoming(provider=place.provider, model=None, body=None), Plan(attempts=()))
-            if self._log != "off" and self._begin is not None:
-                self._is_recorded = self._books.capture.note(self._begin)
+            begin = self._note_request(None, None, _NO_PLAN)
+            if self._asked.log != "off":
+                self._is_recorded = self._books.capture.note(begin)
+
+    def _note_request(self, model: str | None, body: bytes | None, plan: Plan) -> Begin:
+        asked = self._asked
+        kept, headers, truncated = b"", asked.headers_kept, body is None
+        if body:
+            self._request_bytes = len(body)
+            coding = headers.get("content-encoding")
+            kept, encoding_kept = self._clean(body, _plain(body, coding, self._books.record_bytes), cut=False)
+            if not encoding_kept:
+                headers = {name: value for name, value in headers.items() if name != "content-encoding"}
+            truncated = len(kept) < len(body) and encoding_kept
+        self._begin = begin = Begin(
+            id=self._id,
+            started_at=time.time(),
+            method=asked.method,
+            endpoint=asked.endpoint,
+            provider=asked.place.provider,
+            route=None if plan.route is None else plan.route.name,
+            task=plan.task,
+            task_hint=asked.task_hint,
+            model_requested=None if model is None else blank_text(model, self._secrets),
+            key_id=asked.key_id,
+            tags=asked.tags_kept,
+            request_headers=headers,
+            request=kept,
+            request_truncated=truncated,
+        )
+        return begin
 
     def hide(self, secret: bytes) -> None:
         """Keep a key of our own out of what is recorded, too."""
         if secret not in self._secrets:
             self._secrets = (*self._secrets, secret)
-
-    def _text(self, text: str | None) -> str | None:
-        return text if text is None else blank_text(text, self._secrets)
 
     def _clean(self, data: bytes, plain: bytes | None, *, cut: bool) -> tuple[bytes, bool]:
         """What may be kept of a body, and whether that is still in its content encoding.
@@ -138,20 +130,15 @@ class Recording:
         key: one that cannot be read is not kept, and one with a key in it is kept plain, the key blanked out.
         """
         limit = self._books.record_bytes
-        if not data or not self._books.record_bodies or self._log != "all":
+        if not data or not self._books.record_bodies or self._asked.log != "all":
             return b"", True
         if plain is data or not self._secrets:
-            kept = data[:limit]
+            kept = data if len(data) <= limit else data[:limit]
             return blank_out(kept, self._secrets, cut=cut or len(kept) < len(data)), True
         if plain is None:
             return b"", True
         clean = blank_out(plain, self._secrets, cut=cut)
         return (data[:limit], True) if clean == plain else (clean, False)
-
-    def _plain(self, data: bytes, coding: bytes | None) -> bytes | None:
-        if coding is None or not data:
-            return data
-        return decoded(data, coding.decode("latin-1"), limit=self._books.record_bytes)
 
     # --- the answer ------------------------------------------------------------------------------
 
@@ -185,67 +172,65 @@ class Recording:
 
     def end(self, outcome: Outcome, *, complete: bool, attempt: Attempt | None, failures: list[str]) -> None:
         """Record the end, or record it again where more has passed since: the last one counts."""
-        if self._begin is None or self._provider is None:
+        if self._begin is None:
             return
-        if self._end is not None and self._passed == self._ended_at:
-            return
-        if self._end is not None and self._end.complete:  # the client had its answer: the rest is an epilogue
-            outcome, complete = self.outcome_by_status, True
+        if self._end is not None:
+            if self._passed == self._ended_at:
+                return
+            if self._end.complete:  # the client had its answer: the rest is an epilogue
+                outcome, complete = self.outcome_by_status, True
         self._ended_at = self._passed
-        self._end = end = self._make_end(self._provider, outcome, complete, attempt, failures)
+        self._end = end = self._make_end(outcome, complete, attempt, failures)
         if self._is_recorded:
             self._books.capture.end(end)
 
-    def _make_end(
-        self, provider: Provider, outcome: Outcome, complete: bool, attempt: Attempt | None, failures: list[str]
-    ) -> End:
-        raw = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        coding = self._answer.first.get(b"content-encoding") if self._answer else None
-        cut, plain = self._passed > len(raw), self._plain(raw, coding)
+    def _make_end(self, outcome: Outcome, complete: bool, attempt: Attempt | None, failures: list[str]) -> End:
+        pieces, answer, secrets = self._pieces, self._answer, self._secrets
+        raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        headers = {} if answer is None else kept_headers(answer.first, secrets)
+        cut, plain = self._passed > len(raw), _plain(raw, headers.get("content-encoding"), self._books.record_bytes)
         kept, encoding_kept = self._clean(raw, plain, cut=cut or not complete)
-        facts = self._facts(provider, plain)
+        if not encoding_kept:
+            del headers["content-encoding"]
+        if self._tunnel is not None:
+            headers["x-unprompt-tunnel-bytes"] = self._tunnel
+        facts = self._facts(plain)
         if facts.failed and outcome is Outcome.OK:
             outcome = Outcome.OTHER  # status 200, and says that it is an error
         first, started = self._first_piece, self._started
         return End(
             id=self._id,
-            target=self._text(attempt.label) if attempt else None,
-            stripped=attempt.stripped if attempt else False,
+            target=None if attempt is None else blank_text(attempt.label, secrets),
+            stripped=attempt is not None and attempt.stripped,
             status=self.status,
             streamed=self.streamed,
             complete=complete,
             error_type=None if outcome is Outcome.OK else outcome.value,
             latency_ms=(time.perf_counter() - started) * 1000,
             ttft_ms=(first - started) * 1000 if first is not None and self.streamed else None,
-            model_served=self._text(facts.model),
-            finish_reason=self._text(facts.finish_reason),
+            model_served=None if facts.model is None else blank_text(facts.model, secrets),
+            finish_reason=None if facts.finish_reason is None else blank_text(facts.finish_reason, secrets),
             usage=facts.usage,
             cost_usd=self._cost(facts, attempt),
-            attempts=[blank_text(failure, self._secrets) for failure in failures],
-            response_headers=self._answer_headers(encoding_kept),
+            attempts=[blank_text(failure, secrets) for failure in failures],
+            response_headers=headers,
             response=kept,
             response_truncated=cut or (encoding_kept and len(kept) < len(raw)),
         )
 
-    def _answer_headers(self, encoding_kept: bool) -> dict[str, str]:
-        headers = kept_headers(self._answer.first, self._secrets) if self._answer else {}
-        if not encoding_kept:
-            headers.pop("content-encoding", None)
-        if self._tunnel is not None:
-            headers["x-unprompt-tunnel-bytes"] = self._tunnel
-        return headers
-
-    def _facts(self, provider: Provider, plain: bytes | None) -> ResponseFacts:
-        if not 200 <= self.status < 300 or not plain or self._answer is None or self._begin is None:
-            return ResponseFacts()
-        operation = provider.operation(self._begin.endpoint)
-        kind = self._answer.first.get(b"content-type", b"json").lower()
-        if operation != "other" and b"html" in kind:
-            return ResponseFacts(failed=True)
-        if not self.streamed and b"json" not in kind:
-            return ResponseFacts()
-        facts = provider.read_response(plain, streamed=self.streamed)
-        if facts.usage.source == "none" and operation != "other" and not facts.failed:
+    def _facts(self, plain: bytes | None) -> ResponseFacts:
+        if not 200 <= self.status < 300 or not plain or self._answer is None:
+            return _NO_FACTS
+        asked = self._asked
+        kind = self._answer.first.get(b"content-type", b"json")
+        if not self.streamed and kind != b"application/json":
+            kind = kind.lower()
+            if asked.operation != "other" and b"html" in kind:
+                return ResponseFacts(failed=True)
+            if b"json" not in kind:
+                return _NO_FACTS
+        facts = asked.provider.read_response(plain, streamed=self.streamed)
+        if facts.usage.source == "none" and asked.operation != "other" and not facts.failed:
             return msgspec.structs.replace(facts, usage=self._estimate(plain))
         return facts
 
@@ -264,14 +249,25 @@ class Recording:
     def observe(self, overhead: float, failures: list[str]) -> None:
         """Count the exchange, once, after its end."""
         begin, end = self._begin, self._end
-        if begin is None or end is None or self._provider is None:
+        if begin is None or end is None:
             return
         counted = Outcome.OK if end.error_type is None else Outcome(end.error_type)
         fallback = failures[-1].rpartition(": ")[2] if failures else None
-        operation = self._provider.operation(begin.endpoint)
         self._books.observe(
-            Seen(begin=begin, end=end, operation=operation, outcome=counted, overhead=overhead, fallback=fallback)
+            Seen(
+                begin=begin,
+                end=end,
+                operation=self._asked.operation,
+                outcome=counted,
+                overhead=overhead,
+                fallback=fallback,
+            )
         )
+
+
+def _plain(data: bytes, coding: str | None, limit: int) -> bytes | None:
+    """The bytes without their content encoding, None where that cannot be undone."""
+    return data if coding is None or not data else decoded(data, coding, limit=limit)
 
 
 def outcome_of(error: GatewayError) -> Outcome:

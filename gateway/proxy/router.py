@@ -76,6 +76,9 @@ class Switchboard(msgspec.Struct, frozen=True):
 
     def plan(self, request: Incoming, dice: Callable[[], float]) -> Plan:
         """The first route that fits decides; without one, the request goes to its provider as it is."""
+        if not self.table.routes:
+            attempts = (_whole(request, request.provider, request.model),)
+            return Plan(attempts=attempts, task=request.task_hint, model=request.model, original=request.body)
         routes = self.table.candidates(request.provider, request.model, request.tags, request.key_id)
         if request.route_name is not None:
             routes = [route for route in routes if route.name == request.route_name]

@@ -89,8 +89,9 @@ def blank_out(data: bytes, secrets: Iterable[bytes], *, cut: bool = False) -> by
     return data
 
 
-def blank_text(text: str, secrets: Iterable[bytes]) -> str:
-    """The same for text that came as Latin-1 or UTF-8."""
+@functools.lru_cache(16_384)
+def blank_text(text: str, secrets: tuple[bytes, ...]) -> str:
+    """The same for text that came as Latin-1 or UTF-8; remembered, since names come again and again."""
     for secret in secrets:
         readable = _readable(secret)
         if readable in text:

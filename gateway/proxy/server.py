@@ -17,6 +17,7 @@ from typing import Protocol
 
 from gateway.proxy.connection import Connection
 from gateway.proxy.forward import House
+from gateway.proxy.heads import Heads
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Server:
 
     def __init__(self, house: House, limits: Limits, admin: Callable[[], asyncio.Protocol]) -> None:
         self.house, self.limits, self.admin = house, limits, admin
+        self.heads = Heads()
         self.connections: set[Connection] = set()
         self.draining = False
         self._guests: dict[asyncio.Transport, float] = {}

@@ -24,16 +24,31 @@ _CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 
 
 class RequestHead:
-    """A client's request line and headers as they came, and each header's first value by lower-case name."""
+    """A client's request line and headers as they came, and each header's first value by lower-case name.
 
-    __slots__ = ("first", "headers", "http_1_0", "keep_alive", "method", "target")
+    One value may stand for many requests that differ in their `Content-Length` alone: see `heads`.
+    """
+
+    __slots__ = ("chunked", "expects", "first", "has_body", "headers", "http_1_0", "keep_alive", "method",
+                 "offers_websocket", "streams", "target")  # fmt: skip
 
     def __init__(
         self, method: bytes, target: bytes, headers: Headers, *, keep_alive: bool, http_1_0: bool = False
     ) -> None:
         self.method, self.target, self.headers = method, target, headers
         self.keep_alive, self.http_1_0 = keep_alive, http_1_0
-        self.first = by_name(headers)
+        first = self.first = by_name(headers)
+        self.chunked = b"transfer-encoding" in first
+        self.has_body = self.chunked or b"content-length" in first
+        self.streams = self.has_body and b"json" not in first.get(b"content-type", b"json").lower()
+        """Whether the body is passed on as it comes: nothing but JSON is ever looked into."""
+        self.expects = first.get(b"expect", b"").lower() == b"100-continue" and not http_1_0
+        self.offers_websocket = self._offers_websocket()
+
+    @property
+    def length(self) -> int | None:
+        """The body's length in bytes, None where it comes chunked."""
+        return None if self.chunked else int(self.first.get(b"content-length", 0))
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, by its lower-case name."""
@@ -44,8 +59,7 @@ class RequestHead:
         value = self.first.get(name)
         return value.decode("utf-8", "replace") if value else None
 
-    @property
-    def offers_websocket(self) -> bool:
+    def _offers_websocket(self) -> bool:
         """Whether the client asks for the connection to become a tunnel (RFC 6455)."""
         first = self.first
         if first.get(b"upgrade", b"").lower() != b"websocket" or self.method != b"GET" or self.http_1_0:
@@ -121,28 +135,40 @@ def tags(value: bytes | None) -> dict[str, str]:
     return {name.strip()[:64]: text.strip()[:256] for name, equals, text in pairs if equals and name.strip()}
 
 
-def answer_head(head: Head, extra: Headers, *, chunked: bool = False, close: bool = False) -> bytes:
-    """Status line and headers for the client, up to the empty line."""
-    lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
-    if HOP_BY_HOP.isdisjoint(head.first):
-        lines += [b"%b: %b" % pair for pair in head.headers]
-    else:
-        dropped = HOP_BY_HOP | _named_in_connection(head.headers) if b"connection" in head.first else HOP_BY_HOP
-        lines += [b"%b: %b" % pair for pair in head.headers if pair[0].lower() not in dropped]
-    lines += [b"%b: %b" % pair for pair in extra]
-    if chunked:
-        lines.append(b"Transfer-Encoding: chunked")
+def answer_head(head: Head, extra: bytes, *, chunked: bool = False, close: bool = False) -> bytes:
+    """Status line and headers for the client, up to the empty line. `extra`: header lines of our own."""
+    hops = HOP_BY_HOP & head.first.keys()
+    raw = _end_to_end(head, hops) if hops else head.raw
+    framing = b"\r\nTransfer-Encoding: chunked" if chunked else b""
     if head.status == 101:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: " + head.first.get(b"upgrade", b"websocket"))
+        framing += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.first.get(b"upgrade", b"websocket")
     elif close:
-        lines.append(b"Connection: close")
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+        framing += b"\r\nConnection: close"
+    return b"".join((raw, extra, framing, b"\r\n\r\n"))
+
+
+def _end_to_end(head: Head, hops: frozenset[bytes]) -> bytes:
+    """An answer's head without its hop-by-hop headers, of which it has `hops`."""
+    raw = head.raw
+    if len(hops) == 1 and head.first.get(b"connection") in _NAMES_NO_HEADER:
+        at = raw.find(b"\r\nConnection: ")
+        if at > 0 and raw.lower().count(b"\nconnection:") == 1:
+            behind = raw.find(b"\r\n", at + 2)
+            return raw[:at] + (raw[behind:] if behind > 0 else b"")
+    lines = raw.split(b"\r\n")
+    pairs = [(line.partition(b":")[0].strip().lower(), line) for line in lines[1:]]
+    named = _named_in_connection([(name, line.partition(b":")[2]) for name, line in pairs])
+    dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
+    return b"\r\n".join([lines[0], *(line for name, line in pairs if name not in dropped)])
+
+
+_NAMES_NO_HEADER = (b"keep-alive", b"close")
 
 
 def own_answer(status: int, reason: bytes, headers: Headers, body: bytes) -> Head:
     """The head of an answer of our own."""
     framing = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(body))]
-    return Head(status, reason, [*framing, *headers], len(body))
+    return Head.of(status, reason, [*framing, *headers], len(body))
 
 
 _NOT_IN_A_HEADER = re.compile(r"[^\x21-\x7e]")

@@ -56,9 +56,11 @@ def encode(record: Record) -> bytes:
     Raises:
         Unencodable: a lone surrogate, a number beyond 64 bits.
     """
-    framed = _Framed(begin=record) if isinstance(record, Begin) else _Framed(end=record)
     try:
-        payload = _encoder.encode(framed)
+        if type(record) is Begin:
+            payload = b"\x92" + _encoder.encode(record) + b"\xc0"  # an array of two: this and nil
+        else:
+            payload = b"\x92\xc0" + _encoder.encode(record)
     except (UnicodeEncodeError, OverflowError, TypeError) as error:
         raise Unencodable(str(error)) from error
     return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
@@ -93,25 +95,21 @@ class JournalWriter:
         try:
             if self._file < 0 or self._size >= self._segment_bytes:
                 self._open_segment()
-            self._write(data)
-            if self._sync_ms == 0:
-                self.sync()
-        except OSError as error:
-            raise StoreError(f"journal {self._folder}: {error.strerror}") from error
-
-    def _write(self, data: bytes) -> None:
-        try:
             written = os.write(self._file, data)
             if written < len(data):
                 raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes could be written")
-        except OSError:
+            self._size += written
+            self._unsynced = True
+            if self._sync_ms == 0:
+                self.sync()
+        except OSError as error:
             self._take_back()
-            raise
-        self._size += written
-        self._unsynced = True
+            raise StoreError(f"journal {self._folder}: {error.strerror}") from error
 
     def _take_back(self) -> None:
         """No torn record may stand in the middle of a segment: nothing behind it would be read."""
+        if self._file < 0:
+            return
         try:
             os.ftruncate(self._file, self._size)
         except OSError:

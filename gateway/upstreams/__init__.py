@@ -13,14 +13,17 @@ Headers = list[tuple[bytes, bytes]]
 
 def by_name(headers: Headers) -> dict[bytes, bytes]:
     """Each header's first value by lower-case name."""
-    first: dict[bytes, bytes] = {}
-    for name, value in headers:
-        first.setdefault(name.lower(), value)
-    return first
+    return {name.lower(): value for name, value in reversed(headers)}
+
+
+def header_lines(headers: Headers) -> bytes:
+    """Headers as they stand on the wire, each behind a line end."""
+    return b"".join([b"\r\n%b: %b" % pair for pair in headers])
 
 
 class Outgoing(msgspec.Struct, kw_only=True, eq=False):
-    """A request for an upstream. `headers` are end-to-end ones; `Host` and framing are the upstream's to add.
+    """A request for an upstream. `lines` are its end-to-end headers as `header_lines` gives them; `Host` and
+    framing are the upstream's to add.
 
     `body` None means that the body follows through `Call.write`. `length` None frames it as chunked, also
     where the body is given. With `websocket` the connection becomes a tunnel when the upstream answers 101:
@@ -30,7 +33,7 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False):
 
     method: bytes
     path: bytes
-    headers: Headers
+    lines: bytes
     body: bytes | None = b""
     length: int | None = 0
     has_body: bool = False
@@ -50,14 +53,19 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False):
 class Head:
     """Status line and headers of an answer. `length` None: not known before the end.
 
-    `first` has each header's first value by lower-case name, so that nobody need search the list.
+    `raw` is how they came, without the last line end; `first` has each header's first value by lower-case name.
     """
 
-    __slots__ = ("first", "headers", "length", "reason", "status")
+    __slots__ = ("first", "length", "raw", "status")
 
-    def __init__(self, status: int, reason: bytes, headers: Headers, length: int | None) -> None:
-        self.status, self.reason, self.headers, self.length = status, reason, headers, length
-        self.first = by_name(headers)
+    def __init__(self, status: int, raw: bytes, first: dict[bytes, bytes], length: int | None) -> None:
+        self.status, self.raw, self.first, self.length = status, raw, first, length
+
+    @classmethod
+    def of(cls, status: int, reason: bytes, headers: Headers, length: int | None) -> Head:
+        """From its parts."""
+        raw = b"HTTP/1.1 %d %b" % (status, reason) + header_lines(headers)
+        return cls(status, raw, by_name(headers), length)
 
 
 class Sink(Protocol):

@@ -11,7 +11,7 @@ from typing import Protocol
 import httptools
 
 from gateway.errors import UpstreamBroken, UpstreamError
-from gateway.upstreams import Head, Headers, Outgoing, Sink
+from gateway.upstreams import Head, Headers, Outgoing, Sink, by_name, header_lines
 
 IDLE_SECONDS = 30.0
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -26,8 +26,8 @@ class Served(Protocol):
     connection: HttpConnection | None
     uploaded: bool
     paused: bool
+    over: bool
 
-    def deliver(self, head: Head | None, piece: bytes, done: bool) -> None: ...
     def fail(self, error: UpstreamError) -> None: ...
     def retry(self) -> None: ...
 
@@ -43,19 +43,20 @@ class HttpConnection(asyncio.Protocol):
     """Serves one call at a time; rests in its pool between calls."""
 
     def __init__(self, name: str, host_header: bytes, pool: Pool) -> None:
-        self._name, self._host_header, self._pool = name, host_header, pool
+        self._name, self._host_line, self._pool = name, b" HTTP/1.1\r\nHost: " + host_header, pool
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._call: Served | None = None
         self._usable_until = 0.0
-        self._reused = False
-        self._spoiled = False
         self._rests_for: bytes | None = None
-        self._reset()
+        self._paused = self._spoiled = False
+        self._reset(reused=False)
 
-    def _reset(self) -> None:
+    def _reset(self, *, reused: bool) -> None:
+        self._reused = reused
         self._reason = b""
         self._headers: Headers = []
+        self._segment: bytes | None = None
         self._quiet_bytes = 0
         self._head: Head | None = None
         self._in_body = self._framed = self._complete = self._keep = self._tunnel = self._answered = False
@@ -65,11 +66,11 @@ class HttpConnection(asyncio.Protocol):
 
     def start(self, call: Served, *, reused: bool) -> None:
         """Send the request's head and what there is of its body."""
-        self._call, self._reused = call, reused
+        self._call = call
         call.connection = self
-        self._reset()
+        self._reset(reused=reused)
         request = call.request
-        self.write(_request_bytes(self._host_header, request))
+        self.write(_request_bytes(self._host_line, request))
         if call.paused:
             self.pause_reading()
         if request.body is None:
@@ -93,13 +94,15 @@ class HttpConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a Transport, for TCP and TLS
 
     def data_received(self, data: bytes) -> None:
-        if self._call is None:  # bytes that nobody asked for
+        call = self._call
+        if call is None:  # bytes that nobody asked for
             self.close()
             return
-        self._answered = True
         if self._tunnel:
-            self._call.deliver(None, data, done=False)
+            call.sink.on_data(None, data, False)
             return
+        if not self._answered:
+            self._answered, self._segment = True, data
         self._quiet_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -113,26 +116,28 @@ class HttpConnection(asyncio.Protocol):
                 self._break(f"the upstream's answer is not valid HTTP: {error}")
                 return
             self._spoiled = True
+        self._segment = None
         if self._quiet_bytes > MAX_HEAD_BYTES and not self._complete:
             self._break(f"the upstream's headers or trailers are larger than {MAX_HEAD_BYTES // 1024} KiB")
             return
-        self._deliver()
+        self._deliver(call)
 
-    def _deliver(self) -> None:
-        call, head, done = self._call, self._head, self._complete
-        if call is None or (head is None and not self._pieces and not done):
+    def _deliver(self, call: Served) -> None:
+        head, pieces, done = self._head, self._pieces, self._complete
+        if head is None and not pieces and not done:
             return
-        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._head, self._pieces = None, []
         if done:
             self._finish(call)
-        call.deliver(head, piece, done)
+        call.sink.on_data(head, piece, done)
         if head is not None and self._tunnel and self._call is call:
             call.sink.on_upload(ready=True)
 
     def _finish(self, call: Served) -> None:
         """The answer is whole: the connection can serve the next call, unless one side closes it."""
-        self._call = None
+        self._call = call.connection = None
+        call.over = True
         if (
             self._keep
             and not self._spoiled
@@ -140,7 +145,8 @@ class HttpConnection(asyncio.Protocol):
             and self._transport is not None
             and not self._transport.is_closing()
         ):
-            self._transport.resume_reading()
+            if self._paused:
+                self.resume_reading()
             self.rest()
         else:
             self.close()
@@ -181,13 +187,23 @@ class HttpConnection(asyncio.Protocol):
 
     def _frame(self, status: int) -> Head:
         """The head with its body's length, where it is known, and whether the end is marked (RFC 9112, 6.3)."""
-        head = Head(status, self._reason, self._headers, None)
-        length = head.first.get(b"content-length")
-        chunked = b"transfer-encoding" in head.first
-        head.length = int(length) if length is not None and not chunked else None
+        first = by_name(self._headers)
+        length = first.get(b"content-length")
+        chunked = b"transfer-encoding" in first
         self._framed = chunked or length is not None or status in (204, 304)
-        self._rests_for = head.first.get(b"keep-alive")
-        return head
+        self._rests_for = first.get(b"keep-alive")
+        return Head(
+            status, self._raw_head(status), first, int(length) if length is not None and not chunked else None
+        )
+
+    def _raw_head(self, status: int) -> bytes:
+        """The head as it came, where it came in one piece and one line a header; else its like."""
+        segment = self._segment
+        if segment is not None and segment.startswith(b"HTTP/1.1 %d" % status):
+            raw = segment[: segment.find(b"\r\n\r\n")]
+            if raw.count(b"\n") == len(self._headers):
+                return raw
+        return b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(self._headers)
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
@@ -201,7 +217,7 @@ class HttpConnection(asyncio.Protocol):
             self._complete = True
             self._keep = self._framed and self._parser.should_keep_alive()  # only known in here
         else:  # an interim answer (1xx); the real one follows
-            self._reset()
+            self._reset(reused=self._reused)
             self._answered = True
 
     # --- ending --------------------------------------------------------------------------------
@@ -216,7 +232,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._in_body and not self._framed and exc is None:
             self._complete = self._spoiled = True  # the end of the connection is the end of this answer
-            self._deliver()
+            self._deliver(call)
             return
         self._call = None
         request = call.request
@@ -235,10 +251,12 @@ class HttpConnection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
+            self._paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
+            self._paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -254,21 +272,19 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
 
-def _request_bytes(host: bytes, request: Outgoing) -> bytes:
-    """The head, and the body where it is known."""
-    lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (request.method, request.path, host)]
-    lines += [b"%b: %b" % pair for pair in request.headers]
+def _request_bytes(host_line: bytes, request: Outgoing) -> bytes:
+    """The head, and the body where it is known. `host_line`: from behind the path to the `Host` header's end."""
     body = request.body or b""
+    framing = b""
     if request.websocket:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: websocket")
-    elif request.has_body and request.length is None:
-        lines.append(b"Transfer-Encoding: chunked")
+        framing = b"\r\nConnection: Upgrade\r\nUpgrade: websocket"
+    elif request.has_body and request.length is not None:
+        framing = b"\r\nContent-Length: %d" % (request.length if request.body is None else len(body))
+    elif request.has_body:
+        framing = b"\r\nTransfer-Encoding: chunked"
         if request.body is not None:
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-    elif request.has_body:
-        length = len(body) if request.body is not None or request.length is None else request.length
-        lines.append(b"Content-Length: %d" % length)
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+    return b"".join((request.method, b" ", request.path, host_line, request.lines, framing, b"\r\n\r\n", body))
 
 
 def _keep_alive_seconds(announced: bytes | None) -> float:

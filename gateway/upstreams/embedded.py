@@ -86,10 +86,10 @@ class EmbeddedUpstream:
         usage = Usage(input=_tokens(request.text), output=_tokens(label), source="estimated")
         if request.streamed:
             events = openai.chat_stream(number, name, label, usage if request.wants_usage else None)
-            return Head(200, b"OK", [(b"Content-Type", b"text/event-stream; charset=utf-8")], None), events
+            return Head.of(200, b"OK", [(b"Content-Type", b"text/event-stream; charset=utf-8")], None), events
         body = openai.chat_completion(number, name, label, usage)
         framing = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(body))]
-        return Head(200, b"OK", framing, len(body)), body
+        return Head.of(200, b"OK", framing, len(body)), body
 
     async def close(self) -> None:
         self.models = {}

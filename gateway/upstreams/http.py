@@ -15,7 +15,7 @@ from collections import deque
 from urllib.parse import urlsplit
 
 from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from gateway.upstreams import Head, Outgoing, Sink
+from gateway.upstreams import Outgoing, Sink
 from gateway.upstreams.connection import HttpConnection, reason_of
 
 IDLE_AT_MOST = 1024
@@ -162,13 +162,6 @@ class HttpCall:
         if not self.over:
             self.over = True
             self.sink.on_failure(error)
-
-    def deliver(self, head: Head | None, piece: bytes, done: bool) -> None:
-        if done:
-            self.connection = None  # it may serve another call from now on
-        if not self.over:
-            self.over = done
-            self.sink.on_data(head, piece, done)
 
 
 def _keep_alive(transport: asyncio.BaseTransport) -> None:
