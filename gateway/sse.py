@@ -95,10 +95,31 @@ def encode(data: bytes, name: bytes | None = None) -> bytes:
     return head + b"".join(b"data: " + line + b"\n" for line in data.split(b"\n")) + b"\n"
 
 
+_BLOCKS = 64
+
+
 def last_data(stream: bytes, count: int) -> Iterator[bytes]:
-    """The data of the last `count` events, last first, without parsing what comes before them."""
-    tail = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in stream[-4096:] else stream
-    for block in reversed(tail.rstrip(b"\n").rsplit(b"\n\n", count)[-count:]):
-        lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")]
-        if lines:
-            yield b"\n".join(lines)
+    """The data of the last `count` events, last first, without reading what comes before them.
+
+    At most 64 blocks are looked at: what ends in more comments than that gives less.
+    """
+    tail = stream[-4096:]
+    if b"\r" in tail:
+        stream = tail = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    end = len(stream) - len(tail) + len(tail.rstrip(b"\n"))
+    for _ in range(_BLOCKS):
+        if end <= 0 or count <= 0:
+            return
+        start = stream.rfind(b"\n\n", 0, end)
+        data = _data_of(stream[start + 2 if start >= 0 else 0 : end])
+        end = start
+        if data is not None:
+            count -= 1
+            yield data
+
+
+def _data_of(block: bytes) -> bytes | None:
+    if block.startswith(b"data:") and b"\n" not in block:
+        return block[6:] if block[5:6] == b" " else block[5:]
+    lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None

@@ -11,7 +11,12 @@ import msgspec
 
 from gateway import sse
 from gateway.domain.exchange import Usage
+from gateway.domain.price import Billed
 from gateway.providers import Count, Provider, RequestFacts, ResponseFacts, openai
+
+
+class _Written(msgspec.Struct):
+    ephemeral_1h_input_tokens: Count | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -19,6 +24,8 @@ class _Usage(msgspec.Struct):
     output_tokens: Count | None = None
     cache_read_input_tokens: Count | None = None
     cache_creation_input_tokens: Count | None = None
+    cache_creation: _Written | None = None
+    service_tier: Any = None
 
 
 class _Delta(msgspec.Struct):
@@ -55,8 +62,9 @@ class Anthropic:
     def read_response(self, body: bytes, *, streamed: bool) -> ResponseFacts:
         if not streamed:
             return _noun([_decode(body)])
-        first = sse.events(body[:16_384])[:1]  # message_start has the model and the input tokens
-        return _noun([*(_decode(event.data) for event in first), *map(_decode, sse.last_data(body, 3))])
+        start = body.find(b"data:")  # of message_start, with the model and the input tokens
+        first = body[start + 5 : body.find(b"\n", start)].rstrip(b"\r")
+        return _noun([_decode(first), *map(_decode, sse.last_data(body, 3))])
 
     def ends_stream(self, window: bytes) -> bool:
         return b"message_stop" in window and _END_MARK.search(window) is not None
@@ -81,20 +89,37 @@ def _decode(data: bytes) -> _Message:
 
 
 def _noun(parts: list[_Message]) -> ResponseFacts:
-    """Later events repeat or complete what the first one said."""
-    model = finish = given = cached = written = made = None
+    """Later events repeat, complete or raise what the first one said: their counts are running totals."""
+    model = finish = None
     failed = any(part.error for part in parts)
+    counts = []
     for part in parts:
         whole = part.message or part
         model = model or whole.model
         finish = finish or whole.stop_reason or (part.delta.stop_reason if part.delta else None)
-        usage = part.usage or whole.usage or _Usage()
-        given = usage.input_tokens if given is None else given
-        cached = usage.cache_read_input_tokens if cached is None else cached
-        written = usage.cache_creation_input_tokens if written is None else written
-        made = max(made or 0, usage.output_tokens) if usage.output_tokens is not None else made
+        if whole.usage is not None:
+            counts.append(whole.usage)
+    return ResponseFacts(model=model, finish_reason=finish, usage=_total(counts), failed=failed)
+
+
+def _total(counts: list[_Usage]) -> Usage:
+    given, made, cached, written = (
+        _highest([getattr(count, name) for count in counts])
+        for name in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    )
     if given is None:
-        return ResponseFacts(model=model, finish_reason=finish, failed=failed)
-    whole_input = given + (cached or 0) + (written or 0)
-    counted = Usage(input=whole_input, cached=cached, output=made, source="upstream")
-    return ResponseFacts(model=model, finish_reason=finish, usage=counted, failed=failed)
+        return Usage()
+    whole = given + (cached or 0) + (written or 0)
+    tiers = [count.service_tier for count in counts if isinstance(count.service_tier, str)]
+    tier = next((tier for tier in tiers if tier != "standard"), None)
+    if not (written or tier):
+        return Usage(input=whole, cached=cached, output=made, source="upstream")
+    hour = _highest([c.cache_creation.ephemeral_1h_input_tokens for c in counts if c.cache_creation])
+    return Billed(
+        input=whole, cached=cached, output=made, source="upstream", tier=tier,
+        cache_written=written or 0, cache_written_1h=hour or 0,
+    )  # fmt: skip
+
+
+def _highest(counts: list[int | None]) -> int | None:
+    return max((count for count in counts if count is not None), default=None)

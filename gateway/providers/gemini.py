@@ -12,10 +12,16 @@ import msgspec
 
 from gateway import sse
 from gateway.domain.exchange import Usage
+from gateway.domain.price import Billed
 from gateway.providers import Count, Provider, RequestFacts, ResponseFacts
 
 _MODEL = re.compile(rb"/models/[^/:?]+(:)")
 _CALL = re.compile(r"/models/([^/:]+):([A-Za-z]+)")
+
+
+class _Part(msgspec.Struct, rename="camel"):
+    modality: str | None = None
+    token_count: Count | None = None
 
 
 class _Counts(msgspec.Struct, rename="camel"):
@@ -23,16 +29,24 @@ class _Counts(msgspec.Struct, rename="camel"):
     candidates_token_count: Count | None = None
     cached_content_token_count: Count | None = None
     thoughts_token_count: Count | None = None
+    tool_use_prompt_token_count: Count | None = None
+    prompt_tokens_details: list[_Part] | None = None
+    candidates_tokens_details: list[_Part] | None = None
 
 
 class _Candidate(msgspec.Struct, rename="camel"):
     finish_reason: str | None = None
 
 
+class _Feedback(msgspec.Struct, rename="camel"):
+    block_reason: str | None = None
+
+
 class _Response(msgspec.Struct, rename="camel"):
     model_version: str | None = None
     usage_metadata: _Counts | None = None
     candidates: list[_Candidate] | None = None
+    prompt_feedback: _Feedback | None = None
     error: Any = None
 
 
@@ -56,12 +70,12 @@ class Gemini:
         return RequestFacts(call[1], call[2].startswith("stream")) if call else RequestFacts()
 
     def read_response(self, body: bytes, *, streamed: bool) -> ResponseFacts:
-        data = next(sse.last_data(body, 1), b"") if streamed else body
+        if streamed:
+            return _noun([_decode(data) for data in sse.last_data(body, 3)])
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            if data[:1] == b"[":  # a stream that was asked for without `alt=sse`: a list of answers
-                return _noun((_responses.decode(data) or [_Response()])[-1])
-            return _noun(_response.decode(data))
-        return ResponseFacts()
+            if body.lstrip()[:1] == b"[":  # a stream that was asked for without `alt=sse`: a list of answers
+                return _noun(_responses.decode(body)[:-4:-1])
+        return _noun([_decode(body)])
 
     def ends_stream(self, window: bytes) -> bool:
         return b'"finishReason"' in window
@@ -77,17 +91,40 @@ def build() -> Provider:
     return Gemini()
 
 
-def _noun(read: _Response) -> ResponseFacts:
-    finish = read.candidates[0].finish_reason if read.candidates else None
-    counts, failed = read.usage_metadata, bool(read.error)
-    if counts is None or counts.prompt_token_count is None:
-        return ResponseFacts(model=read.model_version, finish_reason=finish, failed=failed)
-    thoughts = counts.thoughts_token_count or 0
-    usage = Usage(
-        input=counts.prompt_token_count,
-        cached=counts.cached_content_token_count,
-        output=(counts.candidates_token_count or 0) + thoughts,
-        reasoning=counts.thoughts_token_count,
-        source="upstream",
-    )
-    return ResponseFacts(model=read.model_version, finish_reason=finish, usage=usage, failed=failed)
+def _decode(data: bytes) -> _Response:
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _response.decode(data)
+    return _Response()
+
+
+def _noun(last: list[_Response]) -> ResponseFacts:
+    """From the last parts of an answer, last first: the counts are running totals."""
+    model = finish = None
+    usage, failed = Usage(), False
+    for read in last:
+        model = model or read.model_version
+        finish = finish or (read.candidates[0].finish_reason if read.candidates else None)
+        finish = finish or (read.prompt_feedback.block_reason if read.prompt_feedback else None)
+        failed = failed or bool(read.error)
+        if usage.source == "none" and read.usage_metadata is not None:
+            usage = _usage(read.usage_metadata)
+    return ResponseFacts(model=model, finish_reason=finish, usage=usage, failed=failed)
+
+
+def _usage(counts: _Counts) -> Usage:
+    if counts.prompt_token_count is None:
+        return Usage()
+    given = counts.prompt_token_count + (counts.tool_use_prompt_token_count or 0)
+    made = (counts.candidates_token_count or 0) + (counts.thoughts_token_count or 0)
+    cached, thoughts = counts.cached_content_token_count, counts.thoughts_token_count
+    heard, said = _audio(counts.prompt_tokens_details), _audio(counts.candidates_tokens_details)
+    if not (heard or said):
+        return Usage(input=given, cached=cached, output=made, reasoning=thoughts, source="upstream")
+    return Billed(
+        input=given, cached=cached, output=made, reasoning=thoughts, source="upstream",
+        audio_input=heard, audio_output=said,
+    )  # fmt: skip
+
+
+def _audio(parts: list[_Part] | None) -> int:
+    return sum(part.token_count or 0 for part in parts or () if part.modality == "AUDIO")

@@ -13,7 +13,9 @@ import msgspec
 
 from gateway import sse
 from gateway.domain.exchange import Usage
+from gateway.domain.price import Billed
 from gateway.providers import Count, Provider, RequestFacts, ResponseFacts
+from gateway.providers.huge import HUGE
 
 _OPERATIONS = {
     "/chat/completions": "chat",
@@ -31,6 +33,8 @@ class _Request(msgspec.Struct):
 class _Details(msgspec.Struct):
     cached_tokens: Count | None = None
     reasoning_tokens: Count | None = None
+    audio_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -42,22 +46,37 @@ class _Usage(msgspec.Struct):
     completion_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
     output_tokens_details: _Details | None = None
+    input_token_details: _Details | None = None  # transcriptions spell it so
 
-    def noun(self) -> Usage:
-        incoming = self.prompt_tokens_details or self.input_tokens_details or _Details()
-        outgoing = self.completion_tokens_details or self.output_tokens_details or _Details()
-        output = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
-        return Usage(
-            input=self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens,
-            cached=incoming.cached_tokens,
-            output=output if output is not None else 0,  # embeddings have no output
-            reasoning=outgoing.reasoning_tokens,
-            source="upstream",
-        )
+    def noun(self, tier: str | None) -> Usage:
+        given = self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens
+        made = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
+        if given is None:  # counted in seconds, or not at all
+            return Usage()
+        incoming = self.prompt_tokens_details or self.input_tokens_details or self.input_token_details or _NOTHING
+        outgoing = self.completion_tokens_details or self.output_tokens_details or _NOTHING
+        if made is None:
+            made = 0  # embeddings have no output
+        cached, reasoning = incoming.cached_tokens, outgoing.reasoning_tokens
+        written, heard, said = incoming.cache_write_tokens, incoming.audio_tokens, outgoing.audio_tokens
+        if not (written or heard or said or tier):
+            return Usage(input=given, cached=cached, output=made, reasoning=reasoning, source="upstream")
+        return Billed(
+            input=given, cached=cached, output=made, reasoning=reasoning, source="upstream", tier=tier,
+            cache_written=written or 0, audio_input=heard or 0, audio_output=said or 0,
+        )  # fmt: skip
+
+
+_NOTHING = _Details()
 
 
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
+    usage: _Usage | None = None  # Moonshot's streams have it here
+
+
+class _Groq(msgspec.Struct):
+    usage: _Usage | None = None
 
 
 class _Response(msgspec.Struct):
@@ -66,15 +85,27 @@ class _Response(msgspec.Struct):
     usage: _Usage | None = None
     choices: list[_Choice] | None = None
     error: Any = None
+    type: Any = None
+    service_tier: Any = None
+    x_groq: _Groq | None = None
     response: _Response | None = None  # the last events of /responses streams wrap it
 
     def noun(self) -> ResponseFacts:
         if self.response is not None:
             return self.response.noun()
-        status = self.status if isinstance(self.status, str) else None
-        finish = self.choices[0].finish_reason if self.choices else status
-        usage = self.usage.noun() if self.usage else Usage()
-        return ResponseFacts(model=self.model, finish_reason=finish, usage=usage, failed=bool(self.error))
+        choice = self.choices[0] if self.choices else None
+        finish = choice.finish_reason if choice else self.status if isinstance(self.status, str) else None
+        counts = self.usage or (choice and choice.usage) or (self.x_groq and self.x_groq.usage)
+        failed = bool(self.error) or self.type == "error"
+        if not counts:
+            return ResponseFacts(model=self.model, finish_reason=finish, failed=failed)
+        tier = (
+            self.service_tier if self.service_tier not in _ORDINARY and isinstance(self.service_tier, str) else None
+        )
+        return ResponseFacts(model=self.model, finish_reason=finish, usage=counts.noun(tier), failed=failed)
+
+
+_ORDINARY = (None, "default", "auto", "standard")
 
 
 _END_MARK = re.compile(rb"[\r\n](?:data: ?\[DONE\]|event: ?response\.(?:completed|incomplete|failed))")
@@ -108,19 +139,9 @@ class OpenAI:
         return RequestFacts(read.model if isinstance(read.model, str) else None, read.stream is True)
 
     def read_response(self, body: bytes, *, streamed: bool) -> ResponseFacts:
-        if not streamed:
-            return _facts(body) or ResponseFacts()
-        found = ResponseFacts()
-        for data in sse.last_data(body, 4):  # usage, the finish reason and [DONE] are the last events
-            facts = None if data == b"[DONE]" else _facts(data)
-            if facts is not None:
-                found = ResponseFacts(
-                    model=found.model or facts.model,
-                    finish_reason=found.finish_reason or facts.finish_reason,
-                    usage=found.usage if found.usage.source == "upstream" else facts.usage,
-                    failed=found.failed or facts.failed,
-                )
-        return found
+        if streamed:
+            return _last_facts(body)
+        return (_facts(body) if len(body) < HUGE else _ends_facts(body)) or ResponseFacts()
 
     def ends_stream(self, window: bytes) -> bool:
         hint = b"[DONE]" in window or b"response." in window  # cheaper than the pattern
@@ -142,6 +163,41 @@ def _facts(data: bytes) -> ResponseFacts | None:
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _response.decode(data).noun()
     return None
+
+
+def _last_facts(stream: bytes) -> ResponseFacts:
+    """Usage, the finish reason and [DONE] are the last events; of two that say something, the later one counts."""
+    model = finish = None
+    usage, failed = Usage(), False
+    for data in sse.last_data(stream, 8):
+        facts = None if data == b"[DONE]" else _facts(data)
+        if facts is None:
+            continue
+        model, finish = model or facts.model, finish or facts.finish_reason
+        failed = failed or facts.failed
+        if usage.source == "none":
+            usage = facts.usage
+        if finish and usage.source == "upstream":
+            break
+    return ResponseFacts(model=model, finish_reason=finish, usage=usage, failed=failed)
+
+
+def _ends_facts(body: bytes) -> ResponseFacts | None:
+    """Of a huge answer (embeddings, pictures): what its first and last keys say, the middle unread.
+
+    From an outermost key on, the rest of the body is an object without its opening brace; from an inner key
+    on it is none.
+    """
+    for key in (b'"model"', b'"usage"'):
+        at = body.rfind(key, len(body) - 8192)
+        facts = _facts(b"{" + body[at:]) if at > 0 else None
+        if facts is not None and facts.usage.source == "upstream":
+            break
+    else:
+        return None
+    head = body[: body.find(b"{", 1, 4096)].rpartition(b",")[0]
+    first = _facts(head + b"}") if facts.model is None and head else None
+    return msgspec.structs.replace(facts, model=first.model) if first else facts
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway import providers
 from gateway.domain.exchange import Usage
+from gateway.domain.price import Billed
 from gateway.providers import Provider, RequestFacts, ResponseFacts
 from gateway.providers.openai import Answer, chat_completion, chat_stream, read_answer, read_chat
 
@@ -29,6 +30,10 @@ def sse(*data: object, names: bool = False) -> bytes:
 
 def upstream(given: int, made: int, **more: Any) -> Usage:
     return Usage(input=given, output=made, source="upstream", **more)
+
+
+def written(given: int, made: int) -> Usage:
+    return Billed(input=given, cached=10, output=made, source="upstream", cache_written=5)
 
 
 # --- requests -------------------------------------------------------------------------------------------
@@ -108,12 +113,12 @@ GEMINI_ANSWER = {
         (OPENAI, json.dumps({"model": "m", "usage": {"prompt_tokens": 10**30}}), False, ResponseFacts()),
         (OPENAI, json.dumps({"model": "m", "usage": {"prompt_tokens": -1}}), False, ResponseFacts()),
         (ANTHROPIC, sse(*ANTHROPIC_STREAM, names=True), True,
-         ResponseFacts(model="claude-1", finish_reason="end_turn", usage=upstream(18, 12, cached=10))),
+         ResponseFacts(model="claude-1", finish_reason="end_turn", usage=written(18, 12))),
         (ANTHROPIC, json.dumps({"model": "claude-1", "stop_reason": "max_tokens",
                                 "usage": {"input_tokens": 2, "output_tokens": 9}}), False,
          ResponseFacts(model="claude-1", finish_reason="max_tokens", usage=upstream(2, 9))),
         (ANTHROPIC, sse(ANTHROPIC_STREAM[0], {"type": "error", "error": {"type": "overloaded"}}, names=True), True,
-         ResponseFacts(model="claude-1", usage=upstream(18, 1, cached=10), failed=True)),
+         ResponseFacts(model="claude-1", usage=written(18, 1), failed=True)),
         (GEMINI, json.dumps(GEMINI_ANSWER), False,
          ResponseFacts(model="g-2.1", finish_reason="STOP", usage=upstream(8, 6, cached=1, reasoning=2))),
         (GEMINI, sse({"candidates": []}, GEMINI_ANSWER), True,
