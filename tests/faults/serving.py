@@ -143,7 +143,8 @@ async def serving(
     show no traceback."""
     home.mkdir(parents=True, exist_ok=True)
     named = openai(providers) if isinstance(providers, Upstream) else providers
-    config = {"providers": named, "store": {"url": f"sqlite:///{home}/data/unprompt.db"}, **sections}
+    store = {"url": f"sqlite:///{home}/data/unprompt.db", **sections.pop("store", {})}
+    config = {"providers": named, "store": store, **sections}
     (home / "gateway.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     if routes is not None:
         (home / "routes.yaml").write_text(yaml.safe_dump({"routes": routes}))
