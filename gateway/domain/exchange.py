@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     OTHER = "other"
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Billable tokens. `cached` is a part of `input`, `reasoning` a part of `output`."""
 
     input: int | None = None
@@ -47,7 +47,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     source: UsageSource = "none"
 
 
-class Begin(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class Begin(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What is known before the upstream is called. `started_at` is in seconds since the epoch."""
 
     id: str
@@ -66,7 +66,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     request_truncated: bool = False
 
 
-class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What is known when the response is over. Times are in milliseconds, from a monotonic clock."""
 
     id: str

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.domain.exchange import Begin, End, Exchange
 from gateway.errors import StoreError
 from gateway.stores import journal
 from gateway.stores.journal import Poison, Record
+from gateway.stores.segments import SegmentReader
 from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -30,6 +29,7 @@ class Recorder:
     def __init__(self, folder: Path, store: SqliteStore) -> None:
         self._folder = folder
         self._store = store
+        self._reader = SegmentReader()
         self.poisoned = 0
 
     def drain(self) -> int:
@@ -80,9 +80,9 @@ class Recorder:
 
     def _absorb(self, segment: Path) -> int:
         records, behind = self._read(segment)
-        if records:
+        if behind:
             sound = [record for record in records if not isinstance(record, Poison)]
-            self._store.absorb(segment.name, behind, *_halves(sound))
+            self._store.absorb_records(segment.name, behind, sound)
             self._set_aside(segment, [record for record in records if isinstance(record, Poison)])
         return len(records)
 
@@ -95,18 +95,18 @@ class Recorder:
                 bad.append(record)
                 continue
             try:
-                self._store.absorb(segment.name, behind, *_halves([record]))
+                self._store.absorb_records(segment.name, behind, [record])
             except (StoreError, OverflowError, ValueError) as error:
                 if not _is_poison(error):
                     raise
                 bad.append(Poison(journal.encode(record)))
         self._set_aside(segment, bad)
-        self._store.absorb(segment.name, behind, [], [])
+        self._store.absorb_records(segment.name, behind, [])
         return len(records)
 
     def _read(self, segment: Path) -> tuple[list[Record | Poison], int]:
         try:
-            return journal.read(segment, self._store.offset(segment.name))
+            return self._reader.read(segment, self._store.offset(segment.name))
         except FileNotFoundError:  # another recorder was faster
             return [], 0
 
@@ -135,20 +135,6 @@ class Recorder:
             except FileNotFoundError:
                 return
             self._store.forget_segment(segment.name)
-
-
-def _halves(records: list[Record]) -> tuple[Iterator[Exchange], list[End]]:
-    """Rows to insert, as far along as they are, and the ends of rows that are there already."""
-    begun: dict[str, Exchange] = {}
-    late: list[End] = []
-    for record in records:
-        if isinstance(record, Begin):
-            begun.setdefault(record.id, Exchange.of(record, None))
-        elif record.id in begun:
-            begun[record.id] = begun[record.id].ended(record)
-        else:
-            late.append(record)
-    return iter(begun.values()), late
 
 
 def _is_poison(error: Exception) -> bool:

@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sqlite3
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-import sqlite_utils
 
 from gateway.domain.dataset import Dataset
-from gateway.domain.exchange import End, Exchange
+from gateway.domain.exchange import Begin, End, Exchange
 from gateway.domain.finetune import FineTune
 from gateway.domain.template import PromptTemplate
 from gateway.errors import StoreError
+from gateway.stores import rows as row_of
+from gateway.stores.dictionaries import Dictionaries
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 LOCKED_SECONDS = 30.0
 """How long another process may hold the file before we give up."""
 
-_EXCHANGE_COLUMNS = tuple(field.name for field in msgspec.structs.fields(Exchange))
-_JSON_COLUMNS = frozenset({"tags", "attempts", "request_headers", "response_headers"})
-_INSERT = (
-    f"INSERT INTO exchanges ({', '.join(_EXCHANGE_COLUMNS)})"
-    f" VALUES ({', '.join(':' + name for name in _EXCHANGE_COLUMNS)}) ON CONFLICT (id) DO NOTHING"
-)
-_ENDED = tuple(
-    name for name in _EXCHANGE_COLUMNS
-    if name not in {"id", "started_at", "route", "task", "task_version", "task_hint", "provider", "method",
-                    "endpoint", "model_requested", "tags", "key_id", "request_headers", "request", "truncated"}
-)  # fmt: skip
-_END = (
-    f"UPDATE exchanges SET {', '.join(f'{name} = :{name}' for name in _ENDED)},"
-    " truncated = MAX(truncated, :truncated) WHERE id = :id"
-)
+PAGE_BYTES = 8192
+"""Of new files: some ten rows on a page, and little is written again when there are few rows in a batch."""
 UNEXPLAINED = "task IS NULL AND looked_at = 1 AND complete = 1 AND truncated = 0"
 """The exchanges that belong to no task although they were looked at and could be read."""
 ANSWERED = "complete = 1 AND truncated = 0 AND stripped = 0 AND status BETWEEN 200 AND 299"
 """The exchanges that an incumbent has answered whole."""
 Record = dict[str, Any]
+T = TypeVar("T")
+_AT_ONCE = 128
 
 
 class SqliteStore:
@@ -68,15 +63,27 @@ class SqliteStore:
         except BaseException:
             self._connection.close()
             raise
-        self.db = sqlite_utils.Database(self._connection)
+        self._dictionaries = Dictionaries(self._run)
 
     def close(self) -> None:
         self._connection.close()
 
+    @functools.cached_property
+    def db(self) -> sqlite_utils.Database:
+        """The same connection with sqlite-utils around it, which is slow to import."""
+        import sqlite_utils
+
+        return sqlite_utils.Database(self._connection)
+
+    def checkpoint(self) -> bool:
+        """Move the write-ahead log into the file and empty it; False: somebody is reading or writing."""
+        return bool(self._run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
+
     def _prepare(self) -> None:
         self._write_ahead()
-        # FULL: the journal's segments are deleted on the strength of what was committed here.
-        for setting in ("synchronous = FULL", "foreign_keys = ON"):
+        # FULL: the journal's segments are deleted on the strength of what was committed here. Secure: what is
+        # deleted or moved is overwritten.
+        for setting in ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             self._run(f"PRAGMA {setting}")
         migrations = _migrations()
         known, found = max(migrations), self._version()
@@ -93,6 +100,9 @@ class SqliteStore:
         until = time.monotonic() + LOCKED_SECONDS
         while True:
             try:
+                if self._run("PRAGMA page_count").fetchone()[0] == 0:
+                    self._run(f"PRAGMA page_size = {PAGE_BYTES}")
+                    self._run("PRAGMA auto_vacuum = INCREMENTAL")
                 self._run("PRAGMA journal_mode = WAL")
             except StoreError as error:
                 if "locked" not in str(error) or time.monotonic() > until:
@@ -157,8 +167,40 @@ class SqliteStore:
 
     def absorb(self, segment: str, offset: int, begun: Iterable[Exchange], ended: Iterable[End]) -> None:
         """Rows and the new offset of their segment in one transaction; a row that is there stays as it is."""
-        self._run_many(_INSERT, map(_exchange_row, begun))
-        self._run_many(_END, map(_end_row, ended))
+        self._dictionaries.refresh()
+        self._run_many(row_of.INSERT_WHOLE, (row_of.whole(one, self._dictionaries) for one in begun))
+        self._end(segment, offset, ended)
+
+    def absorb_records(self, segment: str, offset: int, records: Iterable[Begin | End]) -> None:
+        """The same for records of the journal, in their order; an exchange with both its halves is one insert.
+
+        Raises:
+            OverflowError, ValueError: a record holds a value that cannot be kept.
+        """
+        first: dict[str, Begin] = {}
+        last: dict[str, End] = {}
+        for record in records:
+            if isinstance(record, Begin):
+                first.setdefault(record.id, record)
+            else:
+                last[record.id] = record
+        packs = self._dictionaries
+        packs.refresh()
+        both = [(begin, last.pop(key)) for key, begin in first.items() if key in last]
+        for begin, _ in both:
+            del first[begin.id]
+        for part in _parts(both):
+            self._run_many(row_of.INSERT_ENDED, (row_of.ended(begin, end, packs) for begin, end in part))
+            packs.improve()
+        for begun in _parts(list(first.values())):
+            self._run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, packs) for begin in begun))
+            packs.improve()
+        self._end(segment, offset, last.values())
+
+    def _end(self, segment: str, offset: int, ended: Iterable[End]) -> None:
+        for part in _parts(list(ended)):
+            self._run_many(row_of.UPDATE_ENDED, (row_of.late(end, self._dictionaries) for end in part))
+            self._dictionaries.improve()
         self._run(
             "INSERT INTO journal VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET offset = excluded.offset",
             [segment, offset],
@@ -178,19 +220,45 @@ class SqliteStore:
     def each_exchange(
         self, where: str = "1", parameters: Iterable[Any] = (), *, limit: int = -1
     ) -> Iterator[Exchange]:
-        """As `exchanges`, one at a time: bodies are large, and not all fit into memory."""
-        query = f"SELECT {', '.join(_EXCHANGE_COLUMNS)} FROM exchanges WHERE {where} ORDER BY id LIMIT ?"
-        for row in self._fetched(self._run(query, [*parameters, limit])):
-            yield _exchange(row)
+        """As `exchanges`, some at a time: bodies are large, and not all fit into memory. No lock is held meanwhile;
+        a row that is deleted before it is reached is left out."""
+        query = f"SELECT rowid FROM exchanges WHERE {where} ORDER BY id LIMIT ?"
+        found = array("q", (row for (row,) in self._fetched(self._run(query, [*parameters, limit]))))
+        for start in range(0, len(found), _AT_ONCE):
+            part = json.dumps(found[start : start + _AT_ONCE].tolist())
+            query = f"{row_of.SELECT} WHERE rowid IN (SELECT value FROM json_each(?)) ORDER BY id"
+            for row in list(self._fetched(self._run(query, [part]))):
+                yield self._exchange(row)
+
+    def _exchange(self, row: tuple[Any, ...]) -> Exchange:
+        try:
+            return row_of.exchange(row, self._dictionaries)
+        except (StoreError, ValueError) as error:
+            raise StoreError(f"store {self.path}: exchange {row[0]}: {error}") from error
 
     def unseen(self, limit: int) -> list[Exchange]:
         """Complete exchanges that inference has not looked at yet."""
-        return self.exchanges("looked_at = 0 AND complete = 1", limit=limit)
+        oldest = (
+            "rowid IN (SELECT rowid FROM exchanges WHERE looked_at = 0 AND complete = 1 ORDER BY rowid LIMIT ?)"
+        )
+        return self.exchanges(oldest, [limit])
 
     def unassigned(self, limit: int) -> list[Exchange]:
         """The newest unexplained exchanges, oldest first."""
-        newest = f"id IN (SELECT id FROM exchanges WHERE {UNEXPLAINED} ORDER BY id DESC LIMIT ?)"
+        newest = f"rowid IN (SELECT rowid FROM exchanges WHERE {UNEXPLAINED} ORDER BY rowid DESC LIMIT ?)"
         return self.exchanges(newest, [limit])
+
+    def unexplained_count(self) -> int:
+        """How many exchanges belong to no task although they were looked at and could be read; costs one lookup."""
+        return self._stat("", "exchanges")
+
+    def answered_count(self, task: str) -> int:
+        """How many of the task's exchanges an incumbent has answered whole; costs one lookup."""
+        return self._stat(task, "answered")
+
+    def _stat(self, task: str, name: str) -> int:
+        row = self._run(f"SELECT {name} FROM task_stats WHERE task = ?", [task]).fetchone()
+        return int(row[0]) if row else 0
 
     def assign(self, assignments: Mapping[str, tuple[str, int] | None]) -> None:
         """Note which task and template version each exchange belongs to; None: none known."""
@@ -212,7 +280,7 @@ class SqliteStore:
         model_served, task_version, input_tokens."""
         return self._records(
             "SELECT provider, model_requested, target, model_served, task_version, input_tokens FROM exchanges"
-            f" WHERE task = ? AND {ANSWERED} ORDER BY id DESC LIMIT ?",
+            f" WHERE task = ? AND {ANSWERED} ORDER BY rowid DESC LIMIT ?",
             [task, newest],
         )
 
@@ -236,18 +304,20 @@ class SqliteStore:
         self._run("UPDATE tasks SET kind = ? WHERE name = ?", [kind, task])
 
     def tasks(self) -> list[Record]:
-        """Name, kind and counts of each task."""
+        """Name, kind and counts of each task; costs a few lookups a task, however many exchanges there are."""
         return self._records(
-            "SELECT t.name, t.kind, t.created_at, COUNT(e.id) AS exchanges,"
-            " COALESCE(SUM(e.stripped), 0) AS stripped, MAX(e.started_at) AS last_at, SUM(e.cost_usd) AS cost_usd"
-            " FROM tasks t LEFT JOIN exchanges e ON e.task = t.name GROUP BY t.name ORDER BY exchanges DESC, t.name"
+            "SELECT t.name, t.kind, t.created_at, COALESCE(s.exchanges, 0) AS exchanges,"
+            " COALESCE(s.stripped, 0) AS stripped,"
+            " (SELECT started_at FROM exchanges WHERE task = t.name ORDER BY rowid DESC LIMIT 1) AS last_at,"
+            " CASE WHEN s.priced > 0 THEN s.cost_usd END AS cost_usd"
+            " FROM tasks t LEFT JOIN task_stats s ON s.task = t.name ORDER BY exchanges DESC, t.name"
         )
 
     def version_counts(self, task: str, newest: int) -> dict[int, int]:
         """How many of the task's newest exchanges were made with each template version."""
         rows = self._run(
             "SELECT task_version, COUNT(*) FROM (SELECT task_version FROM exchanges WHERE task = ?"
-            " ORDER BY id DESC LIMIT ?) WHERE task_version IS NOT NULL GROUP BY task_version",
+            " ORDER BY rowid DESC LIMIT ?) WHERE task_version IS NOT NULL GROUP BY task_version",
             [task, newest],
         )
         return {int(version): int(count) for version, count in rows}
@@ -292,6 +362,12 @@ class SqliteStore:
         return msgspec.convert(decoded, list[FineTune])
 
 
+def _parts(all_of_them: list[T]) -> Iterator[list[T]]:
+    """So many at once that the next ones can be packed with a dictionary of the ones before."""
+    for start in range(0, len(all_of_them), _AT_ONCE):
+        yield all_of_them[start : start + _AT_ONCE]
+
+
 def _migrations() -> dict[int, str]:
     """The scripts of `sql/` by their number."""
     folder = resources.files("gateway.stores") / "sql"
@@ -307,24 +383,3 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
-
-
-def _exchange_row(exchange: Exchange) -> Record:
-    row = msgspec.structs.asdict(exchange)
-    for name in _JSON_COLUMNS:
-        row[name] = json.dumps(row[name])
-    return row
-
-
-def _end_row(end: End) -> Record:
-    return _exchange_row(Exchange(id=end.id, started_at=0.0).ended(end))
-
-
-def _exchange(row: tuple[Any, ...]) -> Exchange:
-    values = dict(zip(_EXCHANGE_COLUMNS, row, strict=True))
-    for name in _JSON_COLUMNS:
-        values[name] = json.loads(values[name])
-    for name in ("stripped", "streamed", "complete", "truncated"):
-        values[name] = bool(values[name])
-    values["request"], values["response"] = values["request"] or b"", values["response"] or b""
-    return Exchange(**values)
