@@ -35,6 +35,19 @@ UNEXPLAINED = "task IS NULL AND looked_at = 1 AND complete = 1 AND truncated = 0
 """The exchanges that belong to no task although they were looked at and could be read."""
 ANSWERED = "complete = 1 AND truncated = 0 AND stripped = 0 AND status BETWEEN 200 AND 299"
 """The exchanges that an incumbent has answered whole."""
+_COUNT = f"""
+INSERT INTO task_stats
+  SELECT COALESCE(task, '') AS name, :sign * COUNT(*), :sign * COUNT(CASE WHEN {ANSWERED} THEN 1 END),
+    :sign * SUM(stripped), :sign * COUNT(cost_usd), :sign * TOTAL(cost_usd)
+  FROM exchanges
+  WHERE id IN (SELECT value FROM json_each(:ids))
+    AND (task IS NOT NULL OR (looked_at = 1 AND complete = 1 AND truncated = 0))
+  GROUP BY name
+ON CONFLICT (task) DO UPDATE SET
+  exchanges = exchanges + excluded.exchanges, answered = answered + excluded.answered,
+  stripped = stripped + excluded.stripped, priced = priced + excluded.priced,
+  cost_usd = cost_usd + excluded.cost_usd
+"""
 Record = dict[str, Any]
 T = TypeVar("T")
 _AT_ONCE = 128
@@ -168,8 +181,10 @@ class SqliteStore:
     def absorb(self, segment: str, offset: int, begun: Iterable[Exchange], ended: Iterable[End]) -> None:
         """Rows and the new offset of their segment in one transaction; a row that is there stays as it is."""
         self._dictionaries.refresh()
-        self._run_many(row_of.INSERT_WHOLE, (row_of.whole(one, self._dictionaries) for one in begun))
-        self._end(segment, offset, ended)
+        exchanges = list(begun)
+        with self._recounted([one.id for one in exchanges]):
+            self._run_many(row_of.INSERT_WHOLE, (row_of.whole(one, self._dictionaries) for one in exchanges))
+        self._end(segment, offset, list(ended))
 
     def absorb_records(self, segment: str, offset: int, records: Iterable[Begin | End]) -> None:
         """The same for records of the journal, in their order; an exchange with both its halves is one insert.
@@ -186,25 +201,39 @@ class SqliteStore:
                 last[record.id] = record
         packs = self._dictionaries
         packs.refresh()
-        both = [(begin, last.pop(key)) for key, begin in first.items() if key in last]
-        for begin, _ in both:
-            del first[begin.id]
-        for part in _parts(both):
-            self._run_many(row_of.INSERT_ENDED, (row_of.ended(begin, end, packs) for begin, end in part))
-            packs.improve()
-        for begun in _parts(list(first.values())):
-            self._run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, packs) for begin in begun))
-            packs.improve()
-        self._end(segment, offset, last.values())
+        with self._recounted([begin.id for begin in first.values() if begin.task is not None]):
+            both = [(begin, last.pop(key)) for key, begin in first.items() if key in last]
+            for begin, _ in both:
+                del first[begin.id]
+            for part in _parts(both):
+                self._run_many(row_of.INSERT_ENDED, (row_of.ended(begin, end, packs) for begin, end in part))
+                packs.improve()
+            for begun in _parts(list(first.values())):
+                self._run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, packs) for begin in begun))
+                packs.improve()
+        self._end(segment, offset, list(last.values()))
 
-    def _end(self, segment: str, offset: int, ended: Iterable[End]) -> None:
-        for part in _parts(list(ended)):
-            self._run_many(row_of.UPDATE_ENDED, (row_of.late(end, self._dictionaries) for end in part))
-            self._dictionaries.improve()
+    def _end(self, segment: str, offset: int, late: list[End]) -> None:
+        with self._recounted([end.id for end in late]):
+            for part in _parts(late):
+                self._run_many(row_of.UPDATE_ENDED, (row_of.late(end, self._dictionaries) for end in part))
+                self._dictionaries.improve()
         self._run(
             "INSERT INTO journal VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET offset = excluded.offset",
             [segment, offset],
         )
+
+    @contextlib.contextmanager
+    def _recounted(self, exchange_ids: Iterable[str]) -> Iterator[None]:
+        """Whatever is done to these rows meanwhile, `task_stats` counts them as they are afterwards."""
+        named = json.dumps(list(exchange_ids))
+        if named == "[]":
+            yield
+            return
+        with contextlib.nullcontext() if self._connection.in_transaction else self.transaction():
+            self._run(_COUNT, {"ids": named, "sign": -1})
+            yield
+            self._run(_COUNT, {"ids": named, "sign": 1})
 
     def forget_segment(self, segment: str) -> None:
         self._run("DELETE FROM journal WHERE segment = ?", [segment])
@@ -263,14 +292,16 @@ class SqliteStore:
     def assign(self, assignments: Mapping[str, tuple[str, int] | None]) -> None:
         """Note which task and template version each exchange belongs to; None: none known."""
         rows = [(*(found or (None, None)), key) for key, found in assignments.items()]
-        self._run_many("UPDATE exchanges SET task = ?, task_version = ?, looked_at = 1 WHERE id = ?", rows)
+        with self._recounted(assignments):
+            self._run_many("UPDATE exchanges SET task = ?, task_version = ?, looked_at = 1 WHERE id = ?", rows)
 
     def set_aside(self, exchange_ids: Iterable[str]) -> None:
         """Note that no template can be found in these: they are no chat requests."""
-        self._run_many(
-            "UPDATE exchanges SET task = NULL, task_version = NULL, looked_at = 2 WHERE id = ?",
-            [(key,) for key in exchange_ids],
-        )
+        rows = [(key,) for key in exchange_ids]
+        with self._recounted(key for (key,) in rows):
+            self._run_many(
+                "UPDATE exchanges SET task = NULL, task_version = NULL, looked_at = 2 WHERE id = ?", rows
+            )
 
     def count(self, where: str = "1", parameters: Iterable[Any] = ()) -> int:
         return int(self._run(f"SELECT COUNT(*) FROM exchanges WHERE {where}", list(parameters)).fetchone()[0])

@@ -30,8 +30,9 @@ CREATE INDEX exchanges_to_look_at ON exchanges (looked_at) WHERE looked_at = 0 A
 CREATE INDEX exchanges_unexplained ON exchanges (looked_at)
   WHERE task IS NULL AND looked_at = 1 AND complete = 1 AND truncated = 0;
 
--- Counted as rows come, change and go, so that no poll ever reads all rows of a task. The row '' counts the exchanges
--- that belong to no task although they were looked at and could be read.
+-- Counted by whoever adds, changes or deletes rows, in the same transaction, so that no poll ever reads all rows of a
+-- task (not by triggers: with one, SQLite keeps a copy of each page for each statement, which doubles the cost of a
+-- row). The row '' counts the exchanges that belong to no task although they were looked at and could be read.
 CREATE TABLE task_stats (
   task TEXT PRIMARY KEY,
   exchanges INTEGER NOT NULL,
@@ -48,53 +49,3 @@ INSERT INTO task_stats
   FROM exchanges
   WHERE task IS NOT NULL OR (looked_at = 1 AND complete = 1 AND truncated = 0)
   GROUP BY name;
-
-CREATE TRIGGER exchanges_counted AFTER INSERT ON exchanges
-WHEN NEW.task IS NOT NULL OR (NEW.looked_at = 1 AND NEW.complete = 1 AND NEW.truncated = 0)
-BEGIN
-  INSERT INTO task_stats VALUES (
-    COALESCE(NEW.task, ''), 1,
-    NEW.complete = 1 AND NEW.truncated = 0 AND NEW.stripped = 0 AND COALESCE(NEW.status, 0) BETWEEN 200 AND 299,
-    NEW.stripped, NEW.cost_usd IS NOT NULL, COALESCE(NEW.cost_usd, 0)
-  ) ON CONFLICT (task) DO UPDATE SET
-    exchanges = exchanges + excluded.exchanges, answered = answered + excluded.answered,
-    stripped = stripped + excluded.stripped, priced = priced + excluded.priced, cost_usd = cost_usd + excluded.cost_usd;
-END;
-
-CREATE TRIGGER exchanges_uncounted AFTER DELETE ON exchanges
-WHEN OLD.task IS NOT NULL OR (OLD.looked_at = 1 AND OLD.complete = 1 AND OLD.truncated = 0)
-BEGIN
-  UPDATE task_stats SET
-    exchanges = exchanges - 1,
-    answered = answered - (OLD.complete = 1 AND OLD.truncated = 0 AND OLD.stripped = 0
-      AND COALESCE(OLD.status, 0) BETWEEN 200 AND 299),
-    stripped = stripped - OLD.stripped, priced = priced - (OLD.cost_usd IS NOT NULL),
-    cost_usd = cost_usd - COALESCE(OLD.cost_usd, 0)
-  WHERE task = COALESCE(OLD.task, '');
-END;
-
-CREATE TRIGGER exchanges_recounted_from AFTER UPDATE OF task, looked_at, complete, truncated, stripped, status, cost_usd
-ON exchanges
-WHEN OLD.task IS NOT NULL OR (OLD.looked_at = 1 AND OLD.complete = 1 AND OLD.truncated = 0)
-BEGIN
-  UPDATE task_stats SET
-    exchanges = exchanges - 1,
-    answered = answered - (OLD.complete = 1 AND OLD.truncated = 0 AND OLD.stripped = 0
-      AND COALESCE(OLD.status, 0) BETWEEN 200 AND 299),
-    stripped = stripped - OLD.stripped, priced = priced - (OLD.cost_usd IS NOT NULL),
-    cost_usd = cost_usd - COALESCE(OLD.cost_usd, 0)
-  WHERE task = COALESCE(OLD.task, '');
-END;
-
-CREATE TRIGGER exchanges_recounted_to AFTER UPDATE OF task, looked_at, complete, truncated, stripped, status, cost_usd
-ON exchanges
-WHEN NEW.task IS NOT NULL OR (NEW.looked_at = 1 AND NEW.complete = 1 AND NEW.truncated = 0)
-BEGIN
-  INSERT INTO task_stats VALUES (
-    COALESCE(NEW.task, ''), 1,
-    NEW.complete = 1 AND NEW.truncated = 0 AND NEW.stripped = 0 AND COALESCE(NEW.status, 0) BETWEEN 200 AND 299,
-    NEW.stripped, NEW.cost_usd IS NOT NULL, COALESCE(NEW.cost_usd, 0)
-  ) ON CONFLICT (task) DO UPDATE SET
-    exchanges = exchanges + excluded.exchanges, answered = answered + excluded.answered,
-    stripped = stripped + excluded.stripped, priced = priced + excluded.priced, cost_usd = cost_usd + excluded.cost_usd;
-END;
