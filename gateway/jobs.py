@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from gateway.errors import UnpromptError
 from gateway.pipeline.cycle import Workshop, one_at_a_time, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.finetune import Elsewhere
+from gateway.restarts import count_restart
 from gateway.stores.recorder import Recorder
 from gateway.stores.sqlite import SqliteStore
+from gateway.workers import Backoff
 
 log = logging.getLogger(__name__)
 
 RECORD_SECONDS = 0.2
+LOOK_SECONDS = 0.5
 
 
 class Repeated:
@@ -49,16 +53,42 @@ class Repeated:
         return min(self._seconds * 2.0 ** min(self.failures, 20), max(self._longest, self._seconds))
 
 
+class Tended:
+    """A thread that is started again when it dies, whatever it died of; `died` is told its name."""
+
+    def __init__(self, name: str, life: Callable[[], None], died: Callable[[str], None]) -> None:
+        self._name, self._life, self._died = name, life, died
+        self._backoff = Backoff()
+        self._started = self._due = 0.0
+        self._thread: threading.Thread | None = None
+
+    def look_after(self) -> None:
+        """Start it where it is due; notice where it has died."""
+        now = time.monotonic()
+        if self._thread is not None and not self._thread.is_alive():
+            self._thread = None
+            self._due = now + self._backoff.pause(now - self._started)
+            log.error("the thread of %s died; it starts again in %.1f s", self._name, self._due - now)
+            self._died(self._name)
+        if self._thread is None and now >= self._due:
+            self._started = now
+            self._thread = threading.Thread(target=self._life, name=self._name, daemon=True)
+            self._thread.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended within so many seconds."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+
 class Worker:
-    """Two threads, so that a long training never holds up recording."""
+    """Two threads, so that a long training never holds up recording; the main thread looks after both."""
 
     def __init__(self, config: Config, journal: Path, workshop: Callable[[], Workshop], *, jobs: bool) -> None:
         """`workshop` opens a store of its own for the thread that calls it."""
         self._config, self._journal, self._open, self._jobs = config, journal, workshop, jobs
         self._stop = threading.Event()
-        self._recorder: Recorder | None = None
-        self._shop: Workshop | None = None
-        self._discovery: Discovery | None = None
 
     def run(self) -> None:
         """Until SIGTERM, SIGINT, or the end of standard input: then what was recorded is moved, and it ends.
@@ -66,17 +96,20 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         threading.Thread(target=self._watch_parent, daemon=True).start()
-        if self._jobs:
-            turning = Repeated(self._turn, "the background jobs", self._config.jobs.poll_seconds, 300.0)
-            threading.Thread(target=self._repeat, args=[turning], daemon=True).start()
-        recording = Repeated(self._record, "recording", RECORD_SECONDS, 5.0)
-        self._repeat(recording)
-        recording.once()
+        recorder = Tended("recorder", self._record, self._died)
+        tended = [recorder, Tended("jobs", self._turn, self._died)] if self._jobs else [recorder]
+        while not self._stop.is_set():
+            for one in tended:
+                one.look_after()
+            self._stop.wait(LOOK_SECONDS)
+        if recorder.wait(60.0):
+            Repeated(self._recording(), "recording", RECORD_SECONDS, 5.0).once()
 
-    def _repeat(self, work: Repeated) -> None:
-        pause = work.once()
-        while not self._stop.wait(pause):
-            pause = work.once()
+    def _died(self, part: str) -> None:
+        try:
+            count_restart(self._journal, part)
+        except OSError as error:
+            log.error("the restart of %s cannot be noted: %s", part, error.strerror)
 
     def _watch_parent(self) -> None:
         """Standard input is a pipe from the relay: it ends when the relay does, however it died."""
@@ -84,15 +117,43 @@ class Worker:
             pass
         self._stop.set()
 
+    def _repeat(self, work: Repeated) -> None:
+        pause = work.once()
+        while not self._stop.wait(pause):
+            pause = work.once()
+
+    # Each thread opens its own store, and a thread that follows one that died opens it anew.
+
     def _record(self) -> None:
-        self._recorder = self._recorder or Recorder(self._journal, SqliteStore(self._config.store.path))
-        self._recorder.drain()
+        self._repeat(Repeated(self._recording(), "recording", RECORD_SECONDS, 5.0))
+
+    def _recording(self) -> Callable[[], object]:
+        recorder: Recorder | None = None
+
+        def record() -> None:
+            nonlocal recorder
+            recorder = recorder or Recorder(self._journal, SqliteStore(self._config.store.path))
+            recorder.drain()
+
+        return record
 
     def _turn(self) -> None:
-        if self._shop is None or self._discovery is None:
-            self._shop = msgspec.structs.replace(self._open(), elsewhere=Elsewhere())
-            self._discovery = Discovery(self._shop.store)
-        with one_at_a_time(self._config.store.home / ".jobs.lock", wait=False) as mine:
-            if mine:
-                self._discovery.step()
-                turn_all(self._shop)
+        self._repeat(
+            Repeated(self._turning(), "the background jobs", self._config.jobs.poll_seconds, longest=300.0)
+        )
+
+    def _turning(self) -> Callable[[], object]:
+        shop: Workshop | None = None
+        discovery: Discovery | None = None
+
+        def turn() -> None:
+            nonlocal shop, discovery
+            if shop is None or discovery is None:
+                shop = msgspec.structs.replace(self._open(), elsewhere=Elsewhere())
+                discovery = Discovery(shop.store)
+            with one_at_a_time(self._config.store.home / ".jobs.lock", wait=False) as mine:
+                if mine:
+                    discovery.step()
+                    turn_all(shop)
+
+        return turn

@@ -6,6 +6,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from stories import asked, mail
 
 from gateway.domain.exchange import Begin, End, Usage
 from gateway.errors import StoreError
-from gateway.jobs import Repeated
+from gateway.jobs import Repeated, Tended
+from gateway.restarts import count_restart, restarts
 from gateway.stores.journal import JournalWriter
 from gateway.stores.sqlite import SqliteStore
 
@@ -164,3 +166,69 @@ def test_a_store_that_is_locked_is_waited_for(house: House) -> None:
     house.wait_for("task IS NOT NULL", 40)
     worker.kill()
     worker.wait(10)
+
+
+# --- threads that die --------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that is the story
+def test_a_thread_that_dies_is_started_again_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    lives: list[str] = []
+    dead: list[str] = []
+    at_work = threading.Event()
+
+    def life() -> None:
+        lives.append(threading.current_thread().name)
+        if len(lives) < 3:
+            raise SystemExit  # what no 'except Exception' stops
+        at_work.set()
+        threading.Event().wait(5)
+
+    tended = Tended("recorder", life, dead.append)
+    until = time.monotonic() + 10
+    while not at_work.is_set() and time.monotonic() < until:
+        tended.look_after()
+        time.sleep(0.01)
+    tended.look_after()
+    assert lives == ["recorder"] * 3
+    assert dead == ["recorder"] * 2
+    assert [record.message.partition(";")[0] for record in caplog.records] == ["the thread of recorder died"] * 2
+    assert tended.wait(0.01) is False  # the third one lives
+
+
+def test_restarts_are_counted_on_and_on(tmp_path: Path) -> None:
+    journal = tmp_path / "data" / "journal"
+    assert restarts(journal) == {}
+    count_restart(journal, "jobs")
+    count_restart(journal, "recorder")
+    count_restart(journal, "jobs")
+    assert restarts(journal) == {"jobs": 2, "recorder": 1}
+    (journal / "restarts.json").write_bytes(b"{torn")
+    assert restarts(journal) == {}
+
+
+DYING = """
+import sys
+from pathlib import Path
+from gateway.app import Places
+from gateway.config import load_config
+from gateway.jobs import Worker
+config = load_config(Path(sys.argv[1]))
+Worker(config, Places.of(config).journal, lambda: sys.exit("a thread ends here"), jobs=True).run()
+"""
+
+
+def test_jobs_that_end_their_thread_again_and_again_hold_up_no_recording(house: House) -> None:
+    house.record(20)
+    worker = subprocess.Popen([sys.executable, "-c", DYING, str(house.file)], stdin=subprocess.PIPE)
+    house.wait_for("complete = 1", 20)
+    journal = house.path.parent / "journal"
+    until = time.monotonic() + 20
+    while restarts(journal).get("jobs", 0) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert set(restarts(journal)) == {"jobs"}
+    house.record(5)
+    house.wait_for("complete = 1", 25)
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(10) == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ _GAUGES = ("unprompt_in_flight", "unprompt_loop_lag_max_seconds", "unprompt_upst
 _DURATION_SUM, _FIRST_SUM = DURATION + len(SECONDS) + 1, FIRST + len(FIRST_CHUNK) + 1
 _TOKENS_SUM, _OVERHEAD_SUM, _LAG_SUM = len(TOKENS) + 1, len(OVERHEAD) + 1, len(LAG) + 1
 
+_OTHERS = Kind(**dict.fromkeys(Kind.__struct_fields__, "other") | {"stripped": "", "fallback": ""})
+
 _Row = tuple[int, int, float, bool]
 """First cell, cell of the upstream's health, what the outcome says of it (0: nothing), whether tokens count."""
 
@@ -90,7 +93,9 @@ class Metrics:
         kinds = [key for key in sheet.rows() if key[0] == EXCHANGE]
         self._models = {key[field] for key in kinds for field in (3, 4)} - {"", "other"}
         self._kinds = len(kinds)
-        self._others = sheet.row((EXCHANGE, *["other"] * len(Kind.__struct_fields__)), WIDTH)
+        self._taken = Counter(key[0] for key in sheet.rows())
+        self._refused = sheet.row(("unprompt_series_refused_total",), 1)
+        self._others = sheet.row((EXCHANGE, *msgspec.structs.astuple(_OTHERS)), WIDTH)
         self._overhead = self._index("unprompt_overhead_seconds")
         self._lag = self._index("unprompt_loop_lag_seconds")
         self._lag_max = sheet.row(("unprompt_loop_lag_max_seconds",), 3)
@@ -165,12 +170,9 @@ class Metrics:
             status_class=f"{end.status // 100}xx", outcome=label(seen.outcome), target=target,
             stripped="stripped" if end.stripped else "", fallback=label(seen.fallback or ""),
         )  # fmt: skip
-        row = (
-            self._row_of(told),
-            self._index("unprompt_upstream_healthy", target),
-            _HEALTHY.get(seen.outcome, 0.0),
-            end.status < 400 and seen.operation != "other",
-        )
+        health = self._index("unprompt_upstream_healthy", target)
+        verdict = _HEALTHY.get(seen.outcome, 0.0) if health != self._refused else 0.0
+        row = self._row_of(told), health, verdict, end.status < 400 and seen.operation != "other"
         self._rows[kind] = row
         return row
 
@@ -205,21 +207,28 @@ class Metrics:
         return f"{label(upstream)}/{self._model(model, status)}" if slash else label(upstream)
 
     def _index(self, name: str, *labels: str) -> int:
-        """The first cell of a series, prepared when it is new."""
+        """The first cell of a series, prepared when it is new; that of the refused ones when there is no room."""
         key = (name, *labels)
         index = self._plain.get(key)
         if index is None:
+            if len(self._plain) >= _REMEMBERED:
+                self._plain.clear()
             index = self._plain[key] = self._new_series(name, tuple(label(one) for one in labels))
         return index
 
     def _new_series(self, name: str, labels: Key) -> int:
-        taken = sum(key[0] == name for key in self._sheet.rows())
-        if taken >= SERIES_AT_MOST and (name, *labels) not in self._sheet.rows():
+        known = self._sheet.rows()
+        if (name, *labels) not in known and self._taken[name] >= SERIES_AT_MOST:
             labels = tuple("other" for _ in labels)
+        self._taken[name] += (name, *labels) not in known
         try:
             return self._sheet.row((name, *labels), BY_NAME[name].width)
         except SheetFull:
-            return self._sheet.row(("unprompt_series_refused_total",), 1)
+            return self._refused
+
+    def _set(self, value: float, name: str, *labels: str) -> None:
+        index = self._index(name, *labels)
+        self._cells[index] = value if index != self._refused else self._cells[index] + 1.0
 
     # --- what else there is to tell ----------------------------------------------------------------------
 
@@ -233,7 +242,7 @@ class Metrics:
 
     def circuit(self, target: str, is_open: bool) -> None:
         """Whether requests to this target are held back for now."""
-        self._cells[self._index("unprompt_upstream_circuit_open", target)] = float(is_open)
+        self._set(float(is_open), "unprompt_upstream_circuit_open", target)
 
     def restarted(self, part: str) -> None:
         """Something that moves records was started again: `process`, `journal`."""
@@ -246,7 +255,7 @@ class Metrics:
     def writer(self, is_up: bool) -> None:
         """Whether the process runs that moves records into the store; told when it starts and when it ends."""
         now = time.monotonic()
-        self._cells[self._index("unprompt_log_writer_up")] = now if is_up else -now
+        self._set(now if is_up else -now, "unprompt_log_writer_up")
 
     def late(self, seconds: float) -> None:
         """How late a timer of the event loop came; told some fifty times a second (`LoopWatch`)."""

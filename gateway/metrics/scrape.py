@@ -36,6 +36,7 @@ from gateway.metrics.table import (
     Kind,
     Metric,
 )  # fmt: skip
+from gateway.restarts import restarts
 from gateway.stores.journal import waiting
 
 ROWS_AT_ONCE = 50
@@ -206,18 +207,6 @@ def _of_journal(folder: Path) -> Iterator[tuple[str, Series]]:
         "unprompt_log_writer_restarts_total",
         {(part,): [float(count)] for part, count in restarts(folder).items()},
     )
-
-
-RESTARTS = "restarts.json"
-"""Beside the journal: how often a thread of the offline process was started again, by its name."""
-
-
-def restarts(folder: Path) -> dict[str, int]:
-    """What the offline process says in that file; nothing where it is not there or cannot be read."""
-    try:
-        return msgspec.json.decode((folder / RESTARTS).read_bytes(), type=dict[str, int])
-    except (OSError, msgspec.DecodeError):
-        return {}
 
 
 def _free(folder: Path) -> int:
