@@ -116,6 +116,17 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
 
 
+class OutOfSockets(UpstreamError):
+    """No socket could be opened: the files, ports or memory of the gateway itself are used up."""
+
+    status = 503
+    code = "overloaded"
+    retry_after = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reached=False)
+
+
 class CircuitOpen(UpstreamError):
     """Every target failed too often of late, and the route says to refuse rather than to ask one again."""
 
@@ -148,6 +159,7 @@ CODES = frozenset(
         UpstreamUnreachable,
         UpstreamBroken,
         UpstreamTimeout,
+        OutOfSockets,
         CircuitOpen,
         Abstained,
     )

@@ -142,10 +142,11 @@ class Breaker:
 
 
 class Breakers:
-    """The breaker of each target, by its label; routes with the same policy share it."""
+    """The breaker of each target, by its label; routes with the same policy share it. `changed` is told the label
+    of one that opens (True) or closes (False)."""
 
     def __init__(self, clock: Clock, changed: Callable[[str, bool], None] = lambda label, is_open: None) -> None:
-        self._clock, self._changed = clock, changed
+        self._clock, self.changed = clock, changed
         self._breakers: dict[tuple[str, CircuitPolicy], Breaker] = {}
 
     def of(self, label: str, policy: CircuitPolicy) -> Breaker:
@@ -154,7 +155,7 @@ class Breakers:
         if found is None:
             if len(self._breakers) >= BREAKERS_AT_MOST:  # labels can hold the client's model name: it is bounded
                 self._drop_closed()
-            found = Breaker(policy, self._clock, lambda is_open: self._changed(label, is_open))
+            found = Breaker(policy, self._clock, lambda is_open: self.changed(label, is_open))
             self._breakers[label, policy] = found
         return found
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-
 from gateway.domain.route import Route
 from gateway.errors import BodyTooLarge, TooManyRequests
 
 FILES_KEPT_FREE = 32
-"""File descriptors that clients may not use up: upstreams, journal and own pages need some, too."""
-
-_OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""At least so many file descriptors are not for clients, and one in 16 where there are many: connections to
+upstreams, the journal, own pages and saying no to a client need some, too."""
 
 
 class Seats:
@@ -85,9 +82,4 @@ def is_short_of_files(file_number: int, files_at_most: int) -> bool:
     POSIX gives out the lowest free number, so a high one means that all below it are taken. Told before
     `accept` fails: uvloop then takes connections only to close them at once, and the client learns nothing.
     """
-    return file_number >= files_at_most - FILES_KEPT_FREE
-
-
-def is_exhaustion(error: OSError) -> bool:
-    """Whether a connection to an upstream failed for want of our own files, ports or memory."""
-    return error.errno in _OUT_OF_FILES
+    return file_number >= files_at_most - max(FILES_KEPT_FREE, files_at_most // 16)

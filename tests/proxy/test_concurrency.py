@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 import pytest
@@ -15,7 +14,6 @@ from gateway.proxy.concurrency import (
     FILES_KEPT_FREE,
     Seats,
     check_size,
-    is_exhaustion,
     is_short_of_files,
     take_seats,
 )
@@ -91,9 +89,3 @@ def test_the_number_of_a_file_tells_how_many_there_are() -> None:
     finally:
         for number in opened:
             os.close(number)
-
-
-def test_our_own_shortage_is_not_the_upstreams_fault() -> None:
-    assert is_exhaustion(OSError(errno.EMFILE, "Too many open files"))
-    assert is_exhaustion(OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"))
-    assert not is_exhaustion(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
