@@ -15,11 +15,11 @@ from gateway.domain.price import Billed
 from gateway.providers import Count, Provider, RequestFacts, ResponseFacts, openai
 
 
-class _Written(msgspec.Struct):
+class _Written(msgspec.Struct, gc=False):
     ephemeral_1h_input_tokens: Count | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     input_tokens: Count | None = None
     output_tokens: Count | None = None
     cache_read_input_tokens: Count | None = None
@@ -28,11 +28,11 @@ class _Usage(msgspec.Struct):
     service_tier: Any = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     stop_reason: str | None = None
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     model: str | None = None
     stop_reason: str | None = None
     usage: _Usage | None = None
@@ -64,7 +64,12 @@ class Anthropic:
             return _noun([_decode(body)])
         start = body.find(b"data:")  # of message_start, with the model and the input tokens
         first = body[start + 5 : body.find(b"\n", start)].rstrip(b"\r")
-        return _noun([_decode(first), *map(_decode, sse.last_data(body, 3))])
+        parts = [_decode(first)]
+        for data in sse.last_data(body, 3):
+            parts.append(_decode(data))
+            if parts[-1].delta is not None and parts[-1].usage is not None:
+                break  # message_delta, behind which only message_stop comes
+        return _noun(parts)
 
     def ends_stream(self, window: bytes) -> bool:
         return b"message_stop" in window and _END_MARK.search(window) is not None
@@ -103,23 +108,26 @@ def _noun(parts: list[_Message]) -> ResponseFacts:
 
 
 def _total(counts: list[_Usage]) -> Usage:
-    given, made, cached, written = (
-        _highest([getattr(count, name) for count in counts])
-        for name in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-    )
+    given = made = cached = written = tier = None
+    hour = 0
+    for count in counts:
+        given, made = _more(given, count.input_tokens), _more(made, count.output_tokens)
+        cached = _more(cached, count.cache_read_input_tokens)
+        written = _more(written, count.cache_creation_input_tokens)
+        if count.cache_creation is not None:
+            hour = _more(hour, count.cache_creation.ephemeral_1h_input_tokens) or 0
+        if isinstance(count.service_tier, str) and count.service_tier != "standard":
+            tier = count.service_tier
     if given is None:
         return Usage()
     whole = given + (cached or 0) + (written or 0)
-    tiers = [count.service_tier for count in counts if isinstance(count.service_tier, str)]
-    tier = next((tier for tier in tiers if tier != "standard"), None)
     if not (written or tier):
         return Usage(input=whole, cached=cached, output=made, source="upstream")
-    hour = _highest([c.cache_creation.ephemeral_1h_input_tokens for c in counts if c.cache_creation])
     return Billed(
         input=whole, cached=cached, output=made, source="upstream", tier=tier,
-        cache_written=written or 0, cache_written_1h=hour or 0,
+        cache_written=written or 0, cache_written_1h=hour,
     )  # fmt: skip
 
 
-def _highest(counts: list[int | None]) -> int | None:
-    return max((count for count in counts if count is not None), default=None)
+def _more(known: int | None, said: int | None) -> int | None:
+    return known if said is None or (known is not None and known > said) else said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -19,12 +20,12 @@ _MODEL = re.compile(rb"/models/[^/:?]+(:)")
 _CALL = re.compile(r"/models/([^/:]+):([A-Za-z]+)")
 
 
-class _Part(msgspec.Struct, rename="camel"):
+class _Part(msgspec.Struct, rename="camel", gc=False):
     modality: str | None = None
     token_count: Count | None = None
 
 
-class _Counts(msgspec.Struct, rename="camel"):
+class _Counts(msgspec.Struct, rename="camel", gc=False):
     prompt_token_count: Count | None = None
     candidates_token_count: Count | None = None
     cached_content_token_count: Count | None = None
@@ -34,15 +35,15 @@ class _Counts(msgspec.Struct, rename="camel"):
     candidates_tokens_details: list[_Part] | None = None
 
 
-class _Candidate(msgspec.Struct, rename="camel"):
+class _Candidate(msgspec.Struct, rename="camel", gc=False):
     finish_reason: str | None = None
 
 
-class _Feedback(msgspec.Struct, rename="camel"):
+class _Feedback(msgspec.Struct, rename="camel", gc=False):
     block_reason: str | None = None
 
 
-class _Response(msgspec.Struct, rename="camel"):
+class _Response(msgspec.Struct, rename="camel", gc=False):
     model_version: str | None = None
     usage_metadata: _Counts | None = None
     candidates: list[_Candidate] | None = None
@@ -71,7 +72,7 @@ class Gemini:
 
     def read_response(self, body: bytes, *, streamed: bool) -> ResponseFacts:
         if streamed:
-            return _noun([_decode(data) for data in sse.last_data(body, 3)])
+            return _noun(map(_decode, sse.last_data(body, 3)))
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             if body.lstrip()[:1] == b"[":  # a stream that was asked for without `alt=sse`: a list of answers
                 return _noun(_responses.decode(body)[:-4:-1])
@@ -97,7 +98,7 @@ def _decode(data: bytes) -> _Response:
     return _Response()
 
 
-def _noun(last: list[_Response]) -> ResponseFacts:
+def _noun(last: Iterable[_Response]) -> ResponseFacts:
     """From the last parts of an answer, last first: the counts are running totals."""
     model = finish = None
     usage, failed = Usage(), False
@@ -108,6 +109,8 @@ def _noun(last: list[_Response]) -> ResponseFacts:
         failed = failed or bool(read.error)
         if usage.source == "none" and read.usage_metadata is not None:
             usage = _usage(read.usage_metadata)
+        if finish and usage.source == "upstream":
+            break
     return ResponseFacts(model=model, finish_reason=finish, usage=usage, failed=failed)
 
 

@@ -25,19 +25,19 @@ _OPERATIONS = {
 }
 
 
-class _Request(msgspec.Struct):
+class _Request(msgspec.Struct, gc=False):
     model: Any = None
     stream: Any = None
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, gc=False):
     cached_tokens: Count | None = None
     reasoning_tokens: Count | None = None
     audio_tokens: Count | None = None
     cache_write_tokens: Count | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     input_tokens: Count | None = None
@@ -52,7 +52,7 @@ class _Usage(msgspec.Struct):
         given = self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens
         made = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
         if given is None:  # counted in seconds, or not at all
-            return Usage()
+            return _NONE
         incoming = self.prompt_tokens_details or self.input_tokens_details or self.input_token_details or _NOTHING
         outgoing = self.completion_tokens_details or self.output_tokens_details or _NOTHING
         if made is None:
@@ -68,18 +68,19 @@ class _Usage(msgspec.Struct):
 
 
 _NOTHING = _Details()
+_NONE = Usage()
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     usage: _Usage | None = None  # Moonshot's streams have it here
 
 
-class _Groq(msgspec.Struct):
+class _Groq(msgspec.Struct, gc=False):
     usage: _Usage | None = None
 
 
-class _Response(msgspec.Struct):
+class _Response(msgspec.Struct, gc=False):
     model: str | None = None
     status: Any = None
     usage: _Usage | None = None
@@ -168,7 +169,8 @@ def _facts(data: bytes) -> ResponseFacts | None:
 def _last_facts(stream: bytes) -> ResponseFacts:
     """Usage, the finish reason and [DONE] are the last events; of two that say something, the later one counts."""
     model = finish = None
-    usage, failed = Usage(), False
+    usage, failed = _NONE, False
+    tells_usage = b'"usage"' in stream[-4096:]  # else nothing is left to find once it has finished
     for data in sse.last_data(stream, 8):
         facts = None if data == b"[DONE]" else _facts(data)
         if facts is None:
@@ -177,7 +179,7 @@ def _last_facts(stream: bytes) -> ResponseFacts:
         failed = failed or facts.failed
         if usage.source == "none":
             usage = facts.usage
-        if finish and usage.source == "upstream":
+        if finish and (usage.source == "upstream" or not tells_usage):
             break
     return ResponseFacts(model=model, finish_reason=finish, usage=usage, failed=failed)
 
