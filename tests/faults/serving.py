@@ -136,6 +136,7 @@ async def serving(
     routes: list[dict[str, Any]] | None = None,
     environment: dict[str, str] | None = None,
     before: Callable[[], None] | None = None,
+    workers: int = 1,
     clean: bool = True,
     **sections: dict[str, Any],
 ) -> AsyncIterator[Served]:
@@ -148,7 +149,7 @@ async def serving(
     (home / "gateway.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     if routes is not None:
         (home / "routes.yaml").write_text(yaml.safe_dump({"routes": routes}))
-    served = await start(home, environment=environment, before=before)
+    served = await start(home, environment=environment, before=before, workers=workers)
     try:
         yield served
     finally:
@@ -162,13 +163,18 @@ async def serving(
 
 
 async def start(
-    home: Path, *, environment: dict[str, str] | None = None, before: Callable[[], None] | None = None
+    home: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+    workers: int = 1,
 ) -> Served:
     """The command on the files that are in `home`; returns when it listens."""
-    command = [sys.executable, "-m", "gateway", "serve", "--no-jobs", "--port", "0", "--config"]
+    command = [sys.executable, "-m", "gateway", "serve", "--no-jobs", "--port", "0"]
+    command += ["--config", str(home / "gateway.yaml"), *([f"--workers={workers}"] if workers > 1 else [])]
     with (home / "log").open("ab") as log:
         process = subprocess.Popen(
-            [*command, str(home / "gateway.yaml")], stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            command, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
             env={**os.environ, **(environment or {})}, preexec_fn=before,
         )  # fmt: skip
     assert process.stdout is not None

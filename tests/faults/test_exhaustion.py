@@ -1,0 +1,201 @@
+"""Cases 49 and 50: no descriptor is left, too many come at once; and all faults together, for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from relaying import ANSWER, CHAT, Upstream, Wire, answering, request, response, story, upstream
+
+from faults.serving import DONE, EVENT, STREAM, Served, chunk, eventually, serving
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses prlimit and /proc")
+SOAK = float(os.environ.get("UNPROMPT_TEST_SOAK", "8"))
+
+
+def few_descriptors() -> None:
+    """In a new process: 100 open files, no more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+
+@story
+async def test_more_clients_than_descriptors_are_told_to_come_back_and_later_served(tmp_path: Path) -> None:
+    async with upstream(answering(response())) as up, serving(tmp_path, up, before=few_descriptors) as served:
+        assert (await served.ask(request(CHAT))).body == ANSWER
+        wires = [await served.connect() for _ in range(150)]
+        fates = await asyncio.gather(*(fate(wire) for wire in wires))
+        assert fates.count("served") >= 8
+        assert fates.count("told to retry") + fates.count("turned away") == 150 - fates.count("served")
+        assert fates.count("told to retry") >= 8
+        for wire in wires:
+            wire.close()
+        assert await eventually(lambda: served.descriptors() < 60)
+        for _ in range(20):
+            assert (await served.ask(request(CHAT))).body == ANSWER
+        rows = await served.recorded(fates.count("served") + 21)
+        assert {row.complete for row in rows} == {True}
+
+
+async def fate(wire: Wire) -> str:
+    """What becomes of a request on this connection."""
+    try:
+        await wire.send(request(CHAT))
+        answer = await wire.message()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return "turned away"
+    if answer.status == 503 and answer.header(b"retry-after") is not None:
+        return "told to retry"
+    return "served" if answer.body == ANSWER else "?"
+
+
+@story
+async def test_when_the_last_descriptor_is_gone_who_is_connected_is_served_and_it_recovers(tmp_path: Path) -> None:
+    """The limit falls below what is open: no file, no connection can be opened any more."""
+    async with upstream(answering(response())) as up, serving(tmp_path, up) as served:
+        inside = await served.connect()
+        await inside.send(request(CHAT))
+        assert (await inside.message()).body == ANSWER
+        served.limit(resource.RLIMIT_NOFILE, 8)
+        outside = [await served.connect() for _ in range(30)]
+        for _ in range(20):
+            await inside.send(request(CHAT))  # over the connection to the upstream that is there
+            assert (await inside.message()).body == ANSWER
+        spent = cpu_seconds(served)
+        await asyncio.sleep(0.5)
+        assert cpu_seconds(served) - spent < 0.4  # it does not spin meanwhile
+        served.limit(resource.RLIMIT_NOFILE, 1000)
+        for wire in outside:
+            wire.close()
+        until = time.monotonic() + 3
+        while not await is_served(served):
+            assert time.monotonic() < until
+        await inside.send(request(CHAT))
+        assert (await inside.message()).body == ANSWER
+        rows = await served.recorded(22)
+        assert {row.complete for row in rows} == {True}
+        inside.close()
+
+
+async def is_served(served: Served) -> bool:
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        return (await served.ask(request(CHAT))).body == ANSWER
+    return False
+
+
+def cpu_seconds(served: Served) -> float:
+    """What the relay has used of the processor so far."""
+    fields = Path(f"/proc/{served.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- all of it, for a while ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What the clients of a soak saw: the ids of whole answers, and how many requests broke off."""
+
+    whole: dict[bytes, bytes] = field(default_factory=dict)
+    begun: int = 0
+    broken: int = 0
+
+
+async def sent(wire: Wire, data: bytes) -> bool:
+    """Whether there was still somebody to send it to."""
+    if wire.writer.is_closing():
+        return False
+    try:
+        await wire.send(data)
+    except (ConnectionError, RuntimeError):  # what uvloop says of a connection that was closed meanwhile
+        return False
+    return True
+
+
+async def faulty(told: Upstream, wire: Wire) -> None:
+    """One in twenty answers dies in the middle, one in twenty before it begins; half are streams."""
+    dice = random.Random(told.connections)
+    while True:
+        asked = (await told.asked(wire)).body
+        told.requests.clear()
+        luck = dice.random()
+        body = b'{"answer":' + asked[-40:].strip(b"}") + b"}"
+        pieces = [STREAM, chunk(EVENT), chunk(b"data: " + body + b"\n\n"), chunk(DONE) + b"0\r\n\r\n"]
+        if luck < 0.05:
+            return
+        for piece in pieces if luck > 0.5 else [response(body)]:
+            if not await sent(wire, piece) or luck > 0.95:
+                return
+            await asyncio.sleep(0.001)
+
+
+async def bother(served: Served, seed: int, seen: Seen, until: float) -> None:
+    """Asks on and on; leaves in the middle of one answer in twenty."""
+    dice = random.Random(seed)
+    while time.monotonic() < until:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            wire = await served.connect()
+            try:
+                while time.monotonic() < until:
+                    seen.begun += 1
+                    body = CHAT[:-1] + b',"user":"%d"}' % dice.getrandbits(60)
+                    if not await sent(wire, request(body)) or dice.random() < 0.05:
+                        break
+                    answer = await wire.message()
+                    if not answer.complete:
+                        break
+                    if answer.status == 200:  # else it is our own 502: the upstream had died
+                        seen.whole[answer.header(b"x-unprompt-exchange") or b""] = answer.body
+            finally:
+                seen.broken += 1
+                wire.reset()
+
+
+async def meddle(served: Served, until: float) -> None:
+    """The worker is killed, the disk is full for a moment, the routes are read again."""
+    dice = random.Random(1)
+    while time.monotonic() < until:
+        worker = served.worker()
+        if worker is not None and dice.random() < 0.3:
+            os.kill(worker, signal.SIGKILL)
+        served.limit(resource.RLIMIT_FSIZE, 0)
+        await asyncio.sleep(0.2)
+        served.limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+        served.signal(signal.SIGHUP)
+        await asyncio.sleep(dice.uniform(0.5, 1.5))
+
+
+@story
+async def test_after_a_while_of_all_faults_nothing_is_open_nothing_has_grown_and_the_books_are_right(
+    tmp_path: Path,
+) -> None:
+    """`UNPROMPT_TEST_SOAK=86400` makes it a day."""
+    async with upstream(faulty) as up, serving(tmp_path, up) as served:
+        seen, until = Seen(), time.monotonic() + SOAK
+        await bother(served, 99, seen, time.monotonic() + min(1.0, SOAK / 4))
+        descriptors, memory = served.descriptors(), served.memory()
+        work = [bother(served, seed, seen, until) for seed in range(8)]
+        await asyncio.gather(meddle(served, until), *work)
+        assert len(seen.whole) > 20 * SOAK
+        assert await eventually(lambda: served.descriptors() <= descriptors + 8)  # as many rest in the pool
+        assert served.memory() - memory < 60 << 20
+        assert await served.metric("unprompt_in_flight") == 0
+        text = (await served.get(b"/metrics")).body.decode()
+        counted = sum(
+            float(line.split()[-1]) for line in text.splitlines() if line.startswith("unprompt_requests_total{")
+        )
+        assert await served.metric('unprompt_log_records_total{result="dropped"}') == 0
+        rows = {row.id.encode(): row for row in await served.recorded(int(counted))}
+        assert len(rows) == counted  # accepted = recorded
+        assert counted <= seen.begun
+        lost = [each for each in seen.whole if each not in rows or not rows[each].complete]
+        changed = [each for each, body in seen.whole.items() if each in rows and rows[each].response != body]
+        assert (lost, changed) == ([], [])
