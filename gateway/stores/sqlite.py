@@ -9,7 +9,6 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +21,7 @@ from gateway.domain.template import PromptTemplate
 from gateway.errors import StoreError
 from gateway.stores import rows as row_of
 from gateway.stores.dictionaries import Dictionaries
+from gateway.stores.migrations import migrations
 
 if TYPE_CHECKING:
     import sqlite_utils
@@ -76,7 +76,7 @@ class SqliteStore:
         except BaseException:
             self._connection.close()
             raise
-        self._dictionaries = Dictionaries(self._run)
+        self.dictionaries = Dictionaries(self.run)
 
     def close(self) -> None:
         self._connection.close()
@@ -90,33 +90,33 @@ class SqliteStore:
 
     def checkpoint(self) -> bool:
         """Move the write-ahead log into the file and empty it; False: somebody is reading or writing."""
-        return bool(self._run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
+        return bool(self.run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
 
     def _prepare(self) -> None:
         self._write_ahead()
         # FULL: the journal's segments are deleted on the strength of what was committed here. Secure: what is
         # deleted or moved is overwritten.
         for setting in ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
-            self._run(f"PRAGMA {setting}")
-        migrations = _migrations()
-        known, found = max(migrations), self._version()
+            self.run(f"PRAGMA {setting}")
+        scripts = migrations()
+        known, found = max(scripts), self._version()
         if found > known:
             raise StoreError(
                 f"store {self.path}: its tables have version {found}, this release knows {known}; upgrade unprompt"
             )
         if found < known:  # asked first, so that opening a file that is up to date waits for no writer
             with self.transaction():
-                self._migrate(migrations)
+                self._migrate(scripts)
 
     def _write_ahead(self) -> None:
         """SQLite does not wait for a lock when the journal mode is changed, so we do."""
         until = time.monotonic() + LOCKED_SECONDS
         while True:
             try:
-                if self._run("PRAGMA page_count").fetchone()[0] == 0:
-                    self._run(f"PRAGMA page_size = {PAGE_BYTES}")
-                    self._run("PRAGMA auto_vacuum = INCREMENTAL")
-                self._run("PRAGMA journal_mode = WAL")
+                if self.run("PRAGMA page_count").fetchone()[0] == 0:
+                    self.run(f"PRAGMA page_size = {PAGE_BYTES}")
+                    self.run("PRAGMA auto_vacuum = INCREMENTAL")
+                self.run("PRAGMA journal_mode = WAL")
             except StoreError as error:
                 if "locked" not in str(error) or time.monotonic() > until:
                     raise
@@ -127,29 +127,32 @@ class SqliteStore:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing, and one writer at a time from the first statement on."""
-        self._run("BEGIN IMMEDIATE")
+        self.run("BEGIN IMMEDIATE")
         try:
             yield
-            self._run("COMMIT")
+            self.run("COMMIT")
         except BaseException:
             if self._connection.in_transaction:  # a full disk has rolled it back already
-                self._run("ROLLBACK")
+                self.run("ROLLBACK")
             raise
 
-    def _run(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
+    def run(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
+        """One statement; outside a `transaction` it is one of its own."""
         try:
             return self._connection.execute(sql, values)
         except sqlite3.Error as error:
             raise StoreError(f"store {self.path}: {error}") from error
 
-    def _run_many(self, sql: str, rows: Iterable[Any]) -> None:
+    def run_many(self, sql: str, rows: Iterable[Any]) -> None:
+        """One statement for each of the rows to bind."""
         try:
             self._connection.executemany(sql, rows)
         except sqlite3.Error as error:
             raise StoreError(f"store {self.path}: {error}") from error
 
-    def _records(self, sql: str, values: Any = ()) -> list[Record]:
-        cursor = self._run(sql, values)
+    def records(self, sql: str, values: Any = ()) -> list[Record]:
+        """What a query finds, by column names."""
+        cursor = self.run(sql, values)
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in self._fetched(cursor)]
 
@@ -160,30 +163,30 @@ class SqliteStore:
             raise StoreError(f"store {self.path}: {error}") from error
 
     def _version(self) -> int:
-        return int(self._run("PRAGMA user_version").fetchone()[0])
+        return int(self.run("PRAGMA user_version").fetchone()[0])
 
-    def _migrate(self, migrations: Mapping[int, str]) -> None:
+    def _migrate(self, scripts: Mapping[int, list[str]]) -> None:
         done = self._version()  # again: another process may have been faster
-        if done == 0 and self._run("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+        if done == 0 and self.run("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
             raise StoreError(f"store {self.path}: a database of something else; name another file in store.url")
-        for number in sorted(number for number in migrations if number > done):
-            for statement in _statements(migrations[number]):
-                self._run(statement)
-            self._run(f"PRAGMA user_version = {number}")
+        for number in sorted(number for number in scripts if number > done):
+            for statement in scripts[number]:
+                self.run(statement)
+            self.run(f"PRAGMA user_version = {number}")
 
     # --- exchanges -----------------------------------------------------------------------------
 
     def offset(self, segment: str) -> int:
         """How many bytes of this journal segment are in the store."""
-        row = self._run("SELECT offset FROM journal WHERE segment = ?", [segment]).fetchone()
+        row = self.run("SELECT offset FROM journal WHERE segment = ?", [segment]).fetchone()
         return int(row[0]) if row else 0
 
     def absorb(self, segment: str, offset: int, begun: Iterable[Exchange], ended: Iterable[End]) -> None:
         """Rows and the new offset of their segment in one transaction; a row that is there stays as it is."""
-        self._dictionaries.refresh()
+        self.dictionaries.refresh()
         exchanges = list(begun)
-        with self._recounted([one.id for one in exchanges]):
-            self._run_many(row_of.INSERT_WHOLE, (row_of.whole(one, self._dictionaries) for one in exchanges))
+        with self.recounted([one.id for one in exchanges]):
+            self.run_many(row_of.INSERT_WHOLE, (row_of.whole(one, self.dictionaries) for one in exchanges))
         self._end(segment, offset, list(ended))
 
     def absorb_records(self, segment: str, offset: int, records: Iterable[Begin | End]) -> None:
@@ -199,44 +202,44 @@ class SqliteStore:
                 first.setdefault(record.id, record)
             else:
                 last[record.id] = record
-        packs = self._dictionaries
+        packs = self.dictionaries
         packs.refresh()
-        with self._recounted([begin.id for begin in first.values() if begin.task is not None]):
+        with self.recounted([begin.id for begin in first.values() if begin.task is not None]):
             both = [(begin, last.pop(key)) for key, begin in first.items() if key in last]
             for begin, _ in both:
                 del first[begin.id]
             for part in _parts(both):
-                self._run_many(row_of.INSERT_ENDED, (row_of.ended(begin, end, packs) for begin, end in part))
+                self.run_many(row_of.INSERT_ENDED, (row_of.ended(begin, end, packs) for begin, end in part))
                 packs.improve()
             for begun in _parts(list(first.values())):
-                self._run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, packs) for begin in begun))
+                self.run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, packs) for begin in begun))
                 packs.improve()
         self._end(segment, offset, list(last.values()))
 
     def _end(self, segment: str, offset: int, late: list[End]) -> None:
-        with self._recounted([end.id for end in late]):
+        with self.recounted([end.id for end in late]):
             for part in _parts(late):
-                self._run_many(row_of.UPDATE_ENDED, (row_of.late(end, self._dictionaries) for end in part))
-                self._dictionaries.improve()
-        self._run(
+                self.run_many(row_of.UPDATE_ENDED, (row_of.late(end, self.dictionaries) for end in part))
+                self.dictionaries.improve()
+        self.run(
             "INSERT INTO journal VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET offset = excluded.offset",
             [segment, offset],
         )
 
     @contextlib.contextmanager
-    def _recounted(self, exchange_ids: Iterable[str]) -> Iterator[None]:
+    def recounted(self, exchange_ids: Iterable[str]) -> Iterator[None]:
         """Whatever is done to these rows meanwhile, `task_stats` counts them as they are afterwards."""
         named = json.dumps(list(exchange_ids))
         if named == "[]":
             yield
             return
         with contextlib.nullcontext() if self._connection.in_transaction else self.transaction():
-            self._run(_COUNT, {"ids": named, "sign": -1})
+            self.run(_COUNT, {"ids": named, "sign": -1})
             yield
-            self._run(_COUNT, {"ids": named, "sign": 1})
+            self.run(_COUNT, {"ids": named, "sign": 1})
 
     def forget_segment(self, segment: str) -> None:
-        self._run("DELETE FROM journal WHERE segment = ?", [segment])
+        self.run("DELETE FROM journal WHERE segment = ?", [segment])
 
     def exchange(self, exchange_id: str) -> Exchange | None:
         found = self.exchanges("id = ?", [exchange_id])
@@ -252,16 +255,16 @@ class SqliteStore:
         """As `exchanges`, some at a time: bodies are large, and not all fit into memory. No lock is held meanwhile;
         a row that is deleted before it is reached is left out."""
         query = f"SELECT rowid FROM exchanges WHERE {where} ORDER BY id LIMIT ?"
-        found = array("q", (row for (row,) in self._fetched(self._run(query, [*parameters, limit]))))
+        found = array("q", (row for (row,) in self._fetched(self.run(query, [*parameters, limit]))))
         for start in range(0, len(found), _AT_ONCE):
             part = json.dumps(found[start : start + _AT_ONCE].tolist())
             query = f"{row_of.SELECT} WHERE rowid IN (SELECT value FROM json_each(?)) ORDER BY id"
-            for row in list(self._fetched(self._run(query, [part]))):
+            for row in list(self._fetched(self.run(query, [part]))):
                 yield self._exchange(row)
 
     def _exchange(self, row: tuple[Any, ...]) -> Exchange:
         try:
-            return row_of.exchange(row, self._dictionaries)
+            return row_of.exchange(row, self.dictionaries)
         except (StoreError, ValueError) as error:
             raise StoreError(f"store {self.path}: exchange {row[0]}: {error}") from error
 
@@ -286,30 +289,28 @@ class SqliteStore:
         return self._stat(task, "answered")
 
     def _stat(self, task: str, name: str) -> int:
-        row = self._run(f"SELECT {name} FROM task_stats WHERE task = ?", [task]).fetchone()
+        row = self.run(f"SELECT {name} FROM task_stats WHERE task = ?", [task]).fetchone()
         return int(row[0]) if row else 0
 
     def assign(self, assignments: Mapping[str, tuple[str, int] | None]) -> None:
         """Note which task and template version each exchange belongs to; None: none known."""
         rows = [(*(found or (None, None)), key) for key, found in assignments.items()]
-        with self._recounted(assignments):
-            self._run_many("UPDATE exchanges SET task = ?, task_version = ?, looked_at = 1 WHERE id = ?", rows)
+        with self.recounted(assignments):
+            self.run_many("UPDATE exchanges SET task = ?, task_version = ?, looked_at = 1 WHERE id = ?", rows)
 
     def set_aside(self, exchange_ids: Iterable[str]) -> None:
         """Note that no template can be found in these: they are no chat requests."""
         rows = [(key,) for key in exchange_ids]
-        with self._recounted(key for (key,) in rows):
-            self._run_many(
-                "UPDATE exchanges SET task = NULL, task_version = NULL, looked_at = 2 WHERE id = ?", rows
-            )
+        with self.recounted(key for (key,) in rows):
+            self.run_many("UPDATE exchanges SET task = NULL, task_version = NULL, looked_at = 2 WHERE id = ?", rows)
 
     def count(self, where: str = "1", parameters: Iterable[Any] = ()) -> int:
-        return int(self._run(f"SELECT COUNT(*) FROM exchanges WHERE {where}", list(parameters)).fetchone()[0])
+        return int(self.run(f"SELECT COUNT(*) FROM exchanges WHERE {where}", list(parameters)).fetchone()[0])
 
     def answered(self, task: str, newest: int = -1) -> list[Record]:
         """Who answered the task's newest exchanges, newest first: provider, model_requested, target,
         model_served, task_version, input_tokens."""
-        return self._records(
+        return self.records(
             "SELECT provider, model_requested, target, model_served, task_version, input_tokens FROM exchanges"
             f" WHERE task = ? AND {ANSWERED} ORDER BY rowid DESC LIMIT ?",
             [task, newest],
@@ -319,8 +320,8 @@ class SqliteStore:
 
     def add_template(self, template: PromptTemplate) -> None:
         now = time.time()
-        self._run("INSERT OR IGNORE INTO tasks (name, created_at) VALUES (?, ?)", [template.task, now])
-        self._run(
+        self.run("INSERT OR IGNORE INTO tasks (name, created_at) VALUES (?, ?)", [template.task, now])
+        self.run(
             "INSERT OR IGNORE INTO templates (name, task, version, body, created_at) VALUES (?, ?, ?, ?, ?)",
             [template.name, template.task, template.version, msgspec.json.encode(template).decode(), now],
         )
@@ -328,15 +329,15 @@ class SqliteStore:
     def templates(self, task: str | None = None) -> list[PromptTemplate]:
         """All templates, or one task's, oldest version first."""
         where, values = ("1", []) if task is None else ("task = ?", [task])
-        rows = self._run(f"SELECT body FROM templates WHERE {where} ORDER BY task, version", values)
+        rows = self.run(f"SELECT body FROM templates WHERE {where} ORDER BY task, version", values)
         return [msgspec.json.decode(body, type=PromptTemplate) for (body,) in self._fetched(rows)]
 
     def set_kind(self, task: str, kind: str) -> None:
-        self._run("UPDATE tasks SET kind = ? WHERE name = ?", [kind, task])
+        self.run("UPDATE tasks SET kind = ? WHERE name = ?", [kind, task])
 
     def tasks(self) -> list[Record]:
         """Name, kind and counts of each task; costs a few lookups a task, however many exchanges there are."""
-        return self._records(
+        return self.records(
             "SELECT t.name, t.kind, t.created_at, COALESCE(s.exchanges, 0) AS exchanges,"
             " COALESCE(s.stripped, 0) AS stripped,"
             " (SELECT started_at FROM exchanges WHERE task = t.name ORDER BY rowid DESC LIMIT 1) AS last_at,"
@@ -346,7 +347,7 @@ class SqliteStore:
 
     def version_counts(self, task: str, newest: int) -> dict[int, int]:
         """How many of the task's newest exchanges were made with each template version."""
-        rows = self._run(
+        rows = self.run(
             "SELECT task_version, COUNT(*) FROM (SELECT task_version FROM exchanges WHERE task = ?"
             " ORDER BY rowid DESC LIMIT ?) WHERE task_version IS NOT NULL GROUP BY task_version",
             [task, newest],
@@ -359,7 +360,7 @@ class SqliteStore:
         """Insert a row, or change the columns given of the row with that `id`; mappings and lists become JSON."""
         flat = {k: json.dumps(v) if isinstance(v, dict | list | tuple) else v for k, v in row.items()}
         updates = ", ".join(f"{name} = excluded.{name}" for name in flat if name != "id")
-        self._run(
+        self.run(
             f"INSERT INTO {table} ({', '.join(flat)}) VALUES ({', '.join(':' + name for name in flat)})"
             f" ON CONFLICT (id) DO UPDATE SET {updates}",
             flat,
@@ -368,11 +369,11 @@ class SqliteStore:
     def change(self, table: str, row_id: str, **columns: Any) -> None:
         """Change columns of the row with this `id`."""
         settings = ", ".join(f"{name} = :{name}" for name in columns)
-        self._run(f"UPDATE {table} SET {settings} WHERE id = :id", {**columns, "id": row_id})
+        self.run(f"UPDATE {table} SET {settings} WHERE id = :id", {**columns, "id": row_id})
 
     def rows(self, table: str, where: str = "1", parameters: Iterable[Any] = ()) -> list[Record]:
         """Rows of a table, oldest first."""
-        return self._records(f"SELECT * FROM {table} WHERE {where} ORDER BY created_at, rowid", list(parameters))
+        return self.records(f"SELECT * FROM {table} WHERE {where} ORDER BY created_at, rowid", list(parameters))
 
     def add_dataset(self, dataset: Dataset) -> None:
         """Note a dataset whose files are written; one that is noted already becomes the newest."""
@@ -397,20 +398,3 @@ def _parts(all_of_them: list[T]) -> Iterator[list[T]]:
     """So many at once that the next ones can be packed with a dictionary of the ones before."""
     for start in range(0, len(all_of_them), _AT_ONCE):
         yield all_of_them[start : start + _AT_ONCE]
-
-
-def _migrations() -> dict[int, str]:
-    """The scripts of `sql/` by their number."""
-    folder = resources.files("gateway.stores") / "sql"
-    scripts = (file for file in folder.iterdir() if file.name.endswith(".sql"))
-    return {int(script.name.split("_")[0]): script.read_text("utf-8") for script in scripts}
-
-
-def _statements(script: str) -> Iterator[str]:
-    """One statement at a time: `executescript` would commit the transaction that we are in."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""

@@ -19,6 +19,7 @@ from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.errors import StoreError
 from gateway.stores import sqlite
+from gateway.stores.migrations import migrations
 from gateway.stores.sqlite import SqliteStore
 
 SUPPORT = PromptTemplate(
@@ -155,7 +156,7 @@ def test_every_table_can_be_read_with_sqlite_utils(store: SqliteStore) -> None:
 def test_a_file_of_the_first_release_is_brought_up_to_date_with_what_is_in_it(tmp_path: Path) -> None:
     file = tmp_path / "unprompt.db"
     old = sqlite3.connect(file)
-    old.executescript(sqlite._migrations()[1])
+    old.executescript("".join(migrations()[1]))
     old.execute("INSERT INTO promotions VALUES ('p1', 'support', 'promote', 'support-7', 'null', NULL, 1.0)")
     old.execute("PRAGMA user_version = 1")
     old.commit()
@@ -239,11 +240,11 @@ def test_reading_waits_for_no_writer_and_writing_says_that_it_is_locked(
 
 def test_a_full_disk_is_told_and_leaves_the_store_as_it_was(store: SqliteStore) -> None:
     keep(store, ASKED)
-    pages = store._run("PRAGMA page_count").fetchone()[0]
-    store._run(f"PRAGMA max_page_count = {pages}")
+    pages = store.run("PRAGMA page_count").fetchone()[0]
+    store.run(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="database or disk is full"):
         keep(store, *(Exchange(id=f"x{n}", started_at=0.0, request=os.urandom(5000)) for n in range(50)))
-    store._run("PRAGMA max_page_count = 1000000")
+    store.run("PRAGMA max_page_count = 1000000")
     assert [exchange.id for exchange in store.exchanges()] == ["e1"]
     keep(store, Exchange(id="e3", started_at=3.0))
     assert store.count() == 2
