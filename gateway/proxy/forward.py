@@ -83,10 +83,11 @@ class Exchanging:
         self._timeouts = _DEFAULT_TIMEOUTS
         self.deadline = _NEVER
         self._failures: list[str] = []
-        self._answering = self._ended = self._chunked = self._tunnel = self._marked = False
+        self._answering = self._ended = self._chunked = self._flows = self._tunnel = self._marked = False
         self._framed = True
         self._close = not asked.head.keep_alive
         self._window = b"\n"
+        self._ends_stream = asked.provider.ends_stream
         self._blanker: secrets.Blanker | None = None
         self._sent = self._received = 0
         self._overhead = 0.0
@@ -231,7 +232,10 @@ class Exchanging:
         if self._ended:
             return
         try:
-            self._take(head, piece, done)
+            if head is None and not done and self._flows:
+                self._pass_on(piece)
+            else:
+                self._take(head, piece, done)
         except Exception:
             log.exception("exchange %s failed inside the gateway", self.id)
             if self._call is not None and not done:
@@ -263,6 +267,15 @@ class Exchanging:
         if done:
             self._client.finish(keep_alive=not self._close)
 
+    def _pass_on(self, piece: bytes) -> None:
+        """A further piece of a stream: what `_take` does with one, in the fewest steps."""
+        now = time.perf_counter()
+        self._wait(self._timeouts.idle, now)
+        self._recording.piece(piece, now)
+        if self._is_whole(piece):
+            self._record_end(self._recording.outcome_by_status, complete=True)
+        self._client.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
     def _relayed(self, piece: bytes, now: float, done: bool) -> bytes:
         """A piece as it leaves for the client."""
         if self._tunnel:
@@ -279,7 +292,7 @@ class Exchanging:
         """Whether the client may take the stream for whole now: its last event has begun, and a line is full."""
         if not self._marked:
             window = self._window + piece
-            self._marked = self._asked.provider.ends_stream(window)
+            self._marked = self._ends_stream(window)
             self._window = window[-WINDOW:]
         return self._marked and piece.endswith((b"\n", b"\r"))
 
@@ -316,6 +329,7 @@ class Exchanging:
             self._close = self._close or self._asked.head.http_1_0
         if head.status < 400:
             self._blanker = None  # an answer, not an error that quotes the request
+        self._flows = self._chunked and self._recording.streamed and self._blanker is None
         return wire.answer_head(head, self._own_lines(), chunked=self._chunked, close=self._close)
 
     def _own_lines(self) -> bytes:

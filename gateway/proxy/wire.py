@@ -137,7 +137,7 @@ def tags(value: bytes | None) -> dict[str, str]:
 
 def answer_head(head: Head, extra: bytes, *, chunked: bool = False, close: bool = False) -> bytes:
     """Status line and headers for the client, up to the empty line. `extra`: header lines of our own."""
-    hops = HOP_BY_HOP & head.first.keys()
+    hops = HOP_BY_HOP.intersection(head.first)
     raw = _end_to_end(head, hops) if hops else head.raw
     framing = b"\r\nTransfer-Encoding: chunked" if chunked else b""
     if head.status == 101:

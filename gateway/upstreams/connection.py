@@ -117,6 +117,10 @@ class HttpConnection(asyncio.Protocol):
                 return
             self._spoiled = True
         self._segment = None
+        if self._quiet_bytes == 0 and self._head is None and not self._complete:  # more of a body, and only that
+            pieces, self._pieces = self._pieces, []
+            call.sink.on_data(None, pieces[0] if len(pieces) == 1 else b"".join(pieces), False)
+            return
         if self._quiet_bytes > MAX_HEAD_BYTES and not self._complete:
             self._break(f"the upstream's headers or trailers are larger than {MAX_HEAD_BYTES // 1024} KiB")
             return
