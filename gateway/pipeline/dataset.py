@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from gateway import providers
 from gateway.domain.dataset import Dataset, Row, Split
 from gateway.domain.exchange import Exchange
 from gateway.domain.template import Inputs, PromptTemplate
@@ -21,7 +22,7 @@ from gateway.encoding import decoded
 from gateway.errors import DatasetError, StoreError, TaskError
 from gateway.files import write_whole
 from gateway.pipeline.card import card, card_text
-from gateway.providers.openai import read_answer, read_chat
+from gateway.providers.openai import read_chat
 from gateway.stores.sqlite import SqliteStore
 
 AT_LEAST = 50
@@ -187,12 +188,16 @@ def _answer(exchange: Exchange, scope: Scope) -> tuple[str, int, str] | str:
     return text, 1 if said.get("score", 0) > 0 else 0, reason
 
 
+_OPENAI = providers.load("openai")
+
+
 def _output(exchange: Exchange) -> tuple[str, str]:
     """(text, "") or ("", reason)."""
     plain = decoded(exchange.response, exchange.response_headers.get("content-encoding"))
-    answer = read_answer(plain, streamed=exchange.streamed) if plain else None
-    if answer is None:
+    read = _OPENAI.read_answer(plain, streamed=exchange.streamed) if plain else None
+    if read is None or read.error:
         return "", "unreadable answer"
+    answer = read.choices[0]
     if answer.tool_calls:
         return "", "tool calls"
     if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.search(answer.text[:240]):

@@ -8,6 +8,7 @@ from typing import Annotated, Protocol
 import msgspec
 
 from gateway.domain.exchange import Usage
+from gateway.providers.answers import Answer
 
 
 class RequestFacts(msgspec.Struct, frozen=True):
@@ -45,6 +46,10 @@ class Provider(Protocol):
 
     def read_response(self, body: bytes, *, streamed: bool) -> ResponseFacts:
         """From the whole body, or the tail of a stream. Never raises."""
+        ...
+
+    def read_answer(self, body: bytes, *, streamed: bool) -> Answer | None:
+        """What the model said, from the whole recorded body; None where there is no answer in it. Offline."""
         ...
 
     def ends_stream(self, window: bytes) -> bool:

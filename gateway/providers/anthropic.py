@@ -13,6 +13,7 @@ from gateway import sse
 from gateway.domain.exchange import Usage
 from gateway.domain.price import Billed
 from gateway.providers import Count, Provider, RequestFacts, ResponseFacts, openai
+from gateway.providers.answers import UNREADABLE, Answer, anthropic, documents
 
 
 class _Written(msgspec.Struct, gc=False):
@@ -70,6 +71,11 @@ class Anthropic:
             if parts[-1].delta is not None and parts[-1].usage is not None:
                 break  # message_delta, behind which only message_stop comes
         return _noun(parts)
+
+    def read_answer(self, body: bytes, *, streamed: bool) -> Answer | None:
+        with contextlib.suppress(*UNREADABLE):
+            return anthropic.assemble(documents(body, streamed=streamed))
+        return None
 
     def ends_stream(self, window: bytes) -> bool:
         return b"message_stop" in window and _END_MARK.search(window) is not None

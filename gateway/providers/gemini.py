@@ -15,6 +15,7 @@ from gateway import sse
 from gateway.domain.exchange import Usage
 from gateway.domain.price import Billed
 from gateway.providers import Count, Provider, RequestFacts, ResponseFacts
+from gateway.providers.answers import UNREADABLE, Answer, gemini
 
 _MODEL = re.compile(rb"/models/[^/:?]+(:)")
 _CALL = re.compile(r"/models/([^/:]+):([A-Za-z]+)")
@@ -77,6 +78,11 @@ class Gemini:
             if body.lstrip()[:1] == b"[":  # a stream that was asked for without `alt=sse`: a list of answers
                 return _noun(_responses.decode(body)[:-4:-1])
         return _noun([_decode(body)])
+
+    def read_answer(self, body: bytes, *, streamed: bool) -> Answer | None:
+        with contextlib.suppress(*UNREADABLE):
+            return gemini.assemble(gemini.read_documents(body, streamed=streamed))
+        return None
 
     def ends_stream(self, window: bytes) -> bool:
         return b'"finishReason"' in window

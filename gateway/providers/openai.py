@@ -15,6 +15,7 @@ from gateway import sse
 from gateway.domain.exchange import Usage
 from gateway.domain.price import Billed
 from gateway.providers import Count, Provider, RequestFacts, ResponseFacts
+from gateway.providers.answers import UNREADABLE, Answer, chat, documents, responses
 from gateway.providers.huge import HUGE
 
 _OPERATIONS = {
@@ -144,6 +145,14 @@ class OpenAI:
             return _last_facts(body)
         return (_facts(body) if len(body) < HUGE else _ends_facts(body)) or ResponseFacts()
 
+    def read_answer(self, body: bytes, *, streamed: bool) -> Answer | None:
+        with contextlib.suppress(*UNREADABLE):
+            items = documents(body, streamed=streamed)
+            if any(map(responses.is_response, items)):
+                return responses.assemble(items)
+            return chat.assemble(items)
+        return None
+
     def ends_stream(self, window: bytes) -> bool:
         hint = b"[DONE]" in window or b"response." in window  # cheaper than the pattern
         return hint and _END_MARK.search(window) is not None
@@ -200,47 +209,6 @@ def _ends_facts(body: bytes) -> ResponseFacts | None:
     head = body[: body.find(b"{", 1, 4096)].rpartition(b",")[0]
     first = _facts(head + b"}") if facts.model is None and head else None
     return msgspec.structs.replace(facts, model=first.model) if first else facts
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat completion's first choice, the same whether it was streamed or not."""
-
-    text: str = ""
-    refusal: str | None = None
-    tool_calls: bool = False
-    finish_reason: str | None = None
-    choices: int = 0
-
-
-def read_answer(body: bytes, *, streamed: bool) -> Answer | None:
-    """The answer in a recorded chat completion, None where there is none."""
-    try:
-        chunks = [json.loads(body)] if not streamed else _chunks(body)
-        return _assemble(chunks)
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
-        return None
-
-
-def _chunks(body: bytes) -> list[Any]:
-    return [json.loads(event.data) for event in sse.events(body) if event.data != b"[DONE]"]
-
-
-def _assemble(chunks: list[Any]) -> Answer | None:
-    text, refusal, finish, tools, seen = "", None, None, False, set()
-    for chunk in chunks:
-        for choice in chunk.get("choices") or []:
-            seen.add(choice.get("index", 0))
-            if choice.get("index", 0) != 0:
-                continue
-            part = choice.get("message") or choice.get("delta") or {}
-            text += part.get("content") or ""
-            if part.get("refusal"):
-                refusal = (refusal or "") + part["refusal"]
-            tools = tools or bool(part.get("tool_calls") or part.get("function_call"))
-            finish = choice.get("finish_reason") or finish
-    if not seen:
-        return None
-    return Answer(text=text, refusal=refusal, tool_calls=tools, finish_reason=finish, choices=len(seen))
 
 
 def chat_completion(id: str, model: str, text: str, usage: Usage) -> bytes:

@@ -13,7 +13,8 @@ from gateway import providers
 from gateway.domain.exchange import Usage
 from gateway.domain.price import Billed
 from gateway.providers import Provider, RequestFacts, ResponseFacts
-from gateway.providers.openai import Answer, chat_completion, chat_stream, read_answer, read_chat
+from gateway.providers.answers import Answer, Choice
+from gateway.providers.openai import chat_completion, chat_stream, read_chat
 
 OPENAI, ANTHROPIC, GEMINI = (providers.load(name) for name in ("openai", "anthropic", "gemini"))
 ALL = [OPENAI, ANTHROPIC, GEMINI]
@@ -185,7 +186,8 @@ def test_paths_are_aimed_at_another_model_only_where_they_name_one() -> None:
 def test_an_answer_of_our_own_reads_like_any_other(text: str, streamed: bool) -> None:
     usage = Usage(input=3, output=2, source="estimated")
     body = chat_stream("1", "mail-1", text, usage) if streamed else chat_completion("1", "mail-1", text, usage)
-    assert read_answer(body, streamed=streamed) == Answer(text=text, finish_reason="stop", choices=1)
+    said = Choice(role="assistant", text=text, finish_reason="stop")
+    assert OPENAI.read_answer(body, streamed=streamed) == Answer(choices=(said,), id="chatcmpl-1", model="mail-1")
     facts = OPENAI.read_response(body, streamed=streamed)
     assert (facts.model, facts.finish_reason, facts.usage.input, facts.usage.output) == ("mail-1", "stop", 3, 2)
 
