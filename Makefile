@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint conformance serve clean
+.PHONY: demo test lint conformance conformance-sdk conformance-frameworks conformance-clients conformance-bodies serve clean
 
 demo: .venv/installed
 	@$(BIN)/unprompt demo $(ARGS)
@@ -17,7 +17,13 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports --no-logo --no-cache
 
 conformance: .venv/installed
-	benchmarks/conformance.sh --quiet
+	benchmarks/conformance.sh --quiet $(ARGS)
+
+conformance-sdk conformance-frameworks conformance-clients: .venv/installed
+	benchmarks/conformance.sh $(@:conformance-%=%) $(ARGS)
+
+conformance-bodies: .venv/installed
+	$(BIN)/python benchmarks/large_bodies.py $(ARGS)
 
 serve: .venv/installed
 	$(BIN)/unprompt serve

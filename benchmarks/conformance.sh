@@ -25,30 +25,32 @@ await() { # PORT...: until somebody answers at each of them
     tries=0
     until "$PYTHON" -c "import socket, sys; [socket.create_connection(('localhost', int(p)), 1).close() for p in sys.argv[1:]]" "$@" 2>/dev/null; do
         tries=$((tries + 1))
-        [ "$tries" -lt 120 ] || { tail -n 20 "$folder"/*.log; exit 2; }
+        [ "$tries" -lt 120 ] || { find "$folder" -name '*.log' -exec tail -n 20 {} +; exit 2; }
         sleep 0.3
     done
 }
 
-serve() { # OPENAI ANTHROPIC GEMINI: the gateway, with these base URLs behind it
-    cat >"$folder/gateway.yaml" <<YAML
-server: {host: 127.0.0.1, port: $PORT, drain_seconds: 1}
-providers:
-  openai: {protocol: openai, base_url: "$1"}
-  anthropic: {protocol: anthropic, base_url: "$2"}
-  gemini: {protocol: gemini, base_url: "$3"}
-store: {url: "sqlite:///$folder/data/unprompt.db"}
-YAML
-    "$PYTHON" -m gateway serve --no-jobs --config "$folder/gateway.yaml" >"$folder/gateway.log" 2>&1 &
+serve() { # PORT PROVIDER=BASE_URL...: a gateway; the first provider answers at /v1
+    home="$folder/$1"
+    mkdir "$home"
+    {
+        echo "server: {host: 127.0.0.1, port: $1, drain_seconds: 1}"
+        echo "store: {url: \"sqlite:///$home/data/unprompt.db\"}"
+        echo "providers:"
+        for provider in "$@"; do
+            [ "$provider" = "$1" ] || echo "  ${provider%%=*}: {protocol: ${provider%%=*}, base_url: \"${provider#*=}\"}"
+        done
+    } >"$home/gateway.yaml"
+    "$PYTHON" -m gateway serve --no-jobs --config "$home/gateway.yaml" >"$home/gateway.log" 2>&1 &
     pids="$pids $!"
-    await "$PORT"
+    await "$1"
 }
 
 mock() { # the harness's upstream, and the gateway in front of it
     "$PYTHON" "$HARNESS/mock_upstream.py" --port "$MOCK_PORT" >"$folder/mock.log" 2>&1 &
     pids="$pids $!"
     upstream="http://localhost:$MOCK_PORT" # a name: cookie jars ignore addresses, so a leak shows with a name only
-    serve "$upstream/v1" "$upstream" "$upstream"
+    serve "$PORT" "openai=$upstream/v1" "anthropic=$upstream" "gemini=$upstream"
     await "$MOCK_PORT"
 }
 
@@ -67,15 +69,18 @@ sdk() {
     [ -x "$WORK/venv-anthropic/bin/pytest" ] && [ -x "$WORK/steady/node_modules/.bin/steady" ] || bash "$suites" setup
     bash "$suites" mock >"$folder/mock.log" 2>&1 &
     pids="$pids $!"
-    serve http://127.0.0.1:4013/v1 http://127.0.0.1:4014 http://127.0.0.1:4014
     await 4013 4014
-    for run in "openai http://127.0.0.1:4013/v1 http://127.0.0.1:$PORT/v1" \
-        "anthropic http://127.0.0.1:4014 http://127.0.0.1:$PORT/anthropic"; do
-        set -- $run
-        echo "$1, directly:     $(bash "$suites" "$1" "$2" direct)"
-        echo "$1, through us:   $(bash "$suites" "$1" "$3" proxy)"
-        bash "$suites" diff "$1" || status=$?
-    done
+    beside=$((PORT + 1)) # 17 of Anthropic's tests patch their HTTP client for the path /v1 and fail below /anthropic, unsent
+    serve "$PORT" openai=http://127.0.0.1:4013/v1
+    serve "$beside" anthropic=http://127.0.0.1:4014
+    both openai http://127.0.0.1:4013/v1 "http://127.0.0.1:$PORT/v1"
+    both anthropic http://127.0.0.1:4014 "http://127.0.0.1:$beside"
+}
+
+both() { # SUITE DIRECT PROXIED
+    echo "$1, directly:     $(bash "$suites" "$1" "$2" direct)"
+    echo "$1, through us:   $(bash "$suites" "$1" "$3" proxy)"
+    bash "$suites" diff "$1" || status=$?
 }
 
 frameworks() { # [NAME,NAME]
@@ -126,5 +131,5 @@ check | sdk | frameworks | clients) "$@" ;;
 -*) check "$@" ;;
 *) sed -n '2,12p' "$0"; exit 2 ;;
 esac
-grep -E "ERROR|Traceback|Error:" "$folder/gateway.log" | head -20 || true
+grep -rhE --include=gateway.log "ERROR|Traceback|Error:" "$folder" | head -20 || true
 exit "$status"

@@ -158,7 +158,7 @@ def ask_curl(base: str, step: Step) -> Answer:
         command += ["-T", "-"]
     elif step.body:
         command += ["--data-binary", "@-"]
-    out = subprocess.run(command, input=step.body, capture_output=True, check=True).stdout
+    out = subprocess.run(command, input=step.body, capture_output=True, check=True, timeout=60).stdout
     while out.startswith(b"HTTP/1.1 1"):
         out = out.partition(b"\r\n\r\n")[2]
     head, _, body = out.partition(b"\r\n\r\n")
@@ -180,7 +180,9 @@ def _node(script: str) -> Callable[[str, Step], Answer]:
     def ask(base: str, step: Step) -> Answer:
         command = ["node", str(SCRIPTS / script), step.method, base + step.path, json.dumps(step.pieces)]
         command.append(json.dumps(step.headers))
-        given = json.loads(subprocess.run(command, input=step.body, capture_output=True, check=True).stdout)
+        given = json.loads(
+            subprocess.run(command, input=step.body, capture_output=True, check=True, timeout=60).stdout
+        )
         return Answer(given["status"], dict(given["headers"]), base64.b64decode(given["body"]))
 
     return ask
@@ -192,7 +194,7 @@ def ask_java(base: str, step: Step) -> Answer:
         Path(body.name).write_bytes(step.body)
         command = ["java", str(SCRIPTS / "Ask.java"), step.method, base + step.path, json.dumps(step.pieces)]
         command += [body.name, *(part for pair in step.headers.items() for part in pair)]
-        lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
+        lines = subprocess.run(command, capture_output=True, check=True, timeout=60, text=True).stdout.splitlines()
     headers = dict(line.split(": ", 1) for line in lines[2:] if ": " in line)
     return Answer(int(lines[0]), headers, base64.b64decode(lines[1]))
 
@@ -294,13 +296,20 @@ def _end_to_end(headers: list[list[str]]) -> list[list[str]]:
 def compare(mock: Mock, ask: Callable[[str], object], direct: str, proxied: str) -> list[str]:
     """What differs between the two ways, in words."""
     mock.mark()
-    wanted, sent = ask(direct), mock.received()
+    wanted, sent = _outcome(ask, direct), mock.received()
     mock.mark()
-    given, passed = ask(proxied), mock.received()
+    given, passed = _outcome(ask, proxied), mock.received()
     differences = [] if wanted == given else [f"answer {given!r:.400} instead of {wanted!r:.400}"]
     return differences + (
         [] if sent == passed else [f"the upstream received {passed!r:.400} instead of {sent!r:.400}"]
     )
+
+
+def _outcome(ask: Callable[[str], object], base: str) -> object:
+    try:
+        return ask(base)
+    except Exception as error:  # noqa: BLE001  # whatever a client raises is what its app gets
+        return f"{type(error).__name__}: {error}"
 
 
 def _run_http(name: str, mock: Mock, direct: str, proxied: str) -> bool:

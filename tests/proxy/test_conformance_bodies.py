@@ -1,0 +1,46 @@
+"""Bodies far larger than what the gateway may hold: they arrive byte for byte, and its memory stays where it was.
+
+With 500 MB each and as a table: `python benchmarks/large_bodies.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+MB = 200
+RECORDED_MB = 16
+"""What is recorded of an answer (`capture.max_body_mb`); a few copies of it exist while its record is written."""
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory in /proc")
+
+
+@pytest.fixture(scope="module")
+def bodies() -> ModuleType:
+    file = Path(__file__).parents[2] / "benchmarks" / "large_bodies.py"
+    spec = importlib.util.spec_from_file_location("large_bodies", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["large_bodies"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_uploads_and_downloads_pass_at_constant_memory(tmp_path: Path, bodies: ModuleType) -> None:
+    chosen = [
+        bodies.Body("multipart", upload=True, kind="multipart/form-data; boundary=b"),
+        bodies.Body("to a slow upstream", upload=True, chunked=True, slow=True),
+        bodies.Body("download", upload=False),
+        bodies.Body("to a slow client", upload=False, chunked=True, slow=True),
+    ]
+    results = asyncio.run(bodies.measure(tmp_path, MB, chosen))  # which checks every byte
+    assert [result.mb for result in results] == [MB] * 4
+    uploads, downloads = results[:2], results[2:]
+    assert max(result.growth for result in uploads) < 64, uploads
+    assert max(result.growth for result in downloads) < 64 + 4 * RECORDED_MB, downloads
