@@ -89,7 +89,7 @@ class Served:
         finally:
             opened.close()
 
-    async def recorded(self, count: int) -> list[Exchange]:
+    async def recorded(self, count: int, seconds: float = PATIENCE) -> list[Exchange]:
         """The rows, as soon as there are so many that have ended."""
         rows: list[Exchange] = []
 
@@ -98,7 +98,7 @@ class Served:
             rows = self.rows()
             return sum(row.status is not None for row in rows) >= count
 
-        assert await eventually(there), f"{len(rows)} of {count} rows; the log says:\n{self.log}"
+        assert await eventually(there, seconds), f"{len(rows)} of {count} rows; the log says:\n{self.log}"
         return rows
 
     def worker(self) -> int | None:
