@@ -51,7 +51,7 @@ class _Bodies:
 
     def sample(self, exchange_id: str, content: bytes, frame: bytes) -> None:
         """All of the first bodies, then one of sixteen: enough to notice a change, and next to no work."""
-        self.next_sample = self.seen + (1 if self.seen < SAMPLES else 16)
+        self.next_sample = self.seen + (0 if self.seen < SAMPLES else 15)
         self.samples.append((exchange_id, content[:SAMPLE_BYTES]))
         self.sizes.append(len(frame) / max(len(content), 1))
         if self.seen >= self.next_try:
@@ -125,6 +125,21 @@ class Dictionaries:
                 raise StoreError(f"dictionary {number} is not in the store")
             known = self._known[number] = Dictionary(number, row[0])
         return known
+
+    def retire(self) -> set[int]:
+        """Use no dictionary any more that was made from a deleted exchange; gives those that must be dropped."""
+        self._run(
+            "UPDATE dictionaries SET retired = 1 WHERE retired = 0 AND EXISTS (SELECT 1 FROM json_each(sources)"
+            " JOIN deletions ON exchange_id = value)", (),
+        )  # fmt: skip
+        rows = self._run("SELECT id FROM dictionaries WHERE retired = 1 AND body IS NOT NULL", ())
+        return {number for (number,) in rows.fetchall()}
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Forget the text of dictionaries that nothing needs any more. Their numbers are not used again."""
+        for number in numbers:
+            self._run("UPDATE dictionaries SET body = NULL, sources = '[]' WHERE id = ?", (number,))
+            self._known.pop(number, None)
 
     def improve(self) -> None:
         """Try a new dictionary where one is due; to be called in the transaction that packed, at its end."""

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from gateway.errors import StoreError
+from gateway.files import write_whole
 from gateway.stores import journal
 from gateway.stores.journal import Poison, Record
 from gateway.stores.segments import SegmentReader
@@ -123,15 +124,16 @@ class Recorder:
         """In a transaction: no other recorder may take a segment without its offset for a fresh one."""
         with self._store.transaction():
             try:
-                torn = segment.stat().st_size - self._store.offset(segment.name)
+                with segment.open("rb") as file:
+                    file.seek(self._store.offset(segment.name))
+                    torn = file.read()
                 if torn:
                     kept = segment.with_suffix(".torn")
                     log.warning(
-                        "%s ends in %d bytes that are no whole record; kept as %s", segment.name, torn, kept
+                        "%s ends in %d bytes that are no whole record; kept as %s", segment.name, len(torn), kept
                     )
-                    segment.rename(kept)
-                else:
-                    segment.unlink()
+                    write_whole(kept, torn)
+                segment.unlink()
             except FileNotFoundError:
                 return
             self._store.forget_segment(segment.name)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
 
 from gateway.domain.exchange import Begin, End, Exchange
-from gateway.stores.dictionaries import Dictionaries
-from gateway.stores.frames import content, split
+from gateway.stores.dictionaries import Dictionaries, Kind, Run
+from gateway.stores.frames import content, dictionary_of, split
 
 Row = tuple[Any, ...]
 
@@ -57,7 +57,7 @@ def _text(value: dict[str, str] | list[str]) -> str:
 
 
 def _first(begin: Begin | Exchange, dictionaries: Dictionaries, truncated: bool) -> Row:
-    kind = (">", begin.endpoint, begin.model_requested, begin.task_hint)
+    kind = _asked(begin.endpoint, begin.model_requested, begin.task_hint)
     request = dictionaries.pack(kind, begin.id, content(begin.request_headers, begin.request))
     return (
         begin.id, begin.started_at, begin.route, begin.task, begin.task_hint, begin.provider, begin.method,
@@ -67,7 +67,7 @@ def _first(begin: Begin | Exchange, dictionaries: Dictionaries, truncated: bool)
 
 def _last(end: End, dictionaries: Dictionaries) -> Row:
     usage = end.usage
-    kind = ("<", end.target, "stream" if end.streamed else "")
+    kind = _answered(end.target, end.streamed)
     response = dictionaries.pack(kind, end.id, content(end.response_headers, end.response))
     return (
         end.model_served, end.target, int(end.stripped), end.status, int(end.streamed), int(end.complete),
@@ -94,7 +94,7 @@ def late(end: End, dictionaries: Dictionaries) -> Row:
 
 def whole(exchange: Exchange, dictionaries: Dictionaries) -> Row:
     """What `INSERT_WHOLE` binds, for an exchange that does not come from the journal."""
-    kind = ("<", exchange.target, "stream" if exchange.streamed else "")
+    kind = _answered(exchange.target, exchange.streamed)
     response = dictionaries.pack(kind, exchange.id, content(exchange.response_headers, exchange.response))
     last = (getattr(exchange, name) for name in _LAST[:-2])
     first = _first(exchange, dictionaries, exchange.truncated)
@@ -119,3 +119,41 @@ def exchange(row: Iterable[Any], dictionaries: Dictionaries) -> Exchange:
         if packed & bit:
             values[headers], values[body] = split(dictionaries.unpack(values[body]))
     return Exchange(**values)
+
+
+def repacked(run: Run, dictionaries: Dictionaries, numbers: Collection[int], first: int, last: int) -> int:
+    """Pack the bodies of these rows (by rowid) again that need one of these dictionaries; gives how many rows."""
+    heads = run(
+        "SELECT rowid, packed, substr(request, 1, 18), substr(response, 1, 18) FROM exchanges"
+        " WHERE rowid BETWEEN ? AND ? AND packed > 0", [first, last],
+    ).fetchall()  # fmt: skip
+    dictionaries.refresh()
+    changed = 0
+    for rowid, packed, *bodies in heads:
+        bits = [
+            bit for bit, body in zip((1, 2), bodies, strict=True) if packed & bit and dictionary_of(body) in numbers
+        ]
+        if bits:
+            _repack(run, dictionaries, rowid, bits)
+            changed += 1
+    dictionaries.improve()
+    return changed
+
+
+def _repack(run: Run, dictionaries: Dictionaries, rowid: int, bits: list[int]) -> None:
+    query = "SELECT id, endpoint, model_requested, task_hint, target, streamed, request, response FROM exchanges"
+    row = run(f"{query} WHERE rowid = ?", [rowid]).fetchone()
+    key, endpoint, model, hint, target, streamed, request, response = row
+    kinds = {1: _asked(endpoint, model, hint), 2: _answered(target, streamed)}
+    frames = {1: request, 2: response}
+    for bit in bits:
+        frames[bit] = dictionaries.pack(kinds[bit], key, dictionaries.unpack(frames[bit]))
+    run("UPDATE exchanges SET request = ?, response = ? WHERE rowid = ?", [frames[1], frames[2], rowid])
+
+
+def _asked(endpoint: str, model: str | None, hint: str | None) -> Kind:
+    return (">", endpoint, model, hint)
+
+
+def _answered(target: str | None, streamed: bool) -> Kind:
+    return ("<", target, "stream" if streamed else "")

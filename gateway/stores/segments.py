@@ -115,6 +115,16 @@ def _torn_id(payload: bytes) -> str | None:
     return rest[:size].decode("utf-8", "replace") if 0 < size <= len(rest) else None
 
 
+def framed_records(data: bytes) -> Iterator[bytes]:
+    """The whole records in these bytes as they stand there, and last whatever is behind them."""
+    position = 0
+    for _, end in _whole(memoryview(data)):
+        yield data[position:end]
+        position = end
+    if position < len(data):
+        yield data[position:]
+
+
 def blank(segment: Path, offset: int) -> bool:
     """Overwrite the moved records before `offset` with one blank, in place, since a writer may be appending to the
     segment; whether there was anything to overwrite.

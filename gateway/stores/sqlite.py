@@ -88,10 +88,6 @@ class SqliteStore:
 
         return sqlite_utils.Database(self._connection)
 
-    def checkpoint(self) -> bool:
-        """Move the write-ahead log into the file and empty it; False: somebody is reading or writing."""
-        return bool(self.run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
-
     def _prepare(self) -> None:
         self._write_ahead()
         # FULL: the journal's segments are deleted on the strength of what was committed here. Secure: what is

@@ -12,36 +12,17 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from halves import begin, end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.exchange import Begin, End, Usage
+from gateway.domain.exchange import Usage
 from gateway.errors import StoreError
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, Poison, Unencodable, encode
 from gateway.stores.recorder import Recorder
 from gateway.stores.sqlite import SqliteStore
-
-
-def begin(number: int = 1, **changes: Any) -> Begin:
-    first = Begin(
-        id=f"e{number:06}", started_at=1000.0 + number, method="POST", endpoint="/v1/chat/completions",
-        provider="openai", route=None, task=None, task_hint=None, model_requested="gpt-6", key_id=None, tags={},
-        request_headers={}, request=b'{"n":%d}' % number,
-    )  # fmt: skip
-    return msgspec.structs.replace(first, **changes)
-
-
-def end(number: int = 1, **changes: Any) -> End:
-    last = End(
-        id=f"e{number:06}", target="openai/gpt-6", stripped=False, status=200, streamed=False, complete=True,
-        error_type=None, latency_ms=12.5, ttft_ms=None, model_served="gpt-6-1", finish_reason="stop",
-        usage=Usage(input=3, output=1, source="upstream"), cost_usd=None, attempts=[], response_headers={},
-        response=b'{"answer":%d}' % number,
-    )  # fmt: skip
-    return msgspec.structs.replace(last, **changes)
 
 
 def only(folder: Path) -> Path:
@@ -142,7 +123,7 @@ FULL = textwrap.dedent("""
     import resource, sys
     from pathlib import Path
     sys.path.insert(0, sys.argv[2])
-    from test_journal import begin, end
+    from halves import begin, end
     from gateway.errors import StoreError, StoreUnavailable
     from gateway.proxy.capture import Capture
     from gateway.stores import journal
@@ -175,7 +156,7 @@ FULL = textwrap.dedent("""
 @pytest.mark.parametrize("policy", ["fail_open", "fail_closed"])
 def test_a_full_disk_tears_nothing_and_is_recovered_from_in_order(tmp_path: Path, policy: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "j"), str(Path(__file__).parent), policy],
+        [sys.executable, "-c", FULL, str(tmp_path / "j"), str(Path(__file__).parent.parent), policy],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
