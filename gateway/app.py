@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import socket
@@ -23,17 +24,19 @@ from gateway.domain.template import PromptTemplate
 from gateway.errors import ConfigError, UnpromptError
 from gateway.metrics import LoopWatch, Metrics, Sheet
 from gateway.pipeline.cycle import Workshop
+from gateway.proxy.attempts import Guard
+from gateway.proxy.breaker import Breakers
 from gateway.proxy.capture import Capture
 from gateway.proxy.connection import Connection
 from gateway.proxy.forward import House
 from gateway.proxy.router import Switchboard
-from gateway.proxy.server import Limits, Server, _connections_possible
+from gateway.proxy.server import Limits, Server
 from gateway.stores.journal import JournalWriter, waiting
 from gateway.stores.sqlite import SqliteStore
 from gateway.upstreams import Upstream
 from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
 from gateway.upstreams.http import HttpUpstream
-from gateway.workers import BACKLOG, Seat
+from gateway.workers import Seat
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +134,9 @@ class SeatedServer(Server):
     async def listen(self, host: str, port: int) -> int:
         """Start accepting; gives the port. `host` and `port` have been bound already."""
         loop = asyncio.get_running_loop()
-        self.limits.connections = min(self.limits.connections, _connections_possible())
+        self.count_files()
         for one in self._sockets:
-            listener = await loop.create_server(lambda: Connection(self), sock=one, backlog=BACKLOG)
+            listener = await loop.create_server(lambda: Connection(self), sock=one, backlog=self.backlog)
             self._listeners.append(listener)
         return int(self._sockets[0].getsockname()[1])
 
@@ -223,6 +226,12 @@ class App:
             new_id=id_maker(),
             dice=random.random,
             observe=self.metrics.observe,
+            guard=Guard(
+                breakers=Breakers(time.monotonic, self.metrics.circuit),
+                max_in_flight=config.server.max_in_flight or math.inf,
+                retried=self.metrics.retried,
+                rejected=self.metrics.rejected,
+            ),
             record_bodies=capture.bodies,
             record_bytes=capture.max_body_mb << 20,
         )
@@ -243,6 +252,7 @@ class App:
             body_bytes=server.max_body_mb << 20,
             header_seconds=server.header_seconds,
             idle_seconds=server.idle_seconds,
+            connections=server.connections,
         )
         self.server = (
             SeatedServer(self.house, limits, pages, self.seat.sockets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import http
 import logging
@@ -13,13 +14,16 @@ import msgspec
 
 from gateway.domain.exchange import Outcome
 from gateway.domain.price import PriceBook
-from gateway.domain.route import LOCAL, Timeouts
-from gateway.errors import GatewayError, UpstreamError, UpstreamTimeout
+from gateway.domain.route import LOCAL, Route, Timeouts
+from gateway.errors import BodyTooLarge, CircuitOpen, GatewayError, Overloaded, UpstreamError, UpstreamTimeout
 from gateway.providers import WINDOW, Provider, RequestFacts
 from gateway.proxy import asked, secrets, wire
 from gateway.proxy.asked import Asked
+from gateway.proxy.attempts import Attempts, Guard, Nobody
 from gateway.proxy.capture import Capture
+from gateway.proxy.concurrency import check_size, take_seats
 from gateway.proxy.record import Recording, Seen, outcome_of
+from gateway.proxy.retry import cause_of
 from gateway.proxy.router import Attempt, Incoming, Plan, Switchboard
 from gateway.upstreams import Call, Head, Headers, Outgoing, Upstream, header_lines
 
@@ -54,6 +58,7 @@ class House(msgspec.Struct, kw_only=True, eq=False):
     new_id: Callable[[], str]
     dice: Callable[[], float]
     observe: Callable[[Seen], None]
+    guard: Guard = msgspec.field(default_factory=Guard)
     record_bodies: bool = True
     record_bytes: int = 16 * 1024 * 1024
     active: set[Exchanging] = msgspec.field(default_factory=set)
@@ -70,13 +75,21 @@ class Exchanging:
     failed, refused, or left by the client. After the end nothing more is written or recorded.
     """
 
+    # what most exchanges never need
+    _attempts: Attempts | None = None
+    _seats: tuple[str, ...] = ()
+    _timer: asyncio.TimerHandle | None = None
+    _upload_limit = _NEVER
+    _fell_back: str | None = None
+    _is_sent = False
+
     def __init__(self, house: House, client: Client, asked: Asked) -> None:
         self._house, self._client, self._asked = house, client, asked
         self._started = time.perf_counter()
         self.id = house.new_id()
         self._recording = Recording(house, self.id, asked, self._started)
         self._plan = _NO_PLAN
-        self._number = -1
+        self._number, self._turn = -1, 0
         self._attempt: Attempt | None = None
         self._call: Call | None = None
         self._takes_upload = self._paused = False
@@ -102,7 +115,10 @@ class Exchanging:
         if said.error is not None:
             self.refuse(said.error)
             return
+        house = self._house
         try:
+            if len(house.active) > house.guard.max_in_flight:
+                raise Overloaded("the gateway has as many requests under way as server.max_in_flight allows")
             facts = said.provider.read_request(said.place.endpoint, body) if body else _NO_FACTS
             incoming = Incoming(
                 provider=said.place.provider,
@@ -115,21 +131,36 @@ class Exchanging:
                 body=body,
                 is_chat=said.is_chat,
             )
-            self._plan = plan = self._house.switchboard.plan(incoming, self._house.dice)
+            self._plan = plan = house.switchboard.plan(incoming, house.dice)
             if plan.route is not None:
                 self._timeouts = plan.route.timeouts
+                self._attempts = house.guard.attempts(plan, house.dice)
+                if plan.route.limits is not None:
+                    self._check_size(plan.route, body)
             self._recording.begin(facts.model, body, plan)
+            if plan.route is not None and plan.route.limits is not None:
+                self._seats = take_seats(house.guard.seats, plan.route, said.key_id)
         except GatewayError as error:
             self.refuse(error)
             return
         self._overhead = time.perf_counter() - self._started
         self._next_attempt()
 
+    def _check_size(self, route: Route, body: bytes | None) -> None:
+        check_size(route, len(body) if body is not None else self._length or 0)
+        if body is None and route.limits is not None and route.limits.body_bytes is not None:
+            self._upload_limit = route.limits.body_bytes
+
     def upload(self, piece: bytes, *, last: bool) -> None:
         """A piece of a streamed request body, or of what a tunnel's client sends."""
         if self._call is None or self._ended:
             return
         self._sent += len(piece)
+        self._is_sent = last
+        if self._sent > self._upload_limit:
+            self._call.abort()
+            self.refuse(BodyTooLarge("the body is larger than its route's limits.max_body_mb allows"))
+            return
         self._wait(self._timeouts.idle if self._answering else self._timeouts.first_byte, time.perf_counter())
         self._call.write(piece)
         if last:
@@ -139,13 +170,31 @@ class Exchanging:
 
     def _next_attempt(self) -> None:
         self._number += 1
-        number, self._call, self._takes_upload = self._number, None, False
-        attempt = self._attempt = self._plan.attempts[number]
+        if self._attempts is not None:
+            try:
+                self._skip_to(self._attempts.choose(self._number))
+            except CircuitOpen as error:
+                self.refuse(error)
+                return
+        self._ask()
+
+    def _skip_to(self, number: int) -> None:
+        for skipped in self._plan.attempts[self._number : number]:
+            self._failures.append(f"{skipped.label}: circuit_open")
+            self._fell_back = "circuit_open"
+        self._number = number
+
+    def _ask(self) -> None:
+        self._turn += 1
+        turn, self._call, self._takes_upload = self._turn, None, False
+        attempt = self._attempt = self._plan.attempts[self._number]
+        if self._attempts is not None:
+            self._attempts.asked()
         self._wait(self._timeouts.first_byte, time.perf_counter())
         call = self._house.upstreams[attempt.upstream].send(
             self._outgoing(attempt), self, connect_timeout=self._timeouts.connect
         )
-        if number != self._number or self._ended:  # it failed or answered within `send`, and we are past it
+        if turn != self._turn or self._ended:  # it failed or answered within `send`, and we are past it
             return
         self._call = call
         if self._paused:
@@ -219,10 +268,14 @@ class Exchanging:
     def on_failure(self, error: UpstreamError) -> None:
         if self._ended:
             return
+        if self._attempts is not None:
+            self._attempts.failed(error)
         if self._answering:  # no second answer and no invented end after the first byte
             log.warning("exchange %s: %s", self.id, error)
             self._end(outcome_of(error), complete=False)
             self._client.cut(flush=self._framed)
+        elif self._asks_again(cause_of(error), {}, error.code):
+            pass
         elif self._may_fall_back():
             self._fall_back(error.code)
         else:
@@ -246,6 +299,10 @@ class Exchanging:
         now = time.perf_counter()
         out = b""
         if head is not None:
+            if self._attempts is not None:
+                self._attempts.answered(head.status)
+                if self._asks_again(head.status, head.first, f"http_{head.status}", done=done):
+                    return
             if self._may_fall_back() and self._is_unacceptable(head, piece):
                 if self._call is not None and not done:
                     self._call.abort()
@@ -309,11 +366,34 @@ class Exchanging:
             return status != 200 or not is_answer or piece.startswith((b'data: {"error"', b'{"error"'))
         return status >= 500 or status in (404, 408, 429) or (status in (401, 403) and not self._is_home(attempt))
 
+    def _may_send_again(self) -> bool:
+        """A streamed body is gone once its first piece has left."""
+        return self._sent == 0 or self._plan.attempts[self._number].body is not None
+
+    def _asks_again(
+        self, cause: int | str | None, headers: Mapping[bytes, bytes], reason: str, *, done: bool = True
+    ) -> bool:
+        """Whether the same target is asked once more, after a pause."""
+        if self._attempts is None or not self._may_send_again():
+            return False
+        pause = self._attempts.again(self._number, cause, headers)
+        now, total = time.perf_counter(), self._timeouts.total
+        if pause is None or (total is not None and now + pause >= self._started + total):
+            return False
+        if self._call is not None and not done:
+            self._call.abort()
+        self._failures.append(f"{self._plan.attempts[self._number].label}: {reason}")
+        self._house.guard.retried(self._route_name, reason)
+        self._turn, self._call = self._turn + 1, None
+        self._wait(pause + self._timeouts.first_byte, now)
+        self._timer = asyncio.get_running_loop().call_later(pause, self._ask)
+        return True
+
     def _may_fall_back(self) -> bool:
-        has_next = self._number + 1 < len(self._plan.attempts)
-        return has_next and self._plan.attempts[self._number].body is not None
+        return self._number + 1 < len(self._plan.attempts) and self._may_send_again()
 
     def _fall_back(self, reason: str) -> None:
+        self._fell_back = reason
         self._failures.append(f"{self._plan.attempts[self._number].label}: {reason}")
         self._next_attempt()
 
@@ -382,6 +462,11 @@ class Exchanging:
         """The client left: the upstream is stopped and what there was is kept."""
         if self._ended:
             return
+        if self._is_finished_alone():
+            self._client = Nobody()
+            if self._paused:
+                self.resume()
+            return
         left_in_order = self._tunnel and not broken
         if self._call is not None and left_in_order:
             self._call.write_end()
@@ -389,6 +474,17 @@ class Exchanging:
             self._call.abort()
         self._recording.status = self._recording.status or 499
         self._end(Outcome.OK if left_in_order else Outcome.CALLER_CANCELLED, complete=left_in_order)
+
+    @property
+    def _route_name(self) -> str | None:
+        return self._plan.route.name if self._plan.route is not None else None
+
+    def _is_finished_alone(self) -> bool:
+        """Whether the answer is awaited for the record: the route wants it, and the request is whole."""
+        route = self._plan.route
+        if route is None or route.on_client_gone == "cancel" or self._asked.head.offers_websocket:
+            return False
+        return self._is_sent or self._plan.original is not None
 
     def stop(self) -> None:
         """The gateway shuts down before the answer is whole."""
@@ -407,9 +503,14 @@ class Exchanging:
             self._client.cut(flush=False)
             return
         self._recording.refused()
+        if not isinstance(error, UpstreamError) or isinstance(error, CircuitOpen):
+            self._house.guard.rejected(self._route_name, error.code)
         body = self._asked.provider.error_body(error.status, error.code, str(error))
         reason = http.HTTPStatus(error.status).phrase.encode()
-        head = wire.own_answer(error.status, reason, [(b"x-unprompt-error", error.code.encode())], body)
+        headers = [(b"x-unprompt-error", error.code.encode())]
+        if error.retry_after is not None:
+            headers.append((b"Retry-After", b"%d" % error.retry_after))
+        head = wire.own_answer(error.status, reason, headers, body)
         self._recording.answered(head)
         self._recording.piece(body, time.perf_counter())
         self._end(outcome_of(error), complete=not isinstance(error, UpstreamError))
@@ -425,9 +526,20 @@ class Exchanging:
     def _end(self, outcome: Outcome, *, complete: bool, last_received: float | None = None) -> None:
         self._ended, self._call = True, None  # a call knows its sink: left alone, only the collector frees the two
         self._house.active.discard(self)
+        if self._attempts is not None or self._seats:
+            self._let_go()
         self._record_end(outcome, complete=complete)
         after = time.perf_counter() - last_received if last_received is not None else 0.0
-        self._recording.observe(self._overhead + after, self._failures)
+        self._recording.observe(self._overhead + after, self._fell_back)
+
+    def _let_go(self) -> None:
+        """Give back what others wait for."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._attempts is not None and not self._answering:
+            self._attempts.left()
+        for seat in self._seats:
+            self._house.guard.seats.leave(seat)
 
 
 @functools.lru_cache(1024)

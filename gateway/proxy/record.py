@@ -14,7 +14,14 @@ import msgspec
 from gateway.domain.exchange import Begin, End, Outcome, Usage
 from gateway.domain.price import PriceBook
 from gateway.encoding import decoded
-from gateway.errors import GatewayError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import (
+    CircuitOpen,
+    GatewayError,
+    OutOfSockets,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from gateway.providers import ResponseFacts
 from gateway.proxy.asked import Asked
 from gateway.proxy.capture import Capture, kept_headers
@@ -246,13 +253,12 @@ class Recording:
         cost = price(attempt.upstream, facts.model, usage)
         return cost if cost is not None else price(attempt.upstream, attempt.model, usage)
 
-    def observe(self, overhead: float, failures: list[str]) -> None:
-        """Count the exchange, once, after its end."""
+    def observe(self, overhead: float, fallback: str | None) -> None:
+        """Count the exchange, once, after its end. `fallback`: why it went to a fallback, if it did."""
         begin, end = self._begin, self._end
         if begin is None or end is None:
             return
         counted = Outcome.OK if end.error_type is None else Outcome(end.error_type)
-        fallback = failures[-1].rpartition(": ")[2] if failures else None
         self._books.observe(
             Seen(
                 begin=begin,
@@ -274,8 +280,8 @@ def outcome_of(error: GatewayError) -> Outcome:
     """How an exchange ended that ended in this error."""
     if isinstance(error, UpstreamTimeout):
         return Outcome.UPSTREAM_TIMEOUT
-    if isinstance(error, UpstreamUnreachable):
+    if isinstance(error, UpstreamUnreachable | CircuitOpen):
         return Outcome.UPSTREAM_CONNECT
-    if isinstance(error, UpstreamError):
+    if isinstance(error, UpstreamError) and not isinstance(error, OutOfSockets):
         return Outcome.UPSTREAM_TRUNCATED
     return Outcome.CALLER_ERROR if error.status < 500 else Outcome.INTERNAL

@@ -102,12 +102,14 @@ class Switchboard(msgspec.Struct, frozen=True):
         task: str | None,
         dice: Callable[[], float],
     ) -> Plan:
-        fallback = _fallback(route, request)
         first = self._aim(route.choose(dice()), request, parsed)
-        attempts = (fallback,) if first is None else (first, fallback)
-        if first is not None and (first.upstream, first.body) == (fallback.upstream, fallback.body):
-            attempts = (first,)
-        return Plan(attempts=attempts, route=route, task=task, model=request.model, original=request.body)
+        attempts: list[Attempt] = [] if first is None else [first]
+        for fallback in _fallbacks(route, request):
+            if all((fallback.upstream, fallback.body) != (other.upstream, other.body) for other in attempts):
+                attempts.append(fallback)  # the same request to the same place would fail the same way
+        return Plan(
+            attempts=tuple(attempts), route=route, task=task, model=request.model, original=request.body
+        )
 
     def _aim(self, target: Target, request: Incoming, parsed: dict[str, Any] | None) -> Attempt | None:
         """The attempt at this target; None when it strips and the request does not match its template."""
@@ -129,10 +131,10 @@ def _asks_for_one_text(parsed: dict[str, Any]) -> bool:
     return parsed.get("n") in (None, 1) and not any(parsed.get(key) for key in more)
 
 
-def _fallback(route: Route, request: Incoming) -> Attempt:
-    if route.fallback is None:
-        return _whole(request, request.provider, request.model)
-    return _whole(request, route.fallback.upstream, route.fallback.model or request.model)
+def _fallbacks(route: Route, request: Incoming) -> list[Attempt]:
+    if not route.fallbacks:
+        return [_whole(request, request.provider, request.model)]
+    return [_whole(request, target.upstream, target.model or request.model) for target in route.fallbacks]
 
 
 def _stripped(target: Target, request: Incoming, inputs: Inputs, parsed: dict[str, Any]) -> Attempt:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from gateway.proxy.concurrency import is_short_of_files
 from gateway.proxy.connection import Connection
 from gateway.proxy.forward import House
 from gateway.proxy.heads import Heads
@@ -22,6 +23,8 @@ from gateway.proxy.heads import Heads
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
+BACKLOG = 4096
+_FILES = resource.RLIMIT_NOFILE
 GUEST_SECONDS = 120.0
 """How long a connection that was handed to the admin application may live."""
 
@@ -50,20 +53,34 @@ class Server:
         self.heads = Heads()
         self.connections: set[Connection] = set()
         self.draining = False
+        self.files_at_most, self.backlog = 0, BACKLOG
         self._guests: dict[asyncio.Transport, float] = {}
         self._listener: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> int:
         """Start accepting; gives the port (asked for 0: any that is free)."""
         loop = asyncio.get_running_loop()
-        self.limits.connections = min(self.limits.connections, _connections_possible())
-        self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=4096)
+        self.count_files()
+        self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=self.backlog)
         return int(self._listener.sockets[0].getsockname()[1])
+
+    def count_files(self) -> None:
+        """Take no more clients than the limit of open files allows, when each may need a connection to an upstream,
+        too; nor so many at a time that a rush uses all of them before the first is told to come back."""
+        self.files_at_most = files = _files_at_most()
+        self.limits.connections = min(self.limits.connections, max(16, (files - 128) // 2))
+        self.backlog = min(BACKLOG, max(16, files // 4))
 
     @property
     def is_full(self) -> bool:
         """Whether a further connection is one too many."""
         return len(self.connections) + len(self._guests) > self.limits.connections
+
+    def is_short_of_files(self, transport: asyncio.Transport) -> bool:
+        """Whether this connection, which was just accepted, took one of the last files. To be asked before they
+        run out: then uvloop takes connections only to close them without a word."""
+        found = transport.get_extra_info("socket")
+        return found is not None and is_short_of_files(found.fileno(), self.files_at_most)
 
     def hand_over(self, transport: asyncio.Transport, data: bytes) -> None:
         """Let the admin application serve this connection, of which `data` is what was received so far."""
@@ -86,6 +103,10 @@ class Server:
                 elif now - since > GUEST_SECONDS:
                     transport.abort()
 
+    def _is_busy(self) -> bool:
+        """Whether a request is under way; also one whose client has left, but whose answer is awaited."""
+        return bool(self.house.active) or any(connection.is_busy for connection in self.connections)
+
     async def drain(self, seconds: float) -> None:
         """Stop accepting and wait for the requests under way, `seconds` at most; tunnels are closed at once."""
         self.draining = True
@@ -97,7 +118,7 @@ class Server:
                 exchange.stop()
         for connection in list(self.connections):
             connection.close_if_idle()
-        while any(connection.is_busy for connection in self.connections) and time.perf_counter() < deadline:
+        while self._is_busy() and time.perf_counter() < deadline:
             await asyncio.sleep(0.05)
         for exchange in list(self.house.active):
             exchange.stop()
@@ -106,14 +127,14 @@ class Server:
         await asyncio.sleep(0)
 
 
-def _connections_possible() -> int:
-    """How many clients the limit of open files allows, when each may need a connection to an upstream too."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-        soft = max(soft, wanted)
-    return max(16, (soft - 128) // 2)
+def _files_at_most() -> int:
+    """How many files this process may have open, the limit being raised as far as that goes."""
+    most = 65_536
+    soft, hard = (most if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(_FILES))
+    if soft < min(hard, most):
+        soft = min(hard, most)
+        resource.setrlimit(_FILES, (soft, resource.getrlimit(_FILES)[1]))
+    return soft
 
 
 def _tick(timed: Iterable[_Timed], now: float) -> None:

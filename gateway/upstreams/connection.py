@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import ssl
 import time
 from typing import Protocol
@@ -304,3 +306,12 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or error}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+_WANTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+def is_our_own_want(error: BaseException) -> bool:
+    """Whether no connection came about because our own files, ports or memory are used up."""
+    several = str(error) if getattr(error, "errno", None) is None else ""  # one text for all addresses of a name
+    return getattr(error, "errno", None) in _WANTS or any(os.strerror(want) in several for want in _WANTS)

@@ -14,9 +14,9 @@ import time
 from collections import deque
 from urllib.parse import urlsplit
 
-from gateway.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import OutOfSockets, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from gateway.upstreams import Outgoing, Sink
-from gateway.upstreams.connection import HttpConnection, reason_of
+from gateway.upstreams.connection import HttpConnection, is_our_own_want, reason_of
 
 IDLE_AT_MOST = 1024
 
@@ -72,9 +72,11 @@ class HttpUpstream:
                     server_hostname=self._host if self._tls else None,
                 )
         except TimeoutError:
-            call.fail(UpstreamTimeout(f"no connection to {self.name} within {call.connect_timeout:g} s"))
+            message = f"no connection to {self.name} within {call.connect_timeout:g} s"
+            call.fail(UpstreamTimeout(message, reached=False))
         except (OSError, ssl.SSLError, UnicodeError) as error:
-            call.fail(UpstreamUnreachable(f"cannot connect to {self.name}: {reason_of(error)}"))
+            failure = OutOfSockets if is_our_own_want(error) else UpstreamUnreachable
+            call.fail(failure(f"cannot connect to {self.name}: {reason_of(error)}"))
         else:
             _keep_alive(transport)
             self._open.add(connection)
