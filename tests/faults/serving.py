@@ -98,7 +98,7 @@ class Served:
             rows = self.rows()
             return sum(row.status is not None for row in rows) >= count
 
-        assert await eventually(there, seconds), f"{len(rows)} of {count} rows; the log says:\n{self.log}"
+        assert await eventually(there, seconds), f"{len(rows)} of {count} rows; the log ends:\n{self.log[-2000:]}"
         return rows
 
     def worker(self) -> int | None:

@@ -177,17 +177,17 @@ async def meddle(served: Served, until: float) -> None:
     dice = random.Random(1)
     killed = 0.0
     while time.monotonic() < until:
+        served.limit(resource.RLIMIT_FSIZE, 0)
+        await asyncio.sleep(0.2)
+        served.limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+        served.signal(signal.SIGHUP)
         worker = served.worker()
         if (
             worker is not None and time.monotonic() - killed > 15
         ):  # a program that keeps dying is started less often
             os.kill(worker, signal.SIGKILL)
             killed = time.monotonic()
-        served.limit(resource.RLIMIT_FSIZE, 0)
-        await asyncio.sleep(0.2)
-        served.limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
-        served.signal(signal.SIGHUP)
-        await asyncio.sleep(dice.uniform(0.5, 1.5))
+        await asyncio.sleep(dice.uniform(0.5, 1.5))  # its successor must not inherit the limit
 
 
 @story
