@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import resource
+import time
 import zlib
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.encoding import decoded
+from gateway.encoding import decoded, read
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -69,3 +70,55 @@ def test_a_bomb_is_neither_kept_nor_unpacked(coding: str) -> None:
     assert decoded(bomb, coding, limit=1 << 20) is None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB
     assert decoded(PACKERS[coding](bytes(1 << 20)), coding, limit=1 << 20) == bytes(1 << 20)
+
+
+# --- why there is none ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "problem"),
+    [
+        (TEXT, "made-up", "unknown coding"),
+        (TEXT, "gzip, gzip, gzip, gzip, gzip", "unknown coding"),  # nobody encodes five times
+        (b"\x01\x02 this is no archive", "gzip", "damaged"),
+        (gzip.compress(bytes(2_000_000)), "gzip", "too large"),  # 1,000 times its size
+        (brotli.compress(bytes(2_000_000)), "br", "too large"),
+        (zstandard.compress(bytes(2_000_000)), "zstd", "too large"),
+        (gzip.compress(b"") * 5000, "gzip", "too large"),
+        (gzip.compress(TEXT), "gzip", None),
+        (gzip.compress(bytes(1_000_000)), "gzip", None),  # small enough, whatever the ratio
+    ],
+)
+def test_a_body_that_is_not_read_says_why(body: bytes, coding: str, problem: str | None) -> None:
+    plain = read(body, coding)
+    assert plain.problem == problem
+    assert (plain.body is None) == (problem is not None)
+
+
+def test_the_ratio_counts_beside_the_limit() -> None:
+    text = b"".join(b"%d " % (number % 5000) for number in range(1_000_000))
+    packed = gzip.compress(text)
+    assert read(packed, "gzip", ratio=2).problem == "too large"
+    assert read(packed, "gzip").body == text
+
+
+def test_many_small_members_are_refused_before_they_cost_anything() -> None:
+    body = gzip.compress(b"") * 200_000  # 4 MB that would be copied 200,000 times
+    started = time.process_time()
+    assert read(body, "gzip").problem == "too large"
+    assert time.process_time() - started < 1
+
+
+def test_a_zstd_frame_cannot_ask_for_more_memory_than_its_window_may_have() -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27)
+    body = zstandard.ZstdCompressor(compression_params=parameters).compressobj().compress(bytes(1 << 24))
+    assert read(body, "zstd").body is None
+
+
+@given(st.lists(st.binary(max_size=40_000), min_size=1, max_size=4), st.integers(0, 90_000))
+def test_members_that_lie_across_the_slices_are_joined(members: list[bytes], cut: int) -> None:
+    body, whole = b"".join(map(gzip.compress, members)), b"".join(members)
+    assert read(body, "gzip").body == whole
+    short = read(body[:cut], "gzip").body
+    assert short is not None
+    assert whole.startswith(short)
