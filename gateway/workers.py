@@ -145,7 +145,8 @@ class Supervisor:
         self._relays = [_Relay(number, mine) for number, mine in enumerate(sockets)]
         self._offline = Offline(offline, told) if offline else None
         self._patience = drain_seconds + 15.0
-        self._signals: list[int] = []
+        self._stops = 0
+        self._hangups = 0
 
     def run(self, announce: Callable[[], None]) -> None:
         """Returns when all have ended; a second signal ends everything at once, with exit code 130."""
@@ -153,7 +154,7 @@ class Supervisor:
         with self._woken() as wake:
             self._start_those_due()
             announce()
-            while not self._wants_to_stop():
+            while not self._stops:
                 self._wait(wake)
                 self._start_those_due()
             self._drain(wake)
@@ -164,8 +165,11 @@ class Supervisor:
         wake, woken = os.pipe()
         os.set_blocking(woken, False)
         os.set_blocking(wake, False)
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-        before = {number: signal.signal(number, lambda n, _: self._signals.append(n)) for number in numbers}
+        noted = {
+            signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop, signal.SIGHUP: self._on_hangup,
+            signal.SIGCHLD: lambda *_: None,
+        }  # fmt: skip
+        before = {number: signal.signal(number, handler) for number, handler in noted.items()}
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         try:
             yield wake
@@ -174,19 +178,22 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _on_stop(self, *_: object) -> None:
+        self._stops += 1
+
+    def _on_hangup(self, *_: object) -> None:
+        self._hangups += 1
+
     def _wait(self, wake: int) -> None:
         """Until something happens, a fifth of a second at most; then look after everybody."""
         select.select([wake], [], [], TICK_SECONDS)
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 4096)
-        if signal.SIGHUP in self._signals:
+        if self._hangups:
+            self._hangups = 0
             self._send(signal.SIGHUP)
-        self._signals = [number for number in self._signals if number in (signal.SIGTERM, signal.SIGINT)]
         self._reap()
         self._told.tick()
-
-    def _wants_to_stop(self) -> bool:
-        return bool(self._signals)
 
     # --- relays ------------------------------------------------------------------------------------------
 
@@ -249,7 +256,7 @@ class Supervisor:
             if relay.pid and (code := _ended(relay.pid)) is not None:
                 relay.pid = 0
                 self._told.gone(relay.number)
-                if not self._wants_to_stop():
+                if not self._stops:
                     self._replace(relay, code)
 
     def _replace(self, relay: _Relay, code: int) -> None:
@@ -276,7 +283,7 @@ class Supervisor:
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + self._patience
         while any(relay.pid for relay in self._relays):
-            if len(self._signals) > 1:
+            if self._stops > 1:
                 self._send(signal.SIGKILL)
                 os._exit(130)
             if time.monotonic() > deadline:
