@@ -69,6 +69,8 @@ class StoreConfig(Section):
 
     url: str = "sqlite:///data/unprompt.db"
     sync_ms: int = Field(1000, ge=0)
+    keep_days: float | None = Field(None, gt=0, description="older exchanges are deleted")
+    keep_mb: int | None = Field(None, ge=1, description="the oldest exchanges are deleted until the rest fits")
 
     @pydantic.field_validator("url")
     @classmethod

@@ -39,6 +39,14 @@ class Criteria(msgspec.Struct, frozen=True, kw_only=True):
     ids: tuple[str, ...] = ()
     most_bytes: int | None = None
 
+    @classmethod
+    def of_settings(cls, keep_days: float | None, keep_mb: float | None, now: float) -> Criteria:
+        """What `store.keep_days` and `store.keep_mb` say at this time."""
+        return cls(
+            before=None if keep_days is None else now - keep_days * 86_400,
+            most_bytes=None if keep_mb is None else int(keep_mb * 1024 * 1024),
+        )
+
     @property
     def selects(self) -> bool:
         """Whether anything but the size is given."""
@@ -61,7 +69,7 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
 
 def prune(
     store: SqliteStore, journal: Path, criteria: Criteria, *, dry_run: bool = False, oldest_first: bool = False,
-    rest: Callable[[float], None] = time.sleep,
+    rewrite: bool = False, rest: Callable[[float], None] = time.sleep,
 ) -> Pruned:  # fmt: skip
     """Delete what `criteria` select; also finishes what an earlier prune left behind.
 
@@ -85,19 +93,20 @@ def prune(
         rest(PAUSE_SECONDS)
     if not _deletions(store):
         return Pruned(exchanges=deleted, bytes_before=before, bytes_after=space.used_bytes(store))
-    return _without_traces(store, journal, criteria, deleted, before, rest)
+    return _without_traces(store, journal, criteria, deleted, before, rewrite, rest)
 
 
 def _without_traces(
-    store: SqliteStore, journal: Path, criteria: Criteria, deleted: int, before: int, rest: Callable[[float], None]
-) -> Pruned:
+    store: SqliteStore, journal: Path, criteria: Criteria, deleted: int, before: int, rewrite: bool,
+    rest: Callable[[float], None],
+) -> Pruned:  # fmt: skip
     again = _forget_dictionaries(store, rest)
     gone = _deletions(store)
     datasets, models = traces.forget_datasets(store, gone)
     left = traces.forget_journal(store, journal, gone, criteria.tags, criteria.before)
     if not left:
         store.run("DELETE FROM deletions")
-    left += _give_back(store, rest)
+    left += _give_back(store, rewrite, rest)
     return Pruned(
         exchanges=deleted, repacked=again, datasets=datasets, models=models, bytes_before=before,
         bytes_after=space.used_bytes(store), left=left,
@@ -207,11 +216,14 @@ def _delete(store: SqliteStore, ids: list[str]) -> int:
 # --- the file --------------------------------------------------------------------------------------------
 
 
-def _give_back(store: SqliteStore, rest: Callable[[float], None]) -> list[str]:
+def _give_back(store: SqliteStore, rewrite: bool, rest: Callable[[float], None]) -> list[str]:
     """Free pages go back to the file system, and the write-ahead log is emptied; gives what is left to do."""
     left: list[str] = []
     if not space.is_incremental(store):
-        left.append("the store was made by an earlier release; 'unprompt prune --vacuum' rewrites it once")
+        if rewrite:
+            space.rewrite(store)
+        else:
+            left.append("the store was made by an earlier release; 'unprompt prune' writes it anew, once")
     while space.is_incremental(store) and space.give_back(store, _PAGES_AT_ONCE):
         rest(PAUSE_SECONDS)
     for _ in range(3):

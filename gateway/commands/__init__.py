@@ -1,0 +1,53 @@
+"""What the commands of `unprompt` share; each file holds some of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from gateway.app import Files, Places, workshop
+from gateway.config import load_config
+from gateway.pipeline.cycle import Workshop, one_at_a_time
+from gateway.pipeline.discover import Discovery
+from gateway.stores.recorder import Recorder
+
+config_option = click.option(
+    "--config", "config", type=click.Path(path_type=Path), help="gateway.yaml; default config/gateway.yaml, if any."
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def print_json(value: Any) -> None:
+    """On standard output, for programs."""
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=1, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def open_shop(
+    config: Path | None, *, alone: bool = True, calls: bool = False, discover: bool = True
+) -> Iterator[Workshop]:
+    """The offline wing with all that is recorded so far. `alone`: not while the worker takes a turn. `calls`: a
+    provider is called, so that its key must be there."""
+    files = Files.beside(config)
+    settings = load_config(files.gateway, environment=calls)
+    places = Places.of(settings)
+    lock = settings.store.home / ".jobs.lock"
+    with one_at_a_time(lock, wait=False) as free:
+        if not free and alone:
+            click.echo("the worker is taking a turn; waiting for it", err=True)
+    with one_at_a_time(lock, wait=alone) as free:
+        shop = workshop(files, settings, say=lambda sentence: click.echo(sentence, err=True))
+        try:
+            Recorder(places.journal, shop.store).drain()
+            if free and discover:
+                Discovery(shop.store).step()
+            yield shop
+        finally:
+            shop.store.close()

@@ -1,0 +1,243 @@
+"""The commands of the offline wing, in the order of the loop: from tasks to a flipped route and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import yaml
+
+from gateway import tables
+from gateway.app import Files, workshop
+from gateway.commands import config_option, json_option, open_shop, print_json
+from gateway.config import Config, load_config
+from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.matching import show as show_template
+from gateway.errors import TaskError
+from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote
+from gateway.pipeline.card import card_text
+from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.infer import infer_files
+from gateway.pipeline.overview import overview
+from gateway.stores.sqlite import SqliteStore
+
+
+@click.command("tasks")
+@click.argument("show", required=False, type=click.Choice(["show"]))
+@click.argument("task", required=False)
+@config_option
+@json_option
+def tasks_command(show: str | None, task: str | None, config: Path | None, as_json: bool) -> None:
+    """Show the tasks found in the traffic.
+
+    With what is next for each; `show TASK` prints its templates with their slots marked.
+
+    \b
+    Example: unprompt tasks
+             unprompt tasks show support-intent
+    """
+    if show and not task:
+        raise click.UsageError("name a task: unprompt tasks show TASK")
+    with open_shop(config, alone=False) as shop:
+        rows = [row for row in overview(shop.store, shop.config) if task is None or row["name"] == task]
+        if task is not None and not rows:
+            raise TaskError(f"no task {task!r}; 'unprompt tasks' lists those that there are")
+        if as_json:
+            print_json(rows)
+            return
+        tables.console.print(tables.tasks(rows))
+        for template in shop.store.templates(task) if task else ():
+            click.echo(f"\n{template.name}\n{show_template(template)}")
+
+
+@click.command("infer")
+@click.option("--train", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True,
+              help="Recorded requests, one {rid, ts, body} a line (.gz too).")  # fmt: skip
+@click.option("--live", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Requests to match against what was learnt.")  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Predictions, JSON lines."
+)
+def infer_command(train: Path, live: Path | None, out: Path) -> None:
+    """Infer templates from a file of requests.
+
+    Needs no store: reads recorded requests, writes what belongs together and which parts are input.
+
+    \b
+    Example: unprompt infer --train train.jsonl.gz --live live.jsonl.gz --out pred.jsonl
+    """
+    print_json(infer_files(train, live, out))
+
+
+@click.command("dataset")
+@click.argument("task")
+@config_option
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; default beside the store.")
+@json_option
+def dataset_command(task: str, config: Path | None, out: Path | None, as_json: bool) -> None:
+    """Write TASK's training rows and their card.
+
+    train.jsonl and validation.jsonl are in OpenAI's chat format; card.md has the funnel.
+
+    \b
+    Example: unprompt dataset support-intent --out export
+    """
+    with open_shop(config) as shop:
+        built = dataset.build(shop.store, task, shop.datasets)
+        place = dataset.export(built, out) if out else Path(built.directory)
+    if as_json:
+        print_json(built.card | {"directory": str(place)})
+    else:
+        click.echo(card_text(built.card))
+        click.echo(f"written to {place}")
+
+
+@click.command("finetune")
+@click.argument("task")
+@config_option
+@click.option("--sweep", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="YAML: trainer name -> list of options, one for each candidate.")  # fmt: skip
+@json_option
+def finetune_command(task: str, config: Path | None, sweep: Path | None, as_json: bool) -> None:
+    """Train a sweep of candidates for TASK.
+
+    Resumes one that was interrupted; nothing is trained twice.
+
+    \b
+    Example: unprompt finetune support-intent
+             unprompt finetune support-intent --sweep sweep.yaml
+    """
+    with open_shop(config, calls=True) as shop:
+        data = dataset.build(shop.store, task, shop.datasets)
+        wanted = _sweep_file(sweep, shop.config) if sweep else finetune.sweep_of(shop.config, data, shop.models)
+        planned = finetune.plan(shop.store, data, wanted)
+    open_ones = sum(not one.state.final for one in planned)
+    click.echo(f"{data.id}: {len(planned)} candidates, {open_ones} to train", err=True)
+
+    def progress(one: FineTune) -> None:
+        click.echo(f"  {evaluate.describe(one)}: {one.state.value} {one.stage}", err=True)
+
+    # Outside: a job at a provider takes hours, and nobody has to wait for it. Each candidate has its own lock.
+    store = SqliteStore(shop.store.path)
+    done = finetune.run(store, shop.config, data, planned, shop.models, progress)
+    store.close()
+    if as_json:
+        print_json(done)
+    else:
+        tables.console.print(tables.finetunes(done))
+    if not any(one.state is FineTuneState.SUCCEEDED for one in done):
+        raise click.ClickException("no candidate was trained; the remarks above say why")
+
+
+def _sweep_file(file: Path, config: Config) -> finetune.Sweep:
+    try:
+        value = yaml.safe_load(file.read_bytes())
+        sweep = msgspec.convert(value, dict[str, list[dict[str, Any]]])
+    except (OSError, yaml.YAMLError, ValueError) as error:  # a ValidationError is a ValueError
+        reason = " ".join(str(error).split())
+        raise TaskError(f"{file}: {reason}; write it like 'classifier: [{{features: word}}]'") from error
+    for name in sweep:
+        if name not in config.trainers:
+            raise TaskError(f"{file}: no trainer {name!r}; the config has {', '.join(config.trainers)}")
+    return sweep
+
+
+def _newest(shop: Workshop, table: str, task: str) -> dict[str, Any]:
+    found = shop.store.rows(table, "task = ?", [task])
+    if not found:
+        known = ", ".join(row["name"] for row in shop.store.tasks()) or "none yet"
+        step = {"datasets": "finetune", "evaluations": "evaluate"}[table]
+        raise TaskError(f"task {task!r} has no {table} yet; run 'unprompt {step} TASK' (known tasks: {known})")
+    return found[-1]
+
+
+@click.command("evaluate")
+@click.argument("task")
+@config_option
+@json_option
+def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
+    """Judge TASK's candidates on held-out rows.
+
+    \b
+    Example: unprompt evaluate support-intent
+    """
+    with open_shop(config, calls=True) as shop:
+        data = dataset.load(shop.store, _newest(shop, "datasets", task)["id"])
+        report = cycle.evaluation(shop, data, shop.store.finetunes("dataset = ?", [data.id]))
+        decision = gate.decide(report, shop.config.policy(task))
+        if as_json:
+            print_json({"report": report, "decision": decision})
+        else:
+            tables.console.print(tables.report(report), tables.decision(decision))
+
+
+@click.command("promote")
+@click.argument("task")
+@click.argument("candidate", required=False)
+@config_option
+@click.option("--canary", metavar="PERCENT", help="Send only this share of the requests, like 5%.")
+@click.option("--force", is_flag=True, help="Promote although the gate refuses; noted in the decision record.")
+@json_option
+def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, force: bool,
+                    as_json: bool) -> None:  # fmt: skip
+    """Flip TASK's route to its best candidate, or to CANDIDATE (a model or fine-tune id), past the gate.
+
+    \b
+    Example: unprompt promote support-intent --canary 5%
+    """
+    share = _percent(canary) if canary else None
+    with open_shop(config) as shop:
+        report = evaluate.load_report(_newest(shop, "evaluations", task))
+        chosen = [s for s in report.candidates if candidate in (None, s.model, s.finetune)]
+        if not chosen:
+            raise TaskError(f"task {task}: no candidate {candidate!r}; 'unprompt evaluate {task}' lists them")
+        policy = shop.config.policy(task)
+        decision = gate.decide(msgspec.structs.replace(report, candidates=chosen), policy)
+        if not as_json:
+            tables.console.print(tables.decision(decision))
+        if not decision.promote and not force:
+            promote.note_refusal(shop.store, decision)
+            if as_json:
+                print_json({"decision": decision, "route": None})
+            raise click.ClickException("the gate refuses; nothing was changed (--force overrides it)")
+        route = promote.promote(shop.store, shop.config, shop.routes, shop.models, report, decision,
+                                share=share or policy.share)  # fmt: skip
+    if as_json:
+        print_json({"decision": decision, "route": route})
+    else:
+        first = route["targets"][0]
+        click.echo(f"{shop.routes}: {first['weight']:g} % of {task} goes to {first['model']}")
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.rstrip("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 100:
+        raise click.BadParameter(f"{text!r} is no share; write it like 5%", param_hint="--canary")
+    return value
+
+
+@click.command("rollback")
+@click.argument("task")
+@config_option
+@json_option
+def rollback_command(task: str, config: Path | None, as_json: bool) -> None:
+    """Put TASK's route back to what it was before its last promotion.
+
+    \b
+    Example: unprompt rollback support-intent
+    """
+    files = Files.beside(config)
+    # Waits for nobody and needs no key: going back must always work.
+    shop = workshop(files, load_config(files.gateway, environment=False))
+    route = promote.rollback(shop.store, shop.config, shop.routes, task)
+    shop.store.close()
+    if as_json:
+        print_json({"task": task, "route": route})
+        return
+    now = f"goes to {route['targets'][0].get('model')}" if route else "has no route any more: whole to its provider"
+    click.echo(f"{shop.routes}: {task} {now}")
