@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,3 +69,12 @@ def test_encoding_is_undone_by_parsing(data: list[bytes]) -> None:
 def test_the_last_events_are_found_without_reading_the_first(data: list[bytes], count: int, end: bytes) -> None:
     stream = b"".join(map(sse.encode, data)).replace(b"\n", end)
     assert list(sse.last_data(stream, count)) == data[::-1][:count]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_long_stream_is_read_in_one_pass(end: bytes) -> None:
+    """A search for the other line end in what is left, at every line, once took 2 seconds here."""
+    stream = (b"data: " + b"x" * 90 + end + end) * 40_000
+    started = time.process_time()
+    assert len(sse.events(stream)) == 40_000
+    assert time.process_time() - started < 1
