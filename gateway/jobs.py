@@ -19,19 +19,21 @@ from gateway.pipeline.cycle import Workshop, one_at_a_time, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.finetune import Elsewhere
 from gateway.restarts import count_restart
+from gateway.stores.pruning import Criteria, prune
 from gateway.stores.recorder import Recorder
 from gateway.stores.sqlite import SqliteStore
 from gateway.workers import Backoff
 
 log = logging.getLogger(__name__)
 
-RECORD_SECONDS = 0.2
+RECORD_SECONDS = 0.5
 LOOK_SECONDS = 0.5
+KEEP_SECONDS = 600.0
 
 
 class Repeated:
     """Work that is done again and again, and that nothing stops: after a failure with a growing pause. An outage
-    is reported when it begins and when it is over, not five times a second."""
+    is reported when it begins and when it is over, not twice a second."""
 
     def __init__(self, work: Callable[[], object], name: str, seconds: float, longest: float) -> None:
         self._work, self._name, self._seconds, self._longest = work, name, seconds, longest
@@ -98,6 +100,8 @@ class Worker:
         threading.Thread(target=self._watch_parent, daemon=True).start()
         recorder = Tended("recorder", self._record, self._died)
         tended = [recorder, Tended("jobs", self._turn, self._died)] if self._jobs else [recorder]
+        if self._config.store.keep_days is not None or self._config.store.keep_mb is not None:
+            tended.append(Tended("retention", self._keep, self._died))
         while not self._stop.is_set():
             for one in tended:
                 one.look_after()
@@ -136,6 +140,25 @@ class Worker:
             recorder.drain()
 
         return record
+
+    def _keep(self) -> None:
+        self._repeat(Repeated(self._keeping(), "retention", KEEP_SECONDS, longest=3600.0))
+
+    def _keeping(self) -> Callable[[], object]:
+        """What is older or more than the settings say is deleted; not while a turn reads it."""
+        kept = self._config.store
+        store: SqliteStore | None = None
+
+        def keep() -> None:
+            nonlocal store
+            store = store or SqliteStore(kept.path)
+            criteria = Criteria.of_settings(kept.keep_days, kept.keep_mb, time.time())
+            with one_at_a_time(kept.home / ".jobs.lock", wait=True):
+                done = prune(store, self._journal, criteria, oldest_first=True)
+            if done.exchanges:
+                log.info("retention: %d exchanges deleted", done.exchanges)
+
+        return keep
 
     def _turn(self) -> None:
         self._repeat(

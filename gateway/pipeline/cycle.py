@@ -21,7 +21,7 @@ from gateway.pipeline import dataset, evaluate, finetune, promote
 from gateway.pipeline.asking import asker
 from gateway.pipeline.finetune import Elsewhere, one_at_a_time
 from gateway.pipeline.gate import Decision, decide
-from gateway.stores.sqlite import ANSWERED, SqliteStore
+from gateway.stores.sqlite import SqliteStore
 
 __all__ = ["Workshop", "evaluation", "one_at_a_time", "turn", "turn_all"]
 
@@ -187,7 +187,7 @@ def _job(shop: Workshop, task: str) -> Job | None:
     state = found[-1]["state"] if found else "none"
     if state == "running":
         return _resumed(shop, task, last, found[-1]["step"])
-    usable = shop.store.count(f"task = ? AND {ANSWERED}", [task])
+    usable = shop.store.answered_count(task)
     policy = shop.config.policy(task)
     growth = RETRY_GROWTH if state == "failed" else policy.retrain_growth
     if usable < max(policy.min_rows, last.get("usable", 0) * growth):

@@ -10,7 +10,7 @@ from gateway.domain.matching import TemplateIndex
 from gateway.encoding import decoded
 from gateway.pipeline.infer import Recorded, infer
 from gateway.providers.openai import read_chat
-from gateway.stores.sqlite import UNEXPLAINED, SqliteStore
+from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +44,12 @@ class Discovery:
         """Look at the new exchanges; gives the names of templates found. `search` None: when it is worth it."""
         while self._look_at_new():
             pass
-        unexplained = self._store.count(UNEXPLAINED)
+        unexplained = self._store.unexplained_count()
         worth = unexplained - self._unexplained_at_last_search >= max(ENOUGH, self._unexplained_at_last_search // 4)
         if not (worth if search is None else search):
             return []
         found = self._search()
-        self._unexplained_at_last_search = self._store.count(UNEXPLAINED)
+        self._unexplained_at_last_search = self._store.unexplained_count()
         return found
 
     def _look_at_new(self) -> int:

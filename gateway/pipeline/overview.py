@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.config import Config
-from gateway.stores.sqlite import ANSWERED, SqliteStore
+from gateway.stores.sqlite import SqliteStore
 
 
 def overview(store: SqliteStore, config: Config) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def _next(store: SqliteStore, config: Config, task: str) -> str:
         return str(jobs[-1]["error"])
     if promotions:
         return _after(promotions[-1])
-    usable = store.count(f"task = ? AND {ANSWERED}", [task])
+    usable = store.answered_count(task)
     missing = config.policy(task).min_rows - usable
     return f"{missing} more exchanges until training" if missing > 0 else "training is due"
 
