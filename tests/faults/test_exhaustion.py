@@ -33,9 +33,13 @@ async def test_more_clients_than_descriptors_are_told_to_come_back_and_later_ser
     async with upstream(answering(response())) as up, serving(tmp_path, up, before=few_descriptors) as served:
         assert (await served.ask(request(CHAT))).body == ANSWER
         wires = [await served.connect() for _ in range(150)]
+        await asyncio.sleep(0.3)  # all that can be open are open
         fates = Counter(await asyncio.gather(*(fate(wire) for wire in wires)))
         assert fates["told to retry"] >= 8
         assert fates["served"] >= 1
+        assert (
+            fates["failed"] == 0
+        )  # who was let in, and finds no descriptor for the upstream, is told to retry, too
         for wire in wires:
             wire.close()
         assert await eventually(lambda: served.descriptors() < 60)
@@ -43,19 +47,6 @@ async def test_more_clients_than_descriptors_are_told_to_come_back_and_later_ser
             assert (await served.ask(request(CHAT))).body == ANSWER
         rows = await served.recorded(fates["served"] + 21)
         assert sum(row.complete for row in rows) == fates["served"] + 21
-
-
-@pytest.mark.xfail(strict=True, reason="F9: those that are turned away keep their descriptors for seconds")
-@story
-async def test_who_was_admitted_is_served_however_many_are_turned_away(tmp_path: Path) -> None:
-    async with upstream(answering(response())) as up, serving(tmp_path, up, before=few_descriptors) as served:
-        wires = [await served.connect() for _ in range(150)]
-        await asyncio.sleep(0.5)
-        fates = Counter(await asyncio.gather(*(fate(wire) for wire in wires)))
-        assert fates["served"] >= 8
-        assert fates["failed"] == 0
-        for wire in wires:
-            wire.close()
 
 
 async def fate(wire: Wire) -> str:
