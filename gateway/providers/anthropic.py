@@ -94,9 +94,10 @@ def build() -> Provider:
 
 
 def _decode(data: bytes) -> _Message:
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    try:
         return _message.decode(data)
-    return _Message()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Message()
 
 
 def _noun(parts: list[_Message]) -> ResponseFacts:

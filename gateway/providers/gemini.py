@@ -74,9 +74,8 @@ class Gemini:
     def read_response(self, body: bytes, *, streamed: bool) -> ResponseFacts:
         if streamed:
             return _noun(map(_decode, sse.last_data(body, 3)))
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            if body.lstrip()[:1] == b"[":  # a stream that was asked for without `alt=sse`: a list of answers
-                return _noun(_responses.decode(body)[:-4:-1])
+        if body[:1] in (b"[", b" ", b"\n", b"\r") and body.lstrip()[:1] == b"[":
+            return _noun(_list(body)[:-4:-1])  # a stream that was asked for without `alt=sse`
         return _noun([_decode(body)])
 
     def read_answer(self, body: bytes, *, streamed: bool) -> Answer | None:
@@ -98,10 +97,18 @@ def build() -> Provider:
     return Gemini()
 
 
+def _list(body: bytes) -> list[_Response]:
+    try:
+        return _responses.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+
+
 def _decode(data: bytes) -> _Response:
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    try:
         return _response.decode(data)
-    return _Response()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _Response()
 
 
 def _noun(last: Iterable[_Response]) -> ResponseFacts:

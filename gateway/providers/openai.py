@@ -170,9 +170,10 @@ def build() -> Provider:
 
 
 def _facts(data: bytes) -> ResponseFacts | None:
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    try:  # cheaper than `contextlib.suppress`, here and in the other formats: once for each answer
         return _response.decode(data).noun()
-    return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _last_facts(stream: bytes) -> ResponseFacts:
