@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
-from gateway.errors import BodyTooLarge, GatewayError
+from gateway.errors import BadRequest, BodyTooLarge, GatewayError, Overloaded
 from gateway.proxy.asked import Asked
 from gateway.proxy.forward import Exchanging, House
 from gateway.proxy.heads import Heads
@@ -23,11 +23,12 @@ MAX_HEAD_BYTES = 64 * 1024
 UPLOAD_BUFFER_BYTES = 64 * 1024
 LINGER_SECONDS = 10.0
 LINGER_IDLE_SECONDS = 2.0
+TURNED_AWAY_SECONDS = 0.5
 
 _ADMIN = (b"/metrics", b"/healthz", b"/readyz", b"/unprompt")
 _BAD = (
     b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-    b"x-unprompt-error: bad_request\r\n%bConnection: close\r\n\r\n%b"
+    b"x-unprompt-error: %b\r\n%bConnection: close\r\n\r\n%b"
 )
 
 
@@ -51,6 +52,7 @@ class Host(Protocol):
     def limits(self) -> Bounds: ...
     @property
     def is_full(self) -> bool: ...
+    def is_short_of_files(self, transport: asyncio.Transport) -> bool: ...
     def hand_over(self, transport: asyncio.Transport, data: bytes) -> None: ...
 
 
@@ -99,10 +101,20 @@ class Connection(asyncio.Protocol):
     # --- the transport ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # a TCP Transport
+        accepted = self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
-        if self._server.is_full:
-            self._bad(b"503 Service Unavailable", b"too many connections", b"Retry-After: 1\r\n")
+        is_short = self._server.is_short_of_files(accepted)
+        if is_short or self._server.is_full:
+            self._turn_away(accepted, at_once=is_short)
+
+    def _turn_away(self, transport: asyncio.Transport, *, at_once: bool) -> None:
+        """One client too many. `at_once`: its descriptor is needed, though closing may cost it the answer."""
+        retry = b"Retry-After: %d\r\n" % (Overloaded.retry_after or 1)
+        self.write(_refusal(b"503 Service Unavailable", b"too many connections", retry, Overloaded.code.encode()))
+        self._linger(TURNED_AWAY_SECONDS)
+        if at_once:
+            transport.close()
+        self._server.house.guard.rejected(None, Overloaded.code)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -423,16 +435,22 @@ class Connection(asyncio.Protocol):
             self._turn_down(status, message, headers)
 
     def _turn_down(self, status: bytes, message: bytes, headers: bytes) -> None:
-        body = b'{"error": {"message": "%b", "type": "invalid_request_error", "code": "bad_request"}}'
-        body %= message.replace(b"\\", b"").replace(b'"', b"'")
-        self.write(_BAD % (status, len(body), headers, body))
+        self.write(_refusal(status, message, headers))
         self._linger()
 
-    def _linger(self) -> None:
+    def _linger(self, seconds: float = LINGER_SECONDS) -> None:
         """End our side, and take what still comes for a while: closing with unread bytes would reset the
         connection, and the client could lose the answer that says why."""
         self._queue.clear()
-        self._lingers_until = time.perf_counter() + LINGER_SECONDS
+        self._lingers_until = time.perf_counter() + seconds
         if self._transport is not None and not self._transport.is_closing():
             self._settle_reading()
             self._transport.write_eof()
+
+
+def _refusal(status: bytes, message: bytes, headers: bytes = b"", code: bytes = BadRequest.code.encode()) -> bytes:
+    """An answer to what is no HTTP request, or one too many: before any provider's shape is known."""
+    kind = b"api_error" if status.startswith(b"5") else b"invalid_request_error"
+    body = b'{"error": {"message": "%b", "type": "%b", "code": "%b"}}'
+    body %= message.replace(b"\\", b"").replace(b'"', b"'"), kind, code
+    return _BAD % (status, len(body), code, headers, body)

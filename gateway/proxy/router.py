@@ -107,9 +107,7 @@ class Switchboard(msgspec.Struct, frozen=True):
         for fallback in _fallbacks(route, request):
             if all((fallback.upstream, fallback.body) != (other.upstream, other.body) for other in attempts):
                 attempts.append(fallback)  # the same request to the same place would fail the same way
-        return Plan(
-            attempts=tuple(attempts), route=route, task=task, model=request.model, original=request.body
-        )
+        return Plan(attempts=tuple(attempts), route=route, task=task, model=request.model, original=request.body)
 
     def _aim(self, target: Target, request: Incoming, parsed: dict[str, Any] | None) -> Attempt | None:
         """The attempt at this target; None when it strips and the request does not match its template."""

@@ -179,7 +179,7 @@ async def test_a_model_that_abstains_hands_the_whole_request_on(tmp_path: Path) 
             row = await gateway.row()
             assert row.attempts == ["local/mail-1: abstained"]
             assert (row.stripped, row.error_type) == (False, "caller_cancelled")
-            assert 'unprompt_fallbacks_total{reason="abstained",route="mail"} 1.0' in await gateway.metrics()
+            assert 'unprompt_fallbacks_total{route="mail",reason="abstained"} 1.0' in await gateway.metrics()
 
 
 HTML = response(b"<html>Bad gateway</html>", b"Content-Type: text/html")
@@ -221,7 +221,7 @@ async def test_a_tuned_model_that_fails_falls_back_with_the_whole_prompt(
             assert home.requests[0].header(b"authorization") == b"Bearer sk-client-1"
             row = await gateway.row()
             assert (row.attempts, row.stripped, row.complete) == ([f"tuned/tiny: {reason}"], False, True)
-            fallbacks = f'unprompt_fallbacks_total{{reason="{reason}",route="mail"}} 1.0'
+            fallbacks = f'unprompt_fallbacks_total{{route="mail",reason="{reason}"}} 1.0'
             assert fallbacks in await gateway.metrics()
 
 
