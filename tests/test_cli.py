@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -75,7 +77,7 @@ def test_what_is_no_option_is_a_usage_error(name: str) -> None:
 
 
 def test_every_command_that_a_program_may_read_has_json() -> None:
-    readable = {"tasks", "dataset", "finetune", "evaluate", "promote", "rollback", "demo"}
+    readable = {"tasks", "dataset", "finetune", "evaluate", "promote", "rollback", "demo", "show", "prune"}
     has = {name for name, command in main.commands.items() if any("--json" in p.opts for p in command.params)}
     assert readable <= has
 
@@ -356,6 +358,62 @@ def test_a_store_that_is_no_database_is_one_sentence(desk: Desk) -> None:
     assert result.exit_code == 1
     assert "file is not a database" in result.output
     assert "Traceback" not in result.output
+
+
+# --- what is recorded ------------------------------------------------------------------------------------
+
+
+def test_an_exchange_is_shown_with_its_bytes_as_they_were(desk: Desk) -> None:
+    one, other = traffic(2)
+    keep(desk.store, [one, msgspec.structs.replace(other, response=b"\xff\x00 no text")])
+    assert desk.types("show", one.id, "--part", "request").stdout_bytes == one.request
+    assert desk.types("show", other.id, "--part", "response").stdout_bytes == b"\xff\x00 no text"
+    shown = desk.types("show", one.id).output
+    assert "model_requested    gpt-6" in shown
+    assert one.request.decode() in shown
+    assert desk.reads("show", one.id)["request"] == one.request.decode()
+    assert desk.reads("show", other.id)["response_base64"] == base64.b64encode(b"\xff\x00 no text").decode()
+    missing = desk.types("show", "e9")
+    assert (missing.exit_code, "no exchange 'e9'" in missing.output) == (1, True)
+
+
+def test_exchanges_are_exported_as_lines(desk: Desk) -> None:
+    keep(desk.store, [*traffic(3), exchange(7, asked("x"), "y", version=None, tags={"user": "7"})])
+    lines = [json.loads(line) for line in desk.types("export").stdout.splitlines()]
+    assert [line["id"] for line in lines] == ["e00000", "e00001", "e00002", "e00007"]
+    assert json.loads(lines[0]["response"])["choices"][0]["message"]["content"] == "refund"
+    out = desk.folder / "mail.jsonl"
+    assert desk.types("export", "--task", "mail", "--out", str(out)).exit_code == 0
+    assert len(out.read_text().splitlines()) == 3
+    assert json.loads(desk.types("export", "--tag", "user=7").stdout)["id"] == "e00007"
+
+
+def test_a_prune_says_what_it_did_and_a_dry_run_what_it_would_do(desk: Desk) -> None:
+    keep(desk.store, traffic(60))
+    assert desk.types("dataset", "mail").exit_code == 0
+    assert desk.reads("prune", "--older-than", "1d", "--dry-run")["exchanges"] == 60
+    assert desk.store.count() == 60
+    done = desk.types("prune", "--id", "e00000", "--id", "e00001")
+    assert done.exit_code == 0, done.output
+    assert "2 exchanges deleted" in done.output
+    assert "is deleted: it held rows of them" in done.output
+    assert desk.store.count() == 58
+    assert desk.reads("dataset", "mail")["rows"] == 58  # the next one is built from what is left
+    assert desk.reads("prune", "--keep-mb", "0")["exchanges"] == 58
+
+
+def test_a_prune_without_options_does_what_the_settings_say(tmp_path: Path) -> None:
+    nothing, settled = Desk(tmp_path / "a"), Desk(tmp_path / "b")
+    assert nothing.types("prune").exit_code == 2
+    text = settled.config.read_text().replace("store:\n", "store:\n  keep_days: 1\n")
+    settled.config.write_text(text)
+    keep(settled.store, traffic(5))
+    assert settled.reads("prune")["exchanges"] == 5
+
+
+@pytest.mark.parametrize("words", [["--older-than", "soon"], ["--tag", "user"], ["--keep-mb", "-1"]])
+def test_a_prune_that_makes_no_sense_is_a_usage_error(desk: Desk, words: list[str]) -> None:
+    assert desk.types("prune", *words).exit_code == 2
 
 
 def test_infer_works_on_files(tmp_path: Path) -> None:

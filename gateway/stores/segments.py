@@ -125,6 +125,25 @@ def framed_records(data: bytes) -> Iterator[bytes]:
         yield data[position:]
 
 
+def set_aside(folder: Path) -> int:
+    """How many records could not be stored, and are kept in files beside the segments: each of a `.poison`, and the
+    torn end that a `.torn` holds. Reads only where they begin."""
+    torn = sum(1 for _ in folder.glob("*.torn"))
+    return torn + sum(_count(file) for file in folder.glob("*.poison"))
+
+
+def _count(poison: Path) -> int:
+    try:
+        with poison.open("rb") as file:
+            count, size = 0, os.fstat(file.fileno()).st_size
+            while file.tell() + _HEAD.size <= size:
+                file.seek(_HEAD.unpack(file.read(_HEAD.size))[0], os.SEEK_CUR)
+                count += 1
+            return count
+    except OSError:
+        return 1
+
+
 def blank(segment: Path, offset: int) -> bool:
     """Overwrite the moved records before `offset` with one blank, in place, since a writer may be appending to the
     segment; whether there was anything to overwrite.

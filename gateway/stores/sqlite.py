@@ -48,6 +48,10 @@ ON CONFLICT (task) DO UPDATE SET
   stripped = stripped + excluded.stripped, priced = priced + excluded.priced,
   cost_usd = cost_usd + excluded.cost_usd
 """
+_DAMAGED = (
+    "; what was recorded since waits in the journal. Stop unprompt, move {name} and its -wal and -shm aside, save"
+    " what can be saved with 'sqlite3 FILE .recover', and start again"
+)
 Record = dict[str, Any]
 T = TypeVar("T")
 _AT_ONCE = 128
@@ -137,14 +141,20 @@ class SqliteStore:
         try:
             return self._connection.execute(sql, values)
         except sqlite3.Error as error:
-            raise StoreError(f"store {self.path}: {error}") from error
+            raise self._refusal(error) from error
 
     def run_many(self, sql: str, rows: Iterable[Any]) -> None:
         """One statement for each of the rows to bind."""
         try:
             self._connection.executemany(sql, rows)
         except sqlite3.Error as error:
-            raise StoreError(f"store {self.path}: {error}") from error
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: sqlite3.Error) -> StoreError:
+        remedy = (
+            _DAMAGED.format(name=self.path.name) if "malformed" in str(error) or "not a d" in str(error) else ""
+        )
+        return StoreError(f"store {self.path}: {error}{remedy}")
 
     def records(self, sql: str, values: Any = ()) -> list[Record]:
         """What a query finds, by column names."""
@@ -156,7 +166,7 @@ class SqliteStore:
         try:
             yield from cursor
         except sqlite3.Error as error:
-            raise StoreError(f"store {self.path}: {error}") from error
+            raise self._refusal(error) from error
 
     def _version(self) -> int:
         return int(self.run("PRAGMA user_version").fetchone()[0])
