@@ -15,7 +15,7 @@ import pytest
 
 MB = 200
 RECORDED_MB = 16
-"""What is recorded of an answer (`capture.max_body_mb`); a few copies of it exist while its record is written."""
+"""What is recorded of an answer (`capture.max_body_mb`); five copies of it may exist while that is written."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory in /proc")
 
@@ -43,4 +43,4 @@ def test_uploads_and_downloads_pass_at_constant_memory(tmp_path: Path, bodies: M
     assert [result.mb for result in results] == [MB] * 4
     uploads, downloads = results[:2], results[2:]
     assert max(result.growth for result in uploads) < 64, uploads
-    assert max(result.growth for result in downloads) < 64 + 4 * RECORDED_MB, downloads
+    assert max(result.growth for result in downloads) < 5 * RECORDED_MB + 16, downloads
