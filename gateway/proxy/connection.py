@@ -14,7 +14,7 @@ from gateway.errors import BadRequest, BodyTooLarge, GatewayError, Overloaded
 from gateway.proxy.asked import Asked
 from gateway.proxy.forward import Exchanging, House
 from gateway.proxy.heads import Heads
-from gateway.proxy.wire import RequestHead
+from gateway.proxy.wire import RequestHead, objection
 from gateway.upstreams import Headers
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ class Connection(asyncio.Protocol):
         self._headers: Headers = []
         self._in_head = False
         self._segment: bytes | None = None
+        self._objection: str | None = None
+        self._in_framing = False
         self._missing = 0
         self._reading: _Request | None = None
         self._queue: deque[_Request] = deque()
@@ -214,24 +216,42 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            rest = data[upgrade.args[0] :]
-            if self._queue and self._queue[-1].tunnel:
-                self._collect(self._queue[-1], rest)
-                return True
-            self._parser = httptools.HttpRequestParser(self)  # the offer is not taken up: requests go on
-            return not rest or self._parse(rest)
+            return self._after_offer(data[upgrade.args[0] :])
         except (httptools.HttpParserError, ValueError) as error:
-            self._bad(b"400 Bad Request", str(error).encode("ascii", "replace"))
+            self._bad(b"400 Bad Request", (self._objection or str(error)).encode("ascii", "replace"))
+            return False
+        if self._objection is not None:
+            self._bad(b"400 Bad Request", self._objection.encode())
             return False
         if self._quiet_bytes > MAX_HEAD_BYTES:
             self._bad(b"431 Request Header Fields Too Large", b"the headers or trailers are larger than 64 KiB")
             return False
         return True
 
+    def _after_offer(self, rest: bytes) -> bool:
+        """The client offers to switch protocols. llhttp stops there; `rest` is what follows the head."""
+        if self._objection is not None:
+            self._bad(b"400 Bad Request", self._objection.encode())
+            return False
+        if self._queue and self._queue[-1].tunnel:
+            self._collect(self._queue[-1], rest)
+            return True
+        self._parser = httptools.HttpRequestParser(self)  # the offer is not taken up: requests go on
+        request = self._reading
+        if request is not None and request.length is not None:  # and the body is still the request's
+            self._reading, self._missing = None, request.length
+            rest = self._count_in(rest)
+        elif request is not None:
+            self._in_framing = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+            self._in_framing = False
+        return not rest or self._parse(rest)
+
     # --- the parser ------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._in_head, self._target, self._headers = True, b"", []
+        if not self._in_framing:
+            self._in_head, self._target, self._headers = True, b"", []
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -241,7 +261,10 @@ class Connection(asyncio.Protocol):
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        http_1_0 = self._parser.get_http_version() == "1.0"
+        if self._in_framing:
+            return
+        version = self._parser.get_http_version()
+        http_1_0 = version == "1.0"
         head = RequestHead(
             self._parser.get_method(),
             self._target,
@@ -249,7 +272,13 @@ class Connection(asyncio.Protocol):
             keep_alive=not http_1_0 and self._parser.should_keep_alive(),
             http_1_0=http_1_0,
         )
-        self._in_head, self._quiet_bytes = False, 0
+        self._in_head = False
+        if sum(len(name) + len(value) for name, value in self._headers) > MAX_HEAD_BYTES:
+            return  # `_quiet_bytes` tells
+        self._objection = objection(head, version)
+        if self._objection is not None:
+            return
+        self._quiet_bytes = 0
         asked = self._server.house.read(head)
         if self._segment is not None:
             self._server.heads.keep(self._segment, asked)
@@ -272,10 +301,12 @@ class Connection(asyncio.Protocol):
             request.pieces.clear()
 
     def on_message_complete(self) -> None:
-        request, self._reading = self._reading, None
+        request = self._reading
+        if request is None or (self._parser.should_upgrade() and request.length != 0 and not request.tunnel):
+            return  # a refused head; or llhttp is done with the message, but its body is still to come
+        self._reading = None
         self._since, self._quiet_bytes = time.perf_counter(), 0
-        if request is not None and not request.tunnel:
-            request.complete = True
+        request.complete = not request.tunnel
 
     # --- one request at a time ---------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ class Heads:
         head, end = asked.head, data.find(b"\r\n\r\n")
         if not 0 < end <= LONGEST or head.chunked or head.expects or head.offers_websocket:
             return
+        if asked.error is not None:  # it may be for our own pages, which only stand elsewhere on a connection
+            return
         if data.count(b"\n", 0, end) != len(head.headers):
             return
         key, digits = _split(data, end)

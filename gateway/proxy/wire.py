@@ -19,7 +19,7 @@ HOP_BY_HOP = frozenset({
 _NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 _NEVER_BY_CONNECTION = frozenset({b"keep-alive", b"close", b"content-type", b"authorization"})
 _OWN = b"x-unprompt-"
-_DOTS = re.compile(rb"(?i)(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\?;]|%2f|%5c|%3b|$)")
+_DOTS = re.compile(rb"(?i)(?:^|[/\\]|%2f|%5c)(?:\.|%2e){2}(?:[/\\?;]|%2f|%5c|%3b|$)")
 _CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 
 
@@ -69,6 +69,22 @@ class RequestHead:
         return b"upgrade" in tokens and not has_body
 
 
+def objection(head: RequestHead, version: str) -> str | None:
+    """Why a head that could be parsed is no request that may be relayed: each is a way to smuggle another one
+    past us, or has no meaning for a relay (RFC 9112, sections 3.2 and 6.1; RFC 9110, section 9.3)."""
+    if version not in ("1.0", "1.1"):
+        return f"HTTP/{version} is not spoken here; use HTTP/1.1"
+    if head.method in (b"CONNECT", b"TRACE", b"PRI"):
+        return f"{head.method.decode()} is not relayed"
+    codings = [value.strip().lower() for name, value in head.headers if name.lower() == b"transfer-encoding"]
+    if codings and (codings != [b"chunked"] or head.http_1_0):
+        return "Transfer-Encoding may only be 'chunked', once, and not with HTTP/1.0"
+    hosts = sum(name.lower() == b"host" for name, _ in head.headers)
+    if hosts > 1 or (hosts == 0 and not head.http_1_0):
+        return "a request has one Host header"
+    return None
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where a request target leads: `path` is what follows the provider's host, query included; `rest` is the
     target without the provider's name; `endpoint` is `rest` without its query."""
@@ -94,6 +110,8 @@ def locate(target: bytes, providers: Mapping[str, bytes], default: str) -> Place
     path = target.partition(b"?")[0]
     if _DOTS.search(path) or b"\\" in path or b"%00" in path or _CONTROL.search(path):
         raise BadRequest("the path has dot segments, back slashes or control characters; send it normalised")
+    if b"#" in target:
+        raise BadRequest("a request target has no fragment (RFC 9112, section 3.2); send the path without its '#'")
     segment = path[1:].partition(b"/")[0]
     name = segment.decode("latin-1")
     if name == "v1":

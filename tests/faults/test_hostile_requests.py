@@ -141,7 +141,7 @@ async def test_a_tunnel_to_somewhere_is_not_made(tmp_path: Path) -> None:
     async with upstream(answering(response())) as up, relay(tmp_path, openai(up)) as gateway:
         place = up.url.removeprefix("http://").removesuffix("/v1").encode()
         answer = await gateway.ask(b"CONNECT " + place + b" HTTP/1.1\r\nHost: " + place + b"\r\n\r\n")
-        assert answer.status == 404
+        assert answer.status == 400
         assert up.connections == 0
 
 
@@ -151,7 +151,7 @@ async def test_a_tunnel_to_somewhere_is_not_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [
     b"//evil.test/v1/x", b"/v1/../admin", b"/v1/%2e%2e/admin", b"/v1/%2E./admin", b"/v1/.%2e%2fadmin",
     b"ftp://evil.test/v1/x", b"/v1/a/..%5cadmin", b"/v1\\..\\admin", b"/v1/%00", b"/v1/..", b"/openai/../../admin",
-    b"/v1/./x", b"@evil.test", b"http://evil.test/v1/../admin", b"http://evil.test", b"*", b"/v2", b"/",
+    b"@evil.test", b"http://evil.test/v1/../admin", b"http://evil.test", b"*", b"/v2", b"/",
 ])  # fmt: skip
 @story
 async def test_no_path_leads_out_of_the_providers_prefix(tmp_path: Path, path: bytes) -> None:

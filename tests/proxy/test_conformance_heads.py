@@ -65,7 +65,6 @@ def test_heads_met_again_bring_each_request_its_own_body(asked: list[tuple[int, 
     assert [one.header(b"x-app") for one in told.requests] == apps
 
 
-@pytest.mark.xfail(strict=True, reason="a head that was refused is kept, and found before our own pages are")
 @story
 async def test_our_own_pages_answer_after_somebody_asked_for_them_behind_another_request(tmp_path: Path) -> None:
     probe = request(b"", b"User-Agent: probe", method=b"GET", path=b"/healthz")
@@ -84,7 +83,6 @@ async def test_our_own_pages_answer_after_somebody_asked_for_them_behind_another
         assert (await gateway.ask(probe)).status == 200
 
 
-@pytest.mark.xfail(strict=True, reason="llhttp leaves out the body of a request that offers an upgrade")
 @pytest.mark.parametrize("again", [1, 2])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @story

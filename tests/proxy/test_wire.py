@@ -69,7 +69,7 @@ def test_what_leads_nowhere_is_told_so(target: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [b"/v1/../x", b"/openai/./x", b"/v1/x/..", b"/v1/%2E./x", b"/v1/a b", b"/v1/a\\x", b"/v1/%2f%2e%2e"]
+    "target", [b"/v1/../x", b"/v1/x/..", b"/v1/%2E./x", b"/v1/a b", b"/v1/a\\x", b"/v1/%2f%2e%2e"]
 )
 def test_what_could_lead_elsewhere_is_refused(target: bytes) -> None:
     with pytest.raises(BadRequest, match="normalised"):
