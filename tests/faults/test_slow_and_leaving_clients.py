@@ -174,10 +174,8 @@ async def test_idle_connections_cost_little_and_others_are_served_meanwhile(tmp_
     if hard < IDLE + 500:
         pytest.skip(f"needs {IDLE + 500} open files, this machine allows {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    async with (
-        upstream(answering(response())) as up,
-        serving(tmp_path, up, server={"idle_seconds": 60.0}) as served,
-    ):
+    many = {"idle_seconds": 60.0, "connections": IDLE + 100}
+    async with upstream(answering(response())) as up, serving(tmp_path, up, server=many) as served:
         await served.ask(request(CHAT))
         before = served.memory()
         idle = []
