@@ -15,6 +15,7 @@ from gateway.proxy.breaker import Breaker, Breakers
 from gateway.proxy.concurrency import Seats
 from gateway.proxy.retry import RetryBudgets, cause_of, pause
 from gateway.proxy.router import Attempt, Plan
+from gateway.upstreams import Head
 
 Clock = Callable[[], float]
 Told = Callable[[str | None, str], None]
@@ -122,6 +123,18 @@ class Attempts:
         now = guard.clock()
         budget = guard.budgets.of(self._attempts[number].label, retry, now)
         return seconds if budget.withdraw(now) else None
+
+
+def is_unacceptable(head: Head, piece: bytes, *, stripped: bool, home: bool) -> bool:
+    """Whether the next target is asked instead: for anything but a whole answer from one that got other bytes than
+    the client sent (`stripped`), and for what says that it is down, overloaded or closed to us. `home`: it is the
+    client's own provider, whose refusal of the client's key is an answer. `piece`: the body's beginning."""
+    status = head.status
+    if stripped:
+        kind = head.first.get(b"content-type", b"").lower()
+        is_answer = kind.startswith((b"application/json", b"text/event-stream"))
+        return status != 200 or not is_answer or piece.startswith((b'data: {"error"', b'{"error"'))
+    return status >= 500 or status in (404, 408, 429) or (status in (401, 403) and not home)
 
 
 class Nobody:

@@ -14,18 +14,19 @@ import msgspec
 
 from gateway.domain.exchange import Outcome
 from gateway.domain.price import PriceBook
-from gateway.domain.route import LOCAL, Route, Timeouts
+from gateway.domain.route import Route, Timeouts
 from gateway.errors import BodyTooLarge, CircuitOpen, GatewayError, Overloaded, UpstreamError, UpstreamTimeout
 from gateway.providers import WINDOW, Provider, RequestFacts
 from gateway.proxy import asked, secrets, wire
 from gateway.proxy.asked import Asked
-from gateway.proxy.attempts import Attempts, Guard, Nobody
+from gateway.proxy.attempts import Attempts, Guard, Nobody, is_unacceptable
 from gateway.proxy.capture import Capture
 from gateway.proxy.concurrency import check_size, take_seats
+from gateway.proxy.outgoing import is_home, outgoing
 from gateway.proxy.record import Recording, Seen, outcome_of
 from gateway.proxy.retry import cause_of
 from gateway.proxy.router import Attempt, Incoming, Plan, Switchboard
-from gateway.upstreams import Call, Head, Headers, Outgoing, Upstream, header_lines
+from gateway.upstreams import Call, Head, Upstream
 
 log = logging.getLogger(__name__)
 
@@ -185,14 +186,17 @@ class Exchanging:
         self._number = number
 
     def _ask(self) -> None:
-        self._turn += 1
+        house, self._turn = self._house, self._turn + 1
         turn, self._call, self._takes_upload = self._turn, None, False
         attempt = self._attempt = self._plan.attempts[self._number]
         if self._attempts is not None:
             self._attempts.asked()
         self._wait(self._timeouts.first_byte, time.perf_counter())
-        call = self._house.upstreams[attempt.upstream].send(
-            self._outgoing(attempt), self, connect_timeout=self._timeouts.connect
+        self._guard_our_key(attempt.upstream)
+        call = house.upstreams[attempt.upstream].send(
+            outgoing(house, self._asked, self._plan, attempt, self._length),
+            self,
+            connect_timeout=self._timeouts.connect,
         )
         if turn != self._turn or self._ended:  # it failed or answered within `send`, and we are past it
             return
@@ -202,61 +206,13 @@ class Exchanging:
         if self._takes_upload:
             self._client.upload(ready=True)
 
-    def _outgoing(self, attempt: Attempt) -> Outgoing:
-        head = self._asked.head
-        unchanged = attempt.body is None or attempt.body is self._plan.original
-        return Outgoing(
-            method=head.method,
-            path=self._path(attempt),
-            lines=self._lines_for(attempt),
-            body=attempt.body,
-            length=self._length if unchanged else len(attempt.body or b""),
-            has_body=head.has_body,
-            websocket=head.offers_websocket,
-            model=attempt.model,
-            text=attempt.text,
-            streamed=attempt.streamed,
-            wants_usage=attempt.wants_usage,
-            min_confidence=attempt.min_confidence,
-        )
-
-    def _is_home(self, attempt: Attempt) -> bool:
-        """Whether it goes where the client sent it, with the client's own key."""
-        return attempt.upstream == self._asked.place.provider and attempt.upstream not in self._house.keys
-
-    def _path(self, attempt: Attempt) -> bytes:
-        upstream, place = attempt.upstream, self._asked.place
-        if upstream == LOCAL:
-            return place.path
-        path = place.path
-        if upstream != place.provider:
-            path = wire.join(self._house.prefixes[upstream], place.rest)
-        if attempt.model is not None and attempt.model != self._plan.model:
-            path = self._asked.provider.aim(path, attempt.model)
-        return path if self._is_home(attempt) else secrets.path_without_keys(path)
-
-    def _lines_for(self, attempt: Attempt) -> bytes:
-        """The headers that go there."""
-        upstream = attempt.upstream
+    def _guard_our_key(self, upstream: str) -> None:
+        """A key of our own that goes there comes back to nobody."""
         key = self._house.keys.get(upstream)
+        self._blanker = None
         if key is not None:
             self._blanker = secrets.Blanker([key.encode()])
             self._recording.hide(key.encode())
-        else:
-            self._blanker = None
-        lines = self._asked.lines.get(upstream)
-        if lines is None:
-            lines = self._asked.lines[upstream] = header_lines(self._headers_for(attempt, key))
-        return lines
-
-    def _headers_for(self, attempt: Attempt, key: str | None) -> Headers:
-        """The client's key goes to the provider that the client called, and to nobody else."""
-        headers = wire.forwarded(self._asked.head)
-        if not self._is_home(attempt):
-            headers = secrets.without_keys(headers)
-        if key is not None:
-            headers.append(self._house.providers[attempt.upstream].key_header(key))
-        return headers
 
     # --- the answer (Sink) -----------------------------------------------------------------------
 
@@ -303,7 +259,7 @@ class Exchanging:
                 self._attempts.answered(head.status)
                 if self._asks_again(head.status, head.first, f"http_{head.status}", done=done):
                     return
-            if self._may_fall_back() and self._is_unacceptable(head, piece):
+            if self._may_fall_back() and self._is_another_wanted(head, piece):
                 if self._call is not None and not done:
                     self._call.abort()
                 self._fall_back(f"http_{head.status}" if head.status != 200 else "not_an_answer")
@@ -353,18 +309,10 @@ class Exchanging:
             self._window = window[-WINDOW:]
         return self._marked and piece.endswith((b"\n", b"\r"))
 
-    def _is_unacceptable(self, head: Head, piece: bytes) -> bool:
-        """An answer for which the fallback is asked instead: anything but a whole answer from a target that got
-        other bytes than the client sent, and what another target answers when it is down, overloaded or closed
-        to us."""
-        attempt, status = self._attempt, head.status
-        if attempt is None:
-            return False
-        if attempt.stripped:
-            kind = head.first.get(b"content-type", b"").lower()
-            is_answer = kind.startswith((b"application/json", b"text/event-stream"))
-            return status != 200 or not is_answer or piece.startswith((b'data: {"error"', b'{"error"'))
-        return status >= 500 or status in (404, 408, 429) or (status in (401, 403) and not self._is_home(attempt))
+    def _is_another_wanted(self, head: Head, piece: bytes) -> bool:
+        attempt = self._plan.attempts[self._number]
+        home = is_home(self._house, self._asked, attempt)
+        return is_unacceptable(head, piece, stripped=attempt.stripped, home=home)
 
     def _may_send_again(self) -> bool:
         """A streamed body is gone once its first piece has left."""
