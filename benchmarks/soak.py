@@ -21,6 +21,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -192,22 +193,48 @@ async def idle_connections(gateway: Gateway, count: int) -> tuple[int, float]:
             writer.close()
 
 
+class Scraper:
+    """Asks for a page twice a second while the load runs; milliseconds that it took."""
+
+    def __init__(self, gateway: Gateway, path: str) -> None:
+        self._url = f"http://127.0.0.1:{gateway.port}{path}"
+        self._over = threading.Event()
+        self.took: list[float] = []
+
+    def __enter__(self) -> Scraper:
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.5):
+            started = time.perf_counter()
+            with urllib.request.urlopen(self._url, timeout=30) as answer:
+                answer.read()
+            self.took.append((time.perf_counter() - started) * 1000)
+
+
 def soak(gateway: Gateway, bench: Bench, requests: int, step: int) -> tuple[list[Reading], int]:
     """A reading after each step, and how many requests were answered well."""
     say = sys.stdout.write
-    say("requests   relay MB  worker MB  open files  requests/s  scrape ms\n")
+    say("requests   relay MB  worker MB  open files  requests/s  /metrics ms, worst  /healthz ms, worst\n")
     readings, good = [gateway.reading(0)], 0
     for sent in range(step, requests + 1, step):
         streams = step // STREAMS
-        plain = bench.load(gateway.port, step - streams, stream=False)
-        streamed = bench.load(gateway.port, streams, stream=True)
+        with Scraper(gateway, "/metrics") as metrics, Scraper(gateway, "/healthz") as health:
+            plain = bench.load(gateway.port, step - streams, stream=False)
+            streamed = bench.load(gateway.port, streams, stream=True)
         good += sum(int(one["done"] - one["errs"] - one["bad"]) for one in (plain, streamed))
-        started = time.perf_counter()
-        gateway.metric("unprompt_in_flight")
-        scrape = (time.perf_counter() - started) * 1000
         now = gateway.reading(sent)
         readings.append(now)
-        say(f"{sent:8,}{now.relay:11.1f}{now.offline:11.1f}{now.files:12}{plain['rps']:12,.0f}{scrape:11.0f}\n")
+        say(
+            f"{sent:8,}{now.relay:11.1f}{now.offline:11.1f}{now.files:12}{plain['rps']:12,.0f}"
+            f"{max(metrics.took, default=0):21.0f}{max(health.took, default=0):20.0f}\n"
+        )
         sys.stdout.flush()
     return readings, good
 
@@ -248,9 +275,8 @@ def report(gateway: Gateway, bench: Bench, requests: int, step: int, idle: int) 
     say(f"answered {good:,}, counted {counted:,}, recorded {recorded:,}\n")
     before = gateway.reading(0).relay
     alive, now = asyncio.run(idle_connections(gateway, idle))
-    say(
-        f"{alive:,} of {idle:,} idle connections open: {now:.0f} MB, {(now - before) * 1024 / max(alive, 1):.1f} KB each\n"
-    )
+    each = (now - before) * 1024 / max(alive, 1)
+    say(f"{alive:,} of {idle:,} idle connections open: {now:.0f} MB, {each:.1f} KB each\n")
     return 0 if good == counted == recorded == requests else 1
 
 

@@ -1,7 +1,7 @@
 """Several relay processes on one port: bound once, forked, watched, replaced when they die, drained together.
 
-Each relay has a listening socket of its own on the port (SO_REUSEPORT), which the kernel fills evenly: of 128
-connections to four relays it gave them 26 to 40, where one socket that all accept from gave them 0 to 75
+Each relay has a listening socket of its own on the port (SO_REUSEPORT), which the kernel fills evenly: of 32
+connections to four relays each got 4 to 12, where one socket that all accept from gave them 0 to 31
 (`benchmarks/workers.py`). The supervisor holds every socket too, so that connections that wait for a relay that was
 killed are served by its successor. Where the kernel does not balance, all accept from one socket.
 """
