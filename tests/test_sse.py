@@ -29,7 +29,7 @@ def in_pieces(stream: bytes, cuts: list[int]) -> list[Event]:
 
 
 @given(STREAMS | st.binary(max_size=80), st.lists(st.integers(0, 200), max_size=8))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_any_cut_gives_the_events_of_the_whole(stream: bytes, cuts: list[int]) -> None:
     whole = sse.events(stream)
     assert in_pieces(stream, cuts) == whole

@@ -76,7 +76,7 @@ MODELS = [(PROTOCOLS[p.id], p.id, model.id) for p in providers if p.id in PROTOC
     TOKENS,
     st.sampled_from([None, "flex", "priority"]),
 )
-@settings(max_examples=2000)
+@settings(max_examples=2000, deadline=None)
 def test_every_price_is_the_librarys(
     named: tuple[str, str, str], fresh: int, cached: int, written: int, hour: int, output: int, heard: int,
     tier: str | None,

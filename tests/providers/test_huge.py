@@ -51,7 +51,7 @@ def text_of(pairs: list[tuple[str, Any]], indent: Any, ascii_only: bool, separat
     st.lists(st.integers(0, 400), max_size=8),
     st.sampled_from([(4, 1, 8), (16, 40, 60), (1 << 14, 1 << 18, 1 << 10)]),
 )  # fmt: skip
-@settings(max_examples=2000)
+@settings(max_examples=2000, deadline=None)
 def test_the_scanner_finds_what_the_parser_finds(
     pairs: list[tuple[str, Any]], indent: Any, ascii_only: bool, separators: tuple[str, str], cuts: list[int],
     sizes: tuple[int, int, int],

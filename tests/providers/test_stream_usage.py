@@ -89,7 +89,7 @@ JSON = st.recursive(
     st.dictionaries(KEYS, JSON, max_size=4), st.sampled_from([None, 1, "\t"]), st.booleans(),
     st.sampled_from([(",", ":"), (", ", ": "), (" ,", " : ")]),
 )  # fmt: skip
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_an_edited_request_says_what_it_said_and_asks(
     rest: dict[str, Any], indent: Any, ascii_only: bool, separators: tuple[str, str]
 ) -> None:
@@ -144,7 +144,7 @@ def filtered(stream: bytes, cuts: list[int]) -> bytes:
     st.sampled_from(["data: ", "data:"]), st.sampled_from(["", ": ping\n\n"]), st.booleans(),
     st.lists(st.integers(0, 900), max_size=12),
 )  # fmt: skip
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 def test_the_client_gets_the_stream_that_it_would_have_got(
     deltas: list[str], extra: dict[str, Any], separators: tuple[str, str], nulls: bool, first: bool, end: str,
     prefix: str, comment: str, bom: bool, cuts: list[int],
@@ -168,7 +168,7 @@ def test_the_client_gets_the_stream_that_it_would_have_got(
     b'data: {"choices":[],"usage":{}', b'{"choices":[],"usage":{}}', b": usage", b"", b"", b"data: [DONE]",
     b'data: {"choices":[{"usage":{"prompt_tokens":1}}]}', b'data: {"usage":{},"choices":null}', b"data: \xff usage",
 ]), max_size=8), st.sampled_from([b"\n", b"\r", b"\r\n"]), st.lists(st.integers(0, 200), max_size=9))  # fmt: skip
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_odd_streams_keep_their_meaning_whatever_the_cut(lines: list[bytes], end: bytes, cuts: list[int]) -> None:
     stream = end.join(lines)
     expected = end.join(
