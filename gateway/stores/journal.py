@@ -77,6 +77,7 @@ class JournalWriter:
         self._file = -1
         self._size = 0
         self._unsynced = False
+        self._full: list[int] = []  # segments that wait to be forced to the disk and closed
 
     def append(self, record: Record) -> None:
         """Returns when the record is in the page cache (with `sync_ms` 0: on the disk).
@@ -116,7 +117,10 @@ class JournalWriter:
             self._abandon()
 
     def _open_segment(self) -> None:
-        self.close()
+        if self._file >= 0:  # forcing 32 MB to the disk takes longer than a request may wait
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # nothing more will be appended
+            self._full.append(self._file)
+            self._file = -1
         self._folder.mkdir(parents=True, exist_ok=True)
         self._last_name = max(self._last_name + 1, time.time_ns())  # in order, whatever the clock does
         fresh = self._folder / f"{self._last_name:020d}-{os.getpid()}.new"
@@ -141,37 +145,44 @@ class JournalWriter:
         Raises:
             OSError: the segment cannot be reached any more; the next append opens a new one.
         """
-        if not self._unsynced or self._file < 0:
-            return None
-        try:
-            if os.fstat(self._file).st_nlink == 0:  # somebody deleted it: nobody would ever read what is appended
-                raise OSError(errno.ENOENT, "the journal's segment was deleted")
-            duplicate = os.dup(self._file)  # the segment may be closed before the thread comes to it
-        except OSError:
-            self._abandon()
-            raise
-        self._unsynced = False
-
-        def force() -> None:
+        files, self._full = self._full, []
+        if self._unsynced and self._file >= 0:
             try:
-                os.fsync(duplicate)
-            finally:
-                os.close(duplicate)
-
-        return force
+                if os.fstat(self._file).st_nlink == 0:  # somebody deleted it: nobody would read what is appended
+                    raise OSError(errno.ENOENT, "the journal's segment was deleted")
+                files.append(os.dup(self._file))  # the segment may be closed before the thread comes to it
+            except OSError:
+                self._abandon()
+                self._full = files
+                raise
+            self._unsynced = False
+        return (lambda: _force(files)) if files else None
 
     def close(self) -> None:
         """Finish the current segment; the next append opens a new one."""
-        if self._file >= 0:
-            try:
-                self.sync()
-            finally:
-                self._abandon()
+        try:
+            self.sync()
+        finally:
+            self._abandon()
 
     def _abandon(self) -> None:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+def _force(files: list[int]) -> None:
+    """All of them, whatever becomes of one."""
+    failure: OSError | None = None
+    for file in files:
+        try:
+            os.fsync(file)
+        except OSError as error:
+            failure = error
+        finally:
+            os.close(file)
+    if failure is not None:
+        raise failure
 
 
 def segments(folder: Path) -> list[Path]:
