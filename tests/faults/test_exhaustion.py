@@ -37,16 +37,13 @@ async def test_more_clients_than_descriptors_are_told_to_come_back_and_later_ser
         fates = Counter(await asyncio.gather(*(fate(wire) for wire in wires)))
         assert fates["told to retry"] >= 8
         assert fates["served"] >= 1
-        assert (
-            fates["failed"] == 0
-        )  # who was let in, and finds no descriptor for the upstream, is told to retry, too
+        assert fates["failed"] == 0  # who finds no descriptor for the upstream is told to retry, too
         for wire in wires:
             wire.close()
-        assert await eventually(lambda: served.descriptors() < 60)
+        await recovers(served)
         for _ in range(20):
             assert (await served.ask(request(CHAT))).body == ANSWER
-        rows = await served.recorded(fates["served"] + 21)
-        assert sum(row.complete for row in rows) == fates["served"] + 21
+        assert await eventually(lambda: answered(served) == fates["served"] + 22)
 
 
 async def fate(wire: Wire) -> str:
@@ -54,7 +51,7 @@ async def fate(wire: Wire) -> str:
     try:
         await wire.send(request(CHAT))
         answer = await wire.message()
-    except (ConnectionError, asyncio.IncompleteReadError):
+    except (ConnectionError, RuntimeError, asyncio.IncompleteReadError):  # RuntimeError: uvloop, of a closed one
         return "turned away"
     if answer.status == 503 and answer.header(b"retry-after") is not None:
         return "told to retry"
@@ -79,20 +76,24 @@ async def test_when_the_last_descriptor_is_gone_who_is_connected_is_served_and_i
         served.limit(resource.RLIMIT_NOFILE, 1000)
         for wire in outside:
             wire.close()
-        until = time.monotonic() + 3
-        while not await is_served(served):
-            assert time.monotonic() < until
+        await recovers(served)
         await inside.send(request(CHAT))
         assert (await inside.message()).body == ANSWER
-        rows = await served.recorded(22)
-        assert {row.complete for row in rows} == {True}
+        assert await eventually(lambda: answered(served) == 23)
         inside.close()
 
 
-async def is_served(served: Served) -> bool:
-    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-        return (await served.ask(request(CHAT))).body == ANSWER
-    return False
+def answered(served: Served) -> int:
+    """How many exchanges are in the store with a whole answer."""
+    return sum(row.complete and row.response == ANSWER for row in served.rows())
+
+
+async def recovers(served: Served) -> None:
+    """Returns after the first answer; those who still wait to be accepted are met, and closed, before that."""
+    until = time.monotonic() + 5
+    while await fate(await served.connect()) != "served":
+        assert time.monotonic() < until
+        await asyncio.sleep(0.05)
 
 
 def cpu_seconds(served: Served) -> float:
