@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from relaying import CHAT, Wire, answering, openai, relay, request, response, story, upstream
 
+import gateway.app
 from gateway import admin
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -51,6 +52,30 @@ async def test_readiness_tells_that_the_journal_cannot_be_written(tmp_path: Path
         assert (await gateway.ask(request(CHAT))).status == 200
         assert (await gateway.get(b"/readyz")).status == 200  # recovered by itself
         assert [row.complete for row in gateway.rows()] == [True, True]
+
+
+@story
+async def test_readiness_tells_that_records_are_not_moved_while_serving_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway.app, "LAG_SECONDS", 0.3)
+    monkeypatch.setattr(gateway.app, "DOWN_SECONDS", 0.2)
+    async with upstream(answering(response())) as up, relay(tmp_path, openai(up)) as served:
+        assert (await served.ask(request(CHAT))).status == 200
+        await asyncio.sleep(0.5)  # nobody moves it: there is no worker here
+        answer = await served.get(b"/readyz")
+        assert answer.status == 503
+        assert answer.json()["reasons"][0].startswith("records are not moved into the store: it is ")
+        assert (await served.ask(request(CHAT))).status == 200  # traffic first
+        assert len(served.rows()) == 2  # moved
+        assert (await served.get(b"/readyz")).status == 200
+        served.app.metrics.writer(False)
+        assert (await served.get(b"/readyz")).status == 200  # it may be back in a moment
+        await asyncio.sleep(0.3)
+        reasons = (await served.get(b"/readyz")).json()["reasons"]
+        assert reasons == ["records are not moved into the store: its process ended 0 s ago"]
+        served.app.metrics.writer(True)
+        assert (await served.get(b"/readyz")).status == 200
 
 
 @story
