@@ -246,7 +246,9 @@ def _counts(usage: Usage) -> dict[str, int]:
     return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
 
 
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no encoder writes one, and it could spell a key differently
+_ESCAPED_LETTER = re.compile(
+    rb"\\u00(?:[4-6]|7[0-9a-eA-E])"
+)  # no encoder writes one, and it could spell a key differently
 _GUARDED = (b'"messages"', b'"role"', b'"content"', b'"tools"', b'"response_format"')
 
 

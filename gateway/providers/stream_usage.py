@@ -23,7 +23,7 @@ _LONGEST_LINE = 1 << 16  # a usage chunk has about 1 KB; longer lines leave as t
 _KNOWN_HOSTS = ("api.openai.com", "api.deepseek.com")  # documented; Mistral refuses it, others send usage unasked
 _PATHS = ("/chat/completions", "/completions")
 _ASK = b'"stream_options":{"include_usage":true},'
-_ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")  # no encoder writes one, and it could spell a key
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:6|7[0-9aA]|5[fF])")  # no encoder writes one, and it could spell a key
 _OPTIONS = re.compile(rb'"stream_options"[ \t\r\n]*:[ \t\r\n]*(?:null|\{[ \t\r\n]*(\}?))')
 
 

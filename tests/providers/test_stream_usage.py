@@ -48,6 +48,8 @@ def test_only_hosts_known_to_understand_the_question_are_asked(
          b'{"stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false}}'),
         (b'{"stream":true,"stream_options" :\n{ }}',
          b'{"stream":true,"stream_options" :\n{"include_usage":true }}'),
+        (b'{"stream":true,"x":"\\u007f\\u00e9"}',
+         b'{"stream_options":{"include_usage":true},"stream":true,"x":"\\u007f\\u00e9"}'),
         (b'{"stream":true,"stream_options":null}', b'{"stream":true,"stream_options":{"include_usage":true}}'),
         (b'{"stream":true,"messages":[{"content":"say \\"stream\\": \\"stream_options\\""}]}',
          b'{"stream_options":{"include_usage":true},"stream":true,'
