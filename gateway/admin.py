@@ -6,10 +6,14 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+
+WORK_SECONDS = 0.003
+"""So long a page is worked at before requests have their turn, which under full load takes twice as long."""
 
 Ready = Callable[[], list[str]]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -21,9 +25,12 @@ def application(metrics: Callable[[], Iterable[bytes]], not_ready: Ready, token:
 
     async def scrape(_request: web.Request) -> web.Response:
         text: list[bytes] = []
+        since = time.perf_counter()
         for piece in metrics():
             text.append(piece)
-            await asyncio.sleep(0)
+            if time.perf_counter() - since > WORK_SECONDS:
+                await asyncio.sleep(0)
+                since = time.perf_counter()
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=b"".join(text), headers=headers)
 

@@ -191,7 +191,7 @@ def test_workers_add_up_and_what_a_killed_one_counted_stays(tmp_path: Path) -> N
         for _ in range(exchanges):
             there.observe(seen())
             there.record("written")
-        there.circuit("openai/gpt-6", True)
+        there.circuit("openai/gpt-6", True)  # a name that an answer made known
         there.late(0.7)
 
     here.observe(seen())
@@ -255,7 +255,10 @@ def test_retries_refusals_circuits_and_restarts_are_told(metrics: Metrics) -> No
     for _ in range(3):
         metrics.retried("mail", "upstream_timeout")
     metrics.rejected(None, "too_large")
+    named = (Target(upstream="local", model="m"), Target(upstream="openai", model="gpt-6"))
+    metrics.reloaded(RouteTable(routes=(Route(name="mail", match=Match(), targets=named),), version="v1"), 1.0)
     metrics.circuit("openai/gpt-6", True)
+    metrics.circuit("openai/what-a-client-made-up", True)
     metrics.circuit("local/m", True)
     metrics.circuit("local/m", False)
     metrics.restarted("process")
@@ -264,6 +267,7 @@ def test_retries_refusals_circuits_and_restarts_are_told(metrics: Metrics) -> No
     assert value(metrics, "unprompt_rejected_total", route="none", reason="too_large") == 1
     assert value(metrics, "unprompt_upstream_circuit_open", target="openai/gpt-6") == 1
     assert value(metrics, "unprompt_upstream_circuit_open", target="local/m") == 0
+    assert value(metrics, "unprompt_upstream_circuit_open", target="openai/other") == 1
     assert value(metrics, "unprompt_log_writer_restarts_total", part="process") == 1
     assert value(metrics, "unprompt_relay_restarts_total") == 1
 

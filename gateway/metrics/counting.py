@@ -92,6 +92,7 @@ class Metrics:
         self._plain: dict[Key, int] = {}
         kinds = [key for key in sheet.rows() if key[0] == EXCHANGE]
         self._models = {key[field] for key in kinds for field in (3, 4)} - {"", "other"}
+        self._configured: set[str] = set()
         self._kinds = len(kinds)
         self._taken = Counter(key[0] for key in sheet.rows())
         self._refused = sheet.row(("unprompt_series_refused_total",), 1)
@@ -193,10 +194,13 @@ class Metrics:
             return self._others
 
     def _model(self, model: str | None, status: int) -> str:
-        """Only models that an upstream answered for become labels, and only so many: the name is the client's."""
+        """Models that the routes name, or that an upstream answered for, become labels, of the latter only so many:
+        the name is the client's."""
         if model is None:
             return ""
         model = label(model)
+        if model in self._configured:
+            return model
         if model not in self._models and status < 400 and len(self._models) < MODELS_AT_MOST:
             self._models.add(model)
             self._rows.clear()  # it was `other` until now
@@ -242,7 +246,7 @@ class Metrics:
 
     def circuit(self, target: str, is_open: bool) -> None:
         """Whether requests to this target are held back for now."""
-        self._set(float(is_open), "unprompt_upstream_circuit_open", target)
+        self._set(float(is_open), "unprompt_upstream_circuit_open", self._target(target, 503))
 
     def restarted(self, part: str) -> None:
         """Something that moves records was started again: `process`, `journal`."""
@@ -274,6 +278,9 @@ class Metrics:
         result = "failed" if table is None else "ok"
         self._cells[self._index("unprompt_config_reload_total", result)] += 1.0
         if table is not None:
+            targets = (target for route in table.routes for target in (*route.targets, *route.fallbacks))
+            self._configured = {label(target.model) for target in targets if target.model is not None}
+            self._rows.clear()  # what was `other` may have a name now
             weights = [
                 (label(route.name), label(target.label), target.weight / sum(t.weight for t in route.targets))
                 for route in table.routes
