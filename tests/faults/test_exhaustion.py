@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import random
 import resource
 import signal
+import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from relaying import ANSWER, CHAT, Upstream, Wire, answering, request, response, story, upstream
+from relaying import ANSWER, CHAT, Upstream, Wire, answering, openai, request, response, story, upstream
 
 from faults.serving import DONE, EVENT, STREAM, Served, chunk, eventually, serving
 
@@ -100,6 +103,75 @@ def cpu_seconds(served: Served) -> float:
     """What the relay has used of the processor so far."""
     fields = Path(f"/proc/{served.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent_names(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """What makes a new process ask a name server that hears everything and says nothing (needs root)."""
+    if os.geteuid() != 0:
+        pytest.skip("needs a mount namespace and port 53")
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        server.bind(("127.0.0.1", 53))
+    except OSError as error:
+        server.close()
+        pytest.skip(f"port 53: {error.strerror}")
+    told = tmp_path / "resolv.conf"
+    told.write_text("nameserver 127.0.0.1\noptions timeout:2 attempts:1\n")
+
+    def before() -> None:
+        new_mounts, recursive_private, bind = 0x00020000, 16384 | 1 << 18, 4096
+        libc = ctypes.CDLL(None)
+        if libc.unshare(new_mounts) or libc.mount(b"none", b"/", None, recursive_private, None):
+            raise OSError("no mount namespace can be had")
+        libc.mount(bytes(told), b"/etc/resolv.conf", None, bind, None)
+
+    yield before
+    server.close()
+
+
+HUNG = {
+    "name": "hung",
+    "match": {"provider": "hung"},
+    "targets": [{"upstream": "hung"}],
+    "timeouts": {"connect": 0.5},
+}
+
+
+@story
+async def test_a_name_server_that_is_silent_costs_only_those_who_need_it(
+    tmp_path: Path, silent_names: Callable[[], None]
+) -> None:
+    async with upstream(answering(response())) as up:
+        providers = {**openai(up), "hung": {"base_url": "http://silent.test/v1"}}
+        async with serving(tmp_path, providers, routes=[HUNG], before=silent_names) as served:
+            started = time.perf_counter()
+            waiting = [asyncio.create_task(served.ask(request(CHAT, path=b"/hung/v1/x"))) for _ in range(8)]
+            assert (await served.ask(request(CHAT))).body == ANSWER
+            assert time.perf_counter() - started < 0.4
+            answers = await asyncio.gather(*waiting)
+            assert {(answer.status, answer.header(b"x-unprompt-error")) for answer in answers} == {
+                (504, b"upstream_timeout")
+            }
+            assert time.perf_counter() - started < 3
+
+
+@pytest.mark.xfail(strict=True, reason="F10: four lookups at a time, and those given up keep their place")
+@story
+async def test_a_name_server_that_is_silent_for_one_provider_stops_no_other(
+    tmp_path: Path, silent_names: Callable[[], None]
+) -> None:
+    async with upstream(answering(response())) as up:
+        named = {"base_url": f"http://localhost:{up.port}/v1"}  # from /etc/hosts, without any server
+        providers = {"named": named, "hung": {"base_url": "http://silent.test/v1"}}
+        async with serving(tmp_path, providers, routes=[HUNG], before=silent_names) as served:
+            await asyncio.gather(*(served.ask(request(CHAT, path=b"/hung/v1/x")) for _ in range(8)))
+            started = time.perf_counter()
+            assert (await served.ask(request(CHAT, path=b"/named/v1/x"))).body == ANSWER
+            assert time.perf_counter() - started < 1
 
 
 # --- all of it, for a while ----------------------------------------------------------------------------------

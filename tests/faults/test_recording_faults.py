@@ -208,6 +208,63 @@ async def test_a_journal_that_somebody_deletes_is_begun_again_within_the_sync_wi
         assert before | after <= {row.request for row in served.rows()}
 
 
+BAD_DISK = """
+    import errno, os, pathlib
+    _fsync = os.fsync
+
+    def fsync(file):
+        if pathlib.Path(os.environ["BAD_DISK"]).exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return _fsync(file)
+
+    os.fsync = os.fdatasync = fsync
+"""
+
+
+def patched(folder: Path, source: str, **variables: str) -> dict[str, str]:
+    """The environment in which every Python process begins by running this source."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(source))
+    return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}", **variables}
+
+
+@story
+async def test_a_disk_that_cannot_force_a_record_down_is_waited_for(tmp_path: Path) -> None:
+    """`store.sync_ms: 0`, where a record is only written when it is on the disk; fsync says EIO for a while."""
+    bad = tmp_path / "bad"
+    environment = patched(tmp_path / "site", BAD_DISK, BAD_DISK=str(bad))
+    async with (
+        upstream(numbered) as up,
+        serving(tmp_path / "home", up, environment=environment, store={"sync_ms": 0}) as served,
+    ):
+        asked = await ask(served, range(4))
+        bad.touch()
+        asked |= await ask(served, range(4, 20))
+        assert not await served.ready()
+        assert await served.metric(SPOOLED) >= 32
+        bad.unlink()
+        await served.recorded(20)
+        assert_recorded_once(served, asked)
+        assert await served.ready()
+
+
+@pytest.mark.xfail(strict=True, reason="F11: a line in the log, and nothing else")
+@story
+async def test_an_fsync_that_fails_raises_the_alarm(tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    environment = patched(tmp_path / "site", BAD_DISK, BAD_DISK=str(bad))
+    async with (
+        upstream(numbered) as up,
+        serving(tmp_path / "home", up, environment=environment, store={"sync_ms": 100}) as served,
+    ):
+        bad.touch()
+        await ask(served, range(10))
+        assert await eventually(lambda: "forced to the disk" in served.log, 3)
+        text = (await served.get(b"/metrics")).body.decode()
+        counted = [line for line in text.splitlines() if "sync" in line and line[-4:] not in (" 0.0", "auge")]
+        assert not await served.ready() or counted
+
+
 # --- the store ---------------------------------------------------------------------------------------
 
 
@@ -343,9 +400,8 @@ JUMPING = """
 @story
 async def test_whatever_the_clock_does_durations_are_true_and_the_order_stays(tmp_path: Path) -> None:
     """The wall clock of relay and worker jumps an hour back and forth, within an answer, too."""
-    offset, site = tmp_path / "offset", tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(textwrap.dedent(JUMPING))
+    offset = tmp_path / "offset"
+    environment = patched(tmp_path / "site", JUMPING, CLOCK_OFFSET=str(offset))
 
     def jump(seconds: float) -> None:
         fresh = tmp_path / "fresh"
@@ -362,7 +418,6 @@ async def test_whatever_the_clock_does_durations_are_true_and_the_order_stays(tm
             await wire.send(chunk(DONE) + b"0\r\n\r\n")
 
     jump(0.0)
-    environment = {"CLOCK_OFFSET": str(offset), "PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}"}
     async with upstream(slow) as up, serving(tmp_path / "home", up, environment=environment) as served:
         ids = [(await served.ask(request(b"%d" % number))).header(b"x-unprompt-exchange") for number in range(9)]
         rows = {row.id.encode(): row for row in await served.recorded(9)}
