@@ -74,20 +74,26 @@ class Dictionaries:
         self._run = run
         self._known: dict[int, Dictionary] = {NO_DICTIONARY: Dictionary(NO_DICTIONARY, b"")}
         self._kinds: dict[Kind, _Bodies] = {}
-        self._current: dict[str, int] = {}
+        self._current: dict[str, tuple[int, float]] | None = None
 
     def refresh(self) -> None:
         """Note which dictionaries may be used: asked at the start of each transaction that packs, since another
         process may have retired one."""
-        rows = self._run("SELECT used_for, id FROM dictionaries WHERE retired = 0 ORDER BY id", ())
-        current = dict(rows.fetchall())
+        rows = self._run("SELECT used_for, id, created_at FROM dictionaries WHERE retired = 0 ORDER BY id", ())
+        current = {name: (number, created) for name, number, created in rows.fetchall()}
         if current == self._current:
             return
         self._current = current
+        self._known = {NO_DICTIONARY: self._known[NO_DICTIONARY]}
         for bodies in self._kinds.values():
-            number = current.get(bodies.name, NO_DICTIONARY)
-            if number != bodies.dictionary.number:
+            number, _ = current.get(bodies.name, (NO_DICTIONARY, 0.0))
+            if number or bodies.dictionary.number:
                 bodies.change(self._dictionary(number))
+
+    def forget(self) -> None:
+        """A transaction failed: a dictionary that was made in it is none, and another may get its number."""
+        self._current = None
+        self._known = {NO_DICTIONARY: self._known[NO_DICTIONARY]}
 
     def pack(self, kind: Kind, exchange_id: str, content: bytes) -> bytes:
         """The content as a frame, made with the dictionary of its kind."""
@@ -104,7 +110,8 @@ class Dictionaries:
         if len(self._kinds) >= MOST_KINDS:
             del self._kinds[min(self._kinds, key=lambda known: self._kinds[known].seen)]
         name = json.dumps(kind, ensure_ascii=False)
-        made = _Bodies(name, self._dictionary(self._current.get(name, NO_DICTIONARY)))
+        number, _ = (self._current or {}).get(name, (NO_DICTIONARY, 0.0))
+        made = _Bodies(name, self._dictionary(number))
         self._kinds[kind] = made
         return made
 
@@ -162,12 +169,14 @@ class Dictionaries:
         made = Dictionary(number, body)
         if _size(made, held_out) > _size(bodies.dictionary, held_out) * BETTER:
             return
+        now = time.time()
         self._run(
             "INSERT INTO dictionaries (id, used_for, created_at, sources, body) VALUES (?, ?, ?, ?, ?)",
-            (number, bodies.name, time.time(), json.dumps([key for key, _ in given]), body),
+            (number, bodies.name, now, json.dumps([key for key, _ in given]), body),
         )
         self._known[number] = made
-        self._current[bodies.name] = number
+        if self._current is not None:
+            self._current[bodies.name] = (number, now)
         bodies.change(made)
 
     def _there(self, exchange_ids: Iterable[str]) -> set[str]:

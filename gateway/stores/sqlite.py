@@ -70,6 +70,7 @@ class SqliteStore:
             StoreError: the file cannot be opened, is not ours, or is of a later release.
         """
         self.path = path
+        self.dictionaries = Dictionaries(self.run)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=LOCKED_SECONDS, isolation_level=None)
@@ -80,7 +81,6 @@ class SqliteStore:
         except BaseException:
             self._connection.close()
             raise
-        self.dictionaries = Dictionaries(self.run)
 
     def close(self) -> None:
         self._connection.close()
@@ -132,6 +132,7 @@ class SqliteStore:
             yield
             self.run("COMMIT")
         except BaseException:
+            self.dictionaries.forget()
             if self._connection.in_transaction:  # a full disk has rolled it back already
                 self.run("ROLLBACK")
             raise
