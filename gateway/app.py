@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
@@ -28,7 +29,7 @@ from gateway.proxy.attempts import Guard
 from gateway.proxy.breaker import Breakers
 from gateway.proxy.capture import Capture
 from gateway.proxy.connection import Connection
-from gateway.proxy.forward import House
+from gateway.proxy.house import House
 from gateway.proxy.router import Switchboard
 from gateway.proxy.server import Limits, Server
 from gateway.stores.journal import JournalWriter, waiting
@@ -226,6 +227,11 @@ class App:
             new_id=id_maker(),
             dice=random.random,
             observe=self.metrics.observe,
+            stream_usage={
+                name: (p.stream_usage, urlsplit(p.base_url).hostname or "")
+                for name, p in config.providers.items()
+                if p.protocol == "openai"
+            },
             guard=Guard(
                 breakers=Breakers(time.monotonic, self.metrics.circuit),
                 max_in_flight=config.server.max_in_flight or math.inf,

@@ -12,8 +12,9 @@ import httptools
 
 from gateway.errors import BadRequest, BodyTooLarge, GatewayError, Overloaded
 from gateway.proxy.asked import Asked
-from gateway.proxy.forward import Exchanging, House
+from gateway.proxy.forward import Exchanging
 from gateway.proxy.heads import Heads
+from gateway.proxy.house import House
 from gateway.proxy.wire import RequestHead, objection
 from gateway.upstreams import Headers
 

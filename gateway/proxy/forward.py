@@ -7,26 +7,23 @@ import functools
 import http
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
-
-import msgspec
+from collections.abc import Mapping
 
 from gateway.domain.exchange import Outcome
-from gateway.domain.price import PriceBook
 from gateway.domain.route import Route, Timeouts
 from gateway.errors import BodyTooLarge, CircuitOpen, GatewayError, Overloaded, UpstreamError, UpstreamTimeout
-from gateway.providers import WINDOW, Provider, RequestFacts
-from gateway.proxy import asked, secrets, wire
+from gateway.providers import WINDOW, RequestFacts
+from gateway.providers.stream_usage import UsageTaker, ask_for_usage
+from gateway.proxy import secrets, wire
 from gateway.proxy.asked import Asked
-from gateway.proxy.attempts import Attempts, Guard, Nobody, is_unacceptable
-from gateway.proxy.capture import Capture
+from gateway.proxy.attempts import Attempts, Nobody, is_unacceptable
 from gateway.proxy.concurrency import check_size, take_seats
-from gateway.proxy.outgoing import is_home, outgoing
-from gateway.proxy.record import Recording, Seen, outcome_of
+from gateway.proxy.house import Client, House
+from gateway.proxy.outgoing import is_home, outgoing, plain_lines
+from gateway.proxy.record import Recording, outcome_of
 from gateway.proxy.retry import cause_of
-from gateway.proxy.router import Attempt, Incoming, Plan, Switchboard
-from gateway.upstreams import Call, Head, Upstream
+from gateway.proxy.router import Attempt, Incoming, Plan
+from gateway.upstreams import Call, Head, Outgoing
 
 log = logging.getLogger(__name__)
 
@@ -34,39 +31,6 @@ _NEVER = float("inf")
 _NO_PLAN = Plan(attempts=())
 _NO_FACTS = RequestFacts()
 _DEFAULT_TIMEOUTS = Timeouts()
-
-
-class Client(Protocol):
-    """The client's connection, as far as an exchange needs it."""
-
-    def write(self, data: bytes) -> None: ...
-    def finish(self, *, keep_alive: bool) -> None: ...
-    def cut(self, *, flush: bool) -> None: ...
-    def upload(self, ready: bool) -> None: ...
-
-
-class House(msgspec.Struct, kw_only=True, eq=False):
-    """What all exchanges of a process share. `switchboard` is replaced whole on a flip."""
-
-    default_provider: str
-    prefixes: Mapping[str, bytes]
-    providers: Mapping[str, Provider]
-    keys: Mapping[str, str]
-    upstreams: Mapping[str, Upstream]
-    prices: PriceBook
-    capture: Capture
-    switchboard: Switchboard
-    new_id: Callable[[], str]
-    dice: Callable[[], float]
-    observe: Callable[[Seen], None]
-    guard: Guard = msgspec.field(default_factory=Guard)
-    record_bodies: bool = True
-    record_bytes: int = 16 * 1024 * 1024
-    active: set[Exchanging] = msgspec.field(default_factory=set)
-
-    def read(self, head: wire.RequestHead) -> Asked:
-        """What a request's head says, or why it is refused."""
-        return asked.read(head, self.prefixes, self.providers, self.default_provider)
 
 
 class Exchanging:
@@ -83,6 +47,8 @@ class Exchanging:
     _upload_limit = _NEVER
     _fell_back: str | None = None
     _is_sent = False
+    _is_streamed = False
+    _taker: UsageTaker | None = None
 
     def __init__(self, house: House, client: Client, asked: Asked) -> None:
         self._house, self._client, self._asked = house, client, asked
@@ -121,6 +87,7 @@ class Exchanging:
             if len(house.active) > house.guard.max_in_flight:
                 raise Overloaded("the gateway has as many requests under way as server.max_in_flight allows")
             facts = said.provider.read_request(said.place.endpoint, body) if body else _NO_FACTS
+            self._is_streamed = facts.streamed
             incoming = Incoming(
                 provider=said.place.provider,
                 model=facts.model,
@@ -193,11 +160,10 @@ class Exchanging:
             self._attempts.asked()
         self._wait(self._timeouts.first_byte, time.perf_counter())
         self._guard_our_key(attempt.upstream)
-        call = house.upstreams[attempt.upstream].send(
-            outgoing(house, self._asked, self._plan, attempt, self._length),
-            self,
-            connect_timeout=self._timeouts.connect,
-        )
+        request = outgoing(house, self._asked, self._plan, attempt, self._length)
+        if self._is_streamed:
+            self._ask_for_usage(request, attempt.upstream)
+        call = house.upstreams[attempt.upstream].send(request, self, connect_timeout=self._timeouts.connect)
         if turn != self._turn or self._ended:  # it failed or answered within `send`, and we are past it
             return
         self._call = call
@@ -205,6 +171,16 @@ class Exchanging:
             call.pause()
         if self._takes_upload:
             self._client.upload(ready=True)
+
+    def _ask_for_usage(self, request: Outgoing, upstream: str) -> None:
+        """Streams tell their usage only where it is asked for; what comes for that is taken out again."""
+        said, self._taker = self._asked, None
+        if self._house.may_ask_usage(upstream, said.place.endpoint) and "content-encoding" not in said.headers_kept:
+            body = ask_for_usage(request.body or b"")
+            if body is not None:
+                request.body, request.lines = body, plain_lines(said, request, upstream)
+                request.length = None if request.length is None else len(body)
+                self._taker = UsageTaker()
 
     def _guard_our_key(self, upstream: str) -> None:
         """A key of our own that goes there comes back to nobody."""
@@ -237,6 +213,11 @@ class Exchanging:
         else:
             self.refuse(error)
 
+    def on_interim(self, head: Head) -> None:
+        """An answer before the answer (1xx), for a client that can know of them."""
+        if not (self._ended or self._answering or self._asked.head.http_1_0 or self._blanker is not None):
+            self._client.write(head.raw + b"\r\n\r\n")
+
     def on_data(self, head: Head | None, piece: bytes, done: bool) -> None:
         if self._ended:
             return
@@ -265,7 +246,7 @@ class Exchanging:
                 self._fall_back(f"http_{head.status}" if head.status != 200 else "not_an_answer")
                 return
             out = self._open(head)
-        if piece or (done and self._blanker is not None):
+        if piece or (done and (self._blanker is not None or self._taker is not None)):
             out += self._relayed(piece, now, done)
         if done:
             if self._chunked:
@@ -287,7 +268,10 @@ class Exchanging:
         self._recording.piece(piece, now)
         if self._is_whole(piece):
             self._record_end(self._recording.outcome_by_status, complete=True)
-        self._client.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if self._taker is not None:
+            piece = self._taker.feed(piece)
+        if piece:
+            self._client.write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     def _relayed(self, piece: bytes, now: float, done: bool) -> bytes:
         """A piece as it leaves for the client."""
@@ -298,8 +282,11 @@ class Exchanging:
             piece = self._blanker.feed(piece, last=done)
             if not piece:
                 return b""
-        self._recording.piece(piece, now)
-        return b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece
+        if piece:
+            self._recording.piece(piece, now)
+        if self._taker is not None:
+            piece = self._taker.feed(piece) + (self._taker.close() if done else b"")
+        return b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked and piece else piece
 
     def _is_whole(self, piece: bytes) -> bool:
         """Whether the client may take the stream for whole now: its last event has begun, and a line is full."""
@@ -357,6 +344,8 @@ class Exchanging:
             self._close = self._close or self._asked.head.http_1_0
         if head.status < 400:
             self._blanker = None  # an answer, not an error that quotes the request
+        if not self._recording.streamed or head.length is not None or b"content-encoding" in head.first:
+            self._taker = None  # nothing that it could read, or whose length it could change
         self._flows = self._chunked and self._recording.streamed and self._blanker is None
         return wire.answer_head(head, self._own_lines(), chunked=self._chunked, close=self._close)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from gateway.proxy import secrets, wire
 from gateway.proxy.asked import Asked
 from gateway.proxy.router import Attempt, Plan
 from gateway.upstreams import Headers, Outgoing, header_lines
+
+_ACCEPT_ENCODING = re.compile(rb"\r\naccept-encoding:[^\r\n]*", re.IGNORECASE)
 
 
 class Sender(Protocol):
@@ -63,6 +66,15 @@ def _lines(sender: Sender, asked: Asked, attempt: Attempt) -> bytes:
     lines = asked.lines.get(attempt.upstream)
     if lines is None:
         lines = asked.lines[attempt.upstream] = header_lines(_headers(sender, asked, attempt))
+    return lines
+
+
+def plain_lines(asked: Asked, request: Outgoing, upstream: str) -> bytes:
+    """A request's header lines without its wish for a content encoding: the answer has to be read on its way."""
+    name = f"{upstream} plain"
+    lines = asked.lines.get(name)
+    if lines is None:
+        lines = asked.lines[name] = _ACCEPT_ENCODING.sub(b"", request.lines)
     return lines
 
 

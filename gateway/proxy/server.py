@@ -17,8 +17,8 @@ from typing import Protocol
 
 from gateway.proxy.concurrency import is_short_of_files
 from gateway.proxy.connection import Connection
-from gateway.proxy.forward import House
 from gateway.proxy.heads import Heads
+from gateway.proxy.house import House
 
 log = logging.getLogger(__name__)
 

@@ -75,6 +75,10 @@ class Sink(Protocol):
         """The head once, with the first call; then the body's pieces as they arrive."""
         ...
 
+    def on_interim(self, head: Head) -> None:
+        """An interim answer (1xx, but `100 Continue` and `101`), before the answer itself."""
+        ...
+
     def on_failure(self, error: UpstreamError) -> None:
         """There will be no (further) answer."""
         ...

@@ -223,8 +223,11 @@ class HttpConnection(asyncio.Protocol):
             self._complete = True
             self._keep = self._framed and self._parser.should_keep_alive()  # only known in here
         else:  # an interim answer (1xx); the real one follows
+            status, headers, reason = self._parser.get_status_code(), self._headers, self._reason
             self._reset(reused=self._reused)
             self._answered = True
+            if status not in (100, 101) and self._call is not None:
+                self._call.sink.on_interim(Head.of(status, reason, headers, 0))
 
     # --- ending --------------------------------------------------------------------------------
 
