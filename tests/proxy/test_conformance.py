@@ -24,10 +24,9 @@ SLOW = [
     "conn/upstream-idle-*",
 ]  # fmt: skip
 KNOWN = {
-    "request/path-dots": "dot segments could leave the provider's prefix: they are refused",
     "upload/early-answer": "a JSON request is read whole before the upstream is asked",
 }
-"""SHOULDs that are broken on purpose; docs/conformance.md says why."""
+"""SHOULDs that are broken; docs/conformance.md says why."""
 
 pytestmark = pytest.mark.skipif(not (HARNESS / "check.py").is_file(), reason=f"no conformance harness in {HARNESS}")
 
