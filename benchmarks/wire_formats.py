@@ -96,7 +96,7 @@ def huge() -> None:
         pauses.append(time.process_time() - before)
     total, longest = sum(pauses) * 1e3, max(pauses) * 1e3
     sys.stdout.write(
-        f"{len(body) / 1e6:.0f} MB: whole {whole / 1e3:.1f} ms; in pieces {total:.1f} ms, longest {longest:.2f} ms\n"
+        f"{len(body) / 1e6:.0f} MB: whole {whole / 1e3:.1f} ms; pieces {total:.1f} ms, longest {longest:.2f} ms\n"
     )
 
 
