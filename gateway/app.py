@@ -219,6 +219,7 @@ class App:
             prices=price_book(config),
             capture=Capture(
                 JournalWriter(places.journal, sync_ms=config.store.sync_ms),
+                JournalWriter(places.journal, sync_ms=config.store.sync_ms, large=True),
                 fail_closed=capture.on_failure == "fail_closed",
                 count=self.metrics.record,
                 sync_ms=config.store.sync_ms,

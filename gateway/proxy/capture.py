@@ -7,11 +7,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from gateway.domain.exchange import Begin, End
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.proxy.secrets import blank_text
-from gateway.stores.journal import JournalWriter, Record, Unencodable, encode
+from gateway.stores.journal import JournalWriter, Record, Unencodable, encode, encode_parts
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +30,31 @@ KEPT_HEADERS = frozenset({
 _NAMES = {name: name.decode() for name in sorted(KEPT_HEADERS)}
 
 
+LARGE = 1024 * 1024
+"""Bodies from so many bytes on are written down by a thread, since everybody else would have to wait."""
+
+
 class Capture:
     """Appends to the journal. When that fails: `fail_open` keeps records in memory and writes them when it
     can again, in order; `fail_closed` refuses the request before its upstream is called.
+
+    `large` is the journal of large bodies: each is written by a thread, before the records that go with it.
 
     `count(result)` is told of each record: `written`, `spooled` (kept in memory), `dropped` (memory full),
     `poison` (it cannot be written down at all).
     """
 
     def __init__(
-        self, journal: JournalWriter, *, fail_closed: bool, count: Callable[[str], None], sync_ms: int
+        self,
+        journal: JournalWriter,
+        large: JournalWriter,
+        *,
+        fail_closed: bool,
+        count: Callable[[str], None],
+        sync_ms: int,
     ) -> None:
-        self._journal = journal
+        self._journal, self._large = journal, large
+        self._thread = ThreadPoolExecutor(1, "large-bodies")
         self._fail_closed = fail_closed
         self._count = count
         self._sync_seconds = sync_ms / 1000
@@ -56,7 +70,7 @@ class Capture:
             self._append(record)
         except StoreError as error:
             if self._fail_closed:
-                raise StoreUnavailable("the exchange cannot be recorded, and no upstream was asked") from error
+                raise _unavailable(error) from error
             self._spill(encode(record), error)
 
     def note(self, record: Begin) -> bool:
@@ -73,6 +87,36 @@ class Capture:
             self._append(record)
         except StoreError as error:
             self._spill(encode(record), error)
+
+    def aside(self, make: Callable[[], Record], then: Callable[[Record | StoreUnavailable], None]) -> None:
+        """Make a record and write it down in the thread, then call `then` in the event loop's."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, self._write_aside, make)
+        future.add_done_callback(lambda done: self._written_aside(done.result(), then))
+
+    def _write_aside(self, make: Callable[[], Record]) -> tuple[Record, StoreError | None]:
+        record = make()
+        try:
+            self._large.append_parts(encode_parts(record))
+        except StoreError as error:
+            return record, error
+        return record, None
+
+    def _written_aside(
+        self, outcome: tuple[Record, StoreError | None], then: Callable[[Record | StoreUnavailable], None]
+    ) -> None:
+        record, error = outcome
+        if isinstance(error, Unencodable):
+            self._count("poison")
+            log.error("exchange %s cannot be written down: %s", record.id, error)
+        elif error is not None and self._fail_closed and isinstance(record, Begin):
+            then(_unavailable(error))
+            return
+        elif error is not None:
+            self._spill(encode(record), error)
+        else:
+            self._count("written")
+        then(record)
 
     def _append(self, record: Record) -> None:
         try:
@@ -131,6 +175,7 @@ class Capture:
                 force = self._journal.sync_later()
                 if force is not None:
                     await asyncio.to_thread(force)
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._large.sync)
             except OSError as error:
                 if not failing:
                     log.error("the journal cannot be forced to the disk: %s", error.strerror)
@@ -146,7 +191,15 @@ class Capture:
             self.recover()
         if self._spilled:
             log.error("%d records are lost: the journal still cannot be written", len(self._spilled))
-        self._journal.close()
+        self._thread.shutdown()
+        for journal in (self._journal, self._large):
+            journal.close()
+
+
+def _unavailable(error: StoreError) -> StoreUnavailable:
+    refused = StoreUnavailable("the exchange cannot be recorded, and no upstream was asked")
+    refused.__cause__ = error
+    return refused
 
 
 def kept_headers(first: Mapping[bytes, bytes], secrets: tuple[bytes, ...] = ()) -> dict[str, str]:

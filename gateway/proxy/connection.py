@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import httptools
 
 from gateway.errors import BadRequest, BodyTooLarge, GatewayError, Overloaded
+from gateway.providers.huge import HUGE, RequestScanner
 from gateway.proxy.asked import Asked
 from gateway.proxy.forward import Exchanging
 from gateway.proxy.heads import Heads
@@ -60,8 +61,8 @@ class Host(Protocol):
 class _Request:
     """A request whose head is there, and the part of its body that nobody has taken yet."""
 
-    __slots__ = ("asked", "complete", "continued", "handed_over", "keep_alive", "length", "pieces", "size",
-                 "streams", "too_large", "tunnel")  # fmt: skip
+    __slots__ = ("asked", "complete", "continued", "handed_over", "keep_alive", "length", "pieces", "scanner",
+                 "size", "streams", "too_large", "tunnel")  # fmt: skip
 
     def __init__(self, asked: Asked, length: int | None, limit: int) -> None:
         head = asked.head
@@ -70,6 +71,8 @@ class _Request:
         self.too_large = not head.streams and length is not None and length > limit
         self.pieces: list[bytes] = []
         self.size = 0  # of the pieces
+        is_huge = length is not None and length >= HUGE and not head.streams
+        self.scanner = RequestScanner() if is_huge else None
         self.complete = self.handed_over = self.continued = False
 
 
@@ -123,6 +126,7 @@ class Connection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._transport = None
         self._queue.clear()
+        del self._parser  # it knows us: left alone, only the collector frees the two
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_gone(broken=exc is not None)
@@ -297,6 +301,8 @@ class Connection(asyncio.Protocol):
             return
         request.pieces.append(piece)
         request.size += len(piece)
+        if request.scanner is not None:
+            request.scanner.feed(piece)
         if not request.streams and not request.tunnel and request.size > self._server.limits.body_bytes:
             request.too_large = True
             request.pieces.clear()
@@ -347,7 +353,8 @@ class Connection(asyncio.Protocol):
         if self._writing_paused:  # the client has not taken the answer before this one
             exchange.pause()
         try:
-            exchange.start(body, request.length)
+            scanned = None if request.scanner is None else request.scanner.close()
+            exchange.start(body, request.length, scanned)
         except Exception:  # a fault of ours is answered as one, and ends no other exchange
             log.exception("exchange %s failed inside the gateway", exchange.id)
             exchange.refuse(GatewayError("the gateway failed to handle this request; its log says why"))

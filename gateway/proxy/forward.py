@@ -17,6 +17,7 @@ from gateway.providers.stream_usage import UsageTaker, ask_for_usage
 from gateway.proxy import secrets, wire
 from gateway.proxy.asked import Asked
 from gateway.proxy.attempts import Attempts, Nobody, is_unacceptable
+from gateway.proxy.capture import LARGE
 from gateway.proxy.concurrency import check_size, take_seats
 from gateway.proxy.house import Client, House
 from gateway.proxy.outgoing import is_home, outgoing, plain_lines
@@ -75,8 +76,9 @@ class Exchanging:
 
     # --- the request -----------------------------------------------------------------------------
 
-    def start(self, body: bytes | None, length: int | None) -> None:
-        """`body` None: it follows through `upload`; `length` None: it came chunked."""
+    def start(self, body: bytes | None, length: int | None, scanned: RequestFacts | None = None) -> None:
+        """`body` None: it follows through `upload`; `length` None: it came chunked; `scanned`: what was found in
+        a huge body while it came."""
         self._length = length
         said = self._asked
         if said.error is not None:
@@ -86,7 +88,7 @@ class Exchanging:
         try:
             if len(house.active) > house.guard.max_in_flight:
                 raise Overloaded("the gateway has as many requests under way as server.max_in_flight allows")
-            facts = said.provider.read_request(said.place.endpoint, body) if body else _NO_FACTS
+            facts = self._facts(body, scanned) if body else _NO_FACTS
             self._is_streamed = facts.streamed
             incoming = Incoming(
                 provider=said.place.provider,
@@ -97,7 +99,7 @@ class Exchanging:
                 task_hint=said.task_hint,
                 route_name=said.route_name,
                 body=body,
-                is_chat=said.is_chat,
+                is_chat=said.is_chat and scanned is None,
             )
             self._plan = plan = house.switchboard.plan(incoming, house.dice)
             if plan.route is not None:
@@ -105,11 +107,34 @@ class Exchanging:
                 self._attempts = house.guard.attempts(plan, house.dice)
                 if plan.route.limits is not None:
                     self._check_size(plan.route, body)
+            if body is not None and len(body) >= LARGE:
+                self._recording.begin_aside(facts.model, body, plan, self._begun)
+                return
             self._recording.begin(facts.model, body, plan)
-            if plan.route is not None and plan.route.limits is not None:
-                self._seats = take_seats(house.guard.seats, plan.route, said.key_id)
         except GatewayError as error:
             self.refuse(error)
+            return
+        self._begun(None)
+
+    def _facts(self, body: bytes, scanned: RequestFacts | None) -> RequestFacts:
+        said = self._asked
+        facts = said.provider.read_request(said.place.endpoint, body if scanned is None else b"{}")
+        return scanned if scanned is not None and facts.model is None else facts
+
+    def _begun(self, error: GatewayError | None) -> None:
+        """The request is on disk, or it cannot be and must not be served."""
+        if self._ended:  # the client left while it was written
+            self._record_end(Outcome.CALLER_CANCELLED, complete=False)
+            self._recording.observe(self._overhead, self._fell_back)
+            return
+        route, house = self._plan.route, self._house
+        try:
+            if error is not None:
+                raise error
+            if route is not None and route.limits is not None:
+                self._seats = take_seats(house.guard.seats, route, self._asked.key_id)
+        except GatewayError as refused:
+            self.refuse(refused)
             return
         self._overhead = time.perf_counter() - self._started
         self._next_attempt()
@@ -251,6 +276,9 @@ class Exchanging:
         if done:
             if self._chunked:
                 out += b"0\r\n\r\n"
+            if self._recording.is_large:
+                self._finish_aside(out, now)
+                return
             self._end(self._recording.outcome_by_status, complete=True, last_received=now)
         else:
             self._wait(self._timeouts.idle, now)
@@ -260,6 +288,19 @@ class Exchanging:
             self._client.write(out)
         if done:
             self._client.finish(keep_alive=not self._close)
+
+    def _finish_aside(self, out: bytes, received: float) -> None:
+        """The last bytes of a large answer leave when a thread has written it down."""
+
+        def written() -> None:
+            if not self._ended:
+                self._end(self._recording.outcome_by_status, complete=True, last_received=received)
+                self._client.write(out)
+                self._client.finish(keep_alive=not self._close)
+
+        self._call, self.deadline = None, _NEVER
+        outcome = self._recording.outcome_by_status
+        self._recording.end_aside(outcome, self._attempt, self._failures, written)
 
     def _pass_on(self, piece: bytes) -> None:
         """A further piece of a stream: what `_take` does with one, in the fewest steps."""

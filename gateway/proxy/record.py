@@ -18,15 +18,17 @@ from gateway.errors import (
     CircuitOpen,
     GatewayError,
     OutOfSockets,
+    StoreUnavailable,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from gateway.providers import ResponseFacts
 from gateway.proxy.asked import Asked
-from gateway.proxy.capture import Capture, kept_headers
+from gateway.proxy.capture import LARGE, Capture, kept_headers
 from gateway.proxy.router import Attempt, Plan
 from gateway.proxy.secrets import blank_out, blank_text
+from gateway.stores.journal import Record
 from gateway.upstreams import Head
 
 _NO_FACTS = ResponseFacts()
@@ -61,15 +63,15 @@ class Recording:
     the last byte leaves."""
 
     __slots__ = ("_answer", "_asked", "_begin", "_books", "_end", "_ended_at", "_first_piece", "_id",
-                 "_is_recorded", "_kept", "_passed", "_pieces", "_request_bytes", "_secrets", "_started",
-                 "_tunnel", "status", "streamed")  # fmt: skip
+                 "_is_begun_aside", "_is_recorded", "_kept", "_passed", "_pieces", "_request_bytes", "_secrets",
+                 "_started", "_tunnel", "status", "streamed")  # fmt: skip
 
     def __init__(self, books: Books, exchange_id: str, asked: Asked, started: float) -> None:
         self._books, self._id, self._asked, self._started = books, exchange_id, asked, started
         self._secrets = asked.secrets
         self._begin: Begin | None = None
         self._end: End | None = None
-        self._is_recorded = False
+        self._is_recorded = self._is_begun_aside = False
         self._answer: Head | None = None
         self._pieces: list[bytes] = []
         self._request_bytes = self._kept = self._passed = self._ended_at = self.status = 0
@@ -89,6 +91,26 @@ class Recording:
         if self._asked.log != "off":
             self._books.capture.begin(begin)
             self._is_recorded = True
+
+    def begin_aside(
+        self, model: str | None, body: bytes, plan: Plan, then: Callable[[StoreUnavailable | None], None]
+    ) -> None:
+        """The same for a large body, by a thread: `then` is called when it is written down, or cannot be."""
+
+        def written(begin: Record | StoreUnavailable) -> None:
+            if isinstance(begin, StoreUnavailable):
+                then(begin)
+                return
+            self._is_recorded = self._is_begun_aside = True
+            if isinstance(begin, Begin):  # without its body, so that the end has something to belong to here
+                self._books.capture.begin(msgspec.structs.replace(begin, request=b"", request_truncated=False))
+            then(None)
+
+        if self._asked.log == "all" and self._books.record_bodies:
+            self._books.capture.aside(lambda: self._note_request(model, body, plan), written)
+        else:
+            self.begin(model, body, plan)
+            then(None)
 
     def refused(self) -> None:
         """The request was turned down before it was read: what is known of it is noted all the same."""
@@ -190,6 +212,26 @@ class Recording:
         self._end = end = self._make_end(outcome, complete, attempt, failures)
         if self._is_recorded:
             self._books.capture.end(end)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether writing the answer down would hold up everybody else."""
+        return self._kept >= LARGE and self._is_recorded and self._end is None
+
+    def end_aside(
+        self, outcome: Outcome, attempt: Attempt | None, failures: list[str], then: Callable[[], None]
+    ) -> None:
+        """`end` of a large answer that is whole, by a thread: `then` is called when it is written down."""
+
+        def written(end: Record | StoreUnavailable) -> None:
+            if isinstance(end, End):
+                self._end, self._ended_at = end, self._passed
+            then()
+
+        begin = self._begin
+        if begin is not None and not self._is_begun_aside:  # an end belongs to what stands before it
+            self._books.capture.aside(lambda: begin, lambda _: None)
+        self._books.capture.aside(lambda: self._make_end(outcome, True, attempt, failures), written)
 
     def _make_end(self, outcome: Outcome, complete: bool, attempt: Attempt | None, failures: list[str]) -> End:
         pieces, answer, secrets = self._pieces, self._answer, self._secrets

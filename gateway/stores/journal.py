@@ -27,6 +27,7 @@ from gateway.errors import StoreError
 
 _HEAD = struct.Struct("<II")
 SEGMENT_BYTES = 32 * 1024 * 1024
+LARGE_ENDING = ".large.journal"
 
 Record = Begin | End
 
@@ -66,11 +67,35 @@ def encode(record: Record) -> bytes:
     return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-class JournalWriter:
-    """Appends to one segment after another; one per process, no threads."""
+def encode_parts(record: Record) -> list[bytes]:
+    """The same as `encode` in parts, of which the one with the body is the body itself, not a copy.
 
-    def __init__(self, folder: Path, *, sync_ms: int = 1000, segment_bytes: int = SEGMENT_BYTES) -> None:
+    Raises:
+        Unencodable: as `encode`.
+    """
+    if isinstance(record, Begin):
+        body, bare = record.request, encode(msgspec.structs.replace(record, request=b""))
+    else:
+        body, bare = record.response, encode(msgspec.structs.replace(record, response=b""))
+    behind = 2 if isinstance(record, Begin) else 1  # a flag follows the body, and in a begin the nil of the end
+    before, after = bare[_HEAD.size : -behind - 2], bare[-behind:]
+    before += b"\xc6" + len(body).to_bytes(4, "big")  # MessagePack: bytes with a length of four bytes
+    crc = zlib.crc32(after, zlib.crc32(body, zlib.crc32(before)))
+    return [_HEAD.pack(len(before) + len(body) + len(after), crc), before, body, after]
+
+
+class JournalWriter:
+    """Appends to one segment after another; used by one thread.
+
+    `large`: for the large bodies of another writer's exchanges. Their records fill in what the other's left
+    out, in whichever order the two come to be read.
+    """
+
+    def __init__(
+        self, folder: Path, *, sync_ms: int = 1000, segment_bytes: int = SEGMENT_BYTES, large: bool = False
+    ) -> None:
         self._folder = folder
+        self._ending = LARGE_ENDING if large else ".journal"
         self._sync_ms = sync_ms
         self._segment_bytes = segment_bytes
         self._last_name = 0
@@ -93,12 +118,23 @@ class JournalWriter:
         Raises:
             StoreError: as `append`.
         """
+        self._append(len(data), data)
+
+    def append_parts(self, parts: list[bytes]) -> None:
+        """The same for what `encode_parts` made.
+
+        Raises:
+            StoreError: as `append`.
+        """
+        self._append(sum(map(len, parts)), parts)
+
+    def _append(self, size: int, data: bytes | list[bytes]) -> None:
         try:
             if self._file < 0 or self._size >= self._segment_bytes:
                 self._open_segment()
-            written = os.write(self._file, data)
-            if written < len(data):
-                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes could be written")
+            written = os.write(self._file, data) if isinstance(data, bytes) else os.writev(self._file, data)
+            if written < size:
+                raise OSError(errno.ENOSPC, f"only {written} of {size} bytes could be written")
             self._size += written
             self._unsynced = True
             if self._sync_ms == 0:
@@ -127,7 +163,7 @@ class JournalWriter:
         file = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: the writer lives
-            fresh.rename(fresh.with_suffix(".journal"))  # locked before a reader can see it
+            fresh.rename(fresh.with_suffix(self._ending))  # locked before a reader can see it
         except OSError:
             os.close(file)
             raise

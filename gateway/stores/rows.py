@@ -31,11 +31,19 @@ def _insert(columns: tuple[str, ...]) -> str:
 
 
 INSERT_BEGUN = _insert((*_FIRST, "packed"))
-INSERT_ENDED = _insert((*_FIRST, *_LAST, "packed"))
+INSERT_ENDED = (  # the row of a large request may be there already, with its body
+    _insert((*_FIRST, *_LAST, "packed")).removesuffix("NOTHING")
+    + f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _LAST)}, response_headers = '{{}}',"
+    " packed = packed | 2, truncated = MAX(truncated, excluded.truncated)"
+)
 INSERT_WHOLE = _insert((*_FIRST, *_LAST, "packed", "task_version"))
 UPDATE_ENDED = (
     f"UPDATE exchanges SET {', '.join(f'{name} = ?' for name in _LAST)}, response_headers = '{{}}',"
     " packed = packed | 2, truncated = MAX(truncated, ?) WHERE id = ?"
+)
+FILL_REQUEST = (
+    "UPDATE exchanges SET request = ?, request_headers = '{}', packed = packed | 1, truncated = MAX(truncated, ?)"
+    " WHERE id = ?"
 )
 SELECT = (
     f"SELECT id, {', '.join((*_FIRST[1:], *_LAST))}, task_version, request_headers, response_headers, packed"
@@ -79,6 +87,13 @@ def _last(end: End, dictionaries: Dictionaries) -> Row:
 def begun(begin: Begin, dictionaries: Dictionaries) -> Row:
     """What `INSERT_BEGUN` binds."""
     return (*_first(begin, dictionaries, begin.request_truncated), 1)
+
+
+def body(begin: Begin, dictionaries: Dictionaries) -> Row:
+    """What `FILL_REQUEST` binds."""
+    kind = _asked(begin.endpoint, begin.model_requested, begin.task_hint)
+    request = dictionaries.pack(kind, begin.id, content(begin.request_headers, begin.request))
+    return (request, int(begin.request_truncated), begin.id)
 
 
 def ended(begin: Begin, end: End, dictionaries: Dictionaries) -> Row:

@@ -21,6 +21,7 @@ from gateway.domain.template import PromptTemplate
 from gateway.errors import StoreError
 from gateway.stores import rows as row_of
 from gateway.stores.dictionaries import Dictionaries
+from gateway.stores.journal import LARGE_ENDING
 from gateway.stores.migrations import migrations
 
 if TYPE_CHECKING:
@@ -199,6 +200,8 @@ class SqliteStore:
     def absorb_records(self, segment: str, offset: int, records: Iterable[Begin | End]) -> None:
         """The same for records of the journal, in their order; an exchange with both its halves is one insert.
 
+        Records of a segment of large bodies fill in rows that are there.
+
         Raises:
             OverflowError, ValueError: a record holds a value that cannot be kept.
         """
@@ -211,6 +214,9 @@ class SqliteStore:
                 last[record.id] = record
         packs = self.dictionaries
         packs.refresh()
+        if segment.endswith(LARGE_ENDING):
+            self._fill_in(segment, offset, first, last)
+            return
         with self.recounted([begin.id for begin in first.values() if begin.task is not None]):
             both = [(begin, last.pop(key)) for key, begin in first.items() if key in last]
             for begin, _ in both:
@@ -221,6 +227,13 @@ class SqliteStore:
             for begun in _parts(list(first.values())):
                 self.run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, packs) for begin in begun))
                 packs.improve()
+        self._end(segment, offset, list(last.values()))
+
+    def _fill_in(self, segment: str, offset: int, first: dict[str, Begin], last: dict[str, End]) -> None:
+        with self.recounted(first):
+            self.run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, self.dictionaries) for begin in first.values()))
+            bodies = (row_of.body(begin, self.dictionaries) for begin in first.values() if begin.request)
+            self.run_many(row_of.FILL_REQUEST, bodies)
         self._end(segment, offset, list(last.values()))
 
     def _end(self, segment: str, offset: int, late: list[End]) -> None:

@@ -18,6 +18,8 @@ from gateway.upstreams import Head, Headers, Outgoing, Sink, by_name, header_lin
 IDLE_SECONDS = 30.0
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 MAX_HEAD_BYTES = 256 * 1024
+LARGE_BODY = 256 * 1024
+"""Written for itself: a copy behind its head would cost more than a second call."""
 
 
 class Served(Protocol):
@@ -72,7 +74,13 @@ class HttpConnection(asyncio.Protocol):
         call.connection = self
         self._reset(reused=reused)
         request = call.request
-        self.write(_request_bytes(self._host_line, request))
+        body = request.body
+        if body is not None and len(body) >= LARGE_BODY and request.length is not None:
+            request.body = b""
+            self.write(_request_bytes(self._host_line, request, len(body)))
+            self.write(body)
+        else:
+            self.write(_request_bytes(self._host_line, request, len(body) if body is not None else None))
         if call.paused:
             self.pause_reading()
         if request.body is None:
@@ -281,14 +289,15 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
 
-def _request_bytes(host_line: bytes, request: Outgoing) -> bytes:
-    """The head, and the body where it is known. `host_line`: from behind the path to the `Host` header's end."""
+def _request_bytes(host_line: bytes, request: Outgoing, length: int | None) -> bytes:
+    """The head, and the body where it is known. `host_line`: from behind the path to the `Host` header's end;
+    `length`: the body's, None where that follows."""
     body = request.body or b""
     framing = b""
     if request.websocket:
         framing = b"\r\nConnection: Upgrade\r\nUpgrade: websocket"
     elif request.has_body and request.length is not None:
-        framing = b"\r\nContent-Length: %d" % (request.length if request.body is None else len(body))
+        framing = b"\r\nContent-Length: %d" % (request.length if length is None else length)
     elif request.has_body:
         framing = b"\r\nTransfer-Encoding: chunked"
         if request.body is not None:

@@ -129,8 +129,8 @@ FULL = textwrap.dedent("""
     from gateway.stores import journal
 
     folder, counted = Path(sys.argv[1]), []
-    capture = Capture(journal.JournalWriter(folder), fail_closed=sys.argv[3] == "fail_closed", count=counted.append,
-                      sync_ms=1000)
+    writers = journal.JournalWriter(folder), journal.JournalWriter(folder, large=True)
+    capture = Capture(*writers, fail_closed=sys.argv[3] == "fail_closed", count=counted.append, sync_ms=1000)
     capture.begin(begin(1))
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = journal.segments(folder)[0].stat().st_size
