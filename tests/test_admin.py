@@ -87,7 +87,7 @@ async def test_fail_closed_answers_503_before_anybody_is_asked(tmp_path: Path) -
         journal.write_text("a file where the folder should be")
         answer = await gateway.ask(request(CHAT))
         assert (answer.status, answer.header(b"x-unprompt-error")) == (503, b"store_unavailable")
-        assert answer.json()["error"]["type"] == "api_error"
+        assert answer.json()["error"]["type"] == "service_unavailable_error"
         assert str(tmp_path) not in answer.body.decode()  # a client need not know our paths
         assert up.requests == []
         journal.unlink()

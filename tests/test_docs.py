@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from gateway.cli import main
 from gateway.config.routes import _RouteConfig
 from gateway.config.settings import Config
+from gateway.domain.exchange import Outcome
 from gateway.errors import CODES
 from gateway.metrics import TABLE
 from gateway.stores.sqlite import SqliteStore
@@ -57,6 +58,11 @@ def test_every_metric_is_in_the_reference(name: str) -> None:
 @pytest.mark.parametrize("code", sorted(CODES))
 def test_every_error_code_is_in_the_reference(code: str) -> None:
     assert f"`{code}`" in REFERENCE
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_is_in_the_reference(outcome: Outcome) -> None:
+    assert f"`{outcome.value}`" in REFERENCE
 
 
 def test_every_table_is_in_the_reference(tmp_path: Path) -> None:

@@ -86,6 +86,13 @@ def test_priced_and_unpriced_are_all(metrics: Metrics) -> None:
     assert value(metrics, "gen_ai_client_token_usage_sum", gen_ai_token_type="input") == 200  # no estimates
 
 
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_way_to_end_is_counted_under_its_name(metrics: Metrics, outcome: Outcome) -> None:
+    metrics.observe(seen(outcome=outcome, error_type=None if outcome is Outcome.OK else outcome.value))
+    assert value(metrics, "unprompt_requests_total", outcome=outcome.value) == 1
+    assert value(metrics, "unprompt_requests_total") == 1
+
+
 def test_errors_fallbacks_and_strips_are_told_apart(metrics: Metrics) -> None:
     metrics.observe(
         seen(status=502, error_type="upstream_connect", outcome=Outcome.UPSTREAM_CONNECT, cost_usd=None)
@@ -154,7 +161,8 @@ def test_an_upstream_is_healthy_by_its_last_answer(metrics: Metrics) -> None:
     assert value(metrics, "unprompt_upstream_healthy", **target) == 1
     metrics.observe(seen(outcome=Outcome.UPSTREAM_TIMEOUT))
     assert value(metrics, "unprompt_upstream_healthy", **target) == 0
-    metrics.observe(seen(outcome=Outcome.CALLER_CANCELLED))  # says nothing of the upstream
+    for outcome in (Outcome.CALLER_CANCELLED, Outcome.POLICY_LIMIT):  # say nothing of the upstream
+        metrics.observe(seen(outcome=outcome))
     assert value(metrics, "unprompt_upstream_healthy", **target) == 0
     metrics.observe(seen())
     assert value(metrics, "unprompt_upstream_healthy", **target) == 1

@@ -23,10 +23,14 @@ UsageSource = Literal["upstream", "estimated", "none"]
 
 
 class Outcome(StrEnum):
-    """How an exchange ended. The list is closed; every value but `ok` is also its `error_type`."""
+    """How an exchange ended. The list is closed; every value but `ok` is also its `error_type`.
+
+    `policy_limit`: the gateway turned it away, since a limit that was set for it is reached.
+    """
 
     OK = "ok"
     CALLER_ERROR = "caller_error"
+    POLICY_LIMIT = "policy_limit"
     CALLER_CANCELLED = "caller_cancelled"
     UPSTREAM_HTTP_4XX = "upstream_http_4xx"
     UPSTREAM_HTTP_5XX = "upstream_http_5xx"

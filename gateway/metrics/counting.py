@@ -53,7 +53,7 @@ _HEALTHY = {
     Outcome.OK: 1.0, Outcome.UPSTREAM_HTTP_4XX: 1.0, Outcome.UPSTREAM_HTTP_5XX: -1.0,
     Outcome.UPSTREAM_CONNECT: -1.0, Outcome.UPSTREAM_TIMEOUT: -1.0, Outcome.UPSTREAM_TRUNCATED: -1.0,
 }  # fmt: skip
-"""What an outcome says of the upstream; a client that left says nothing."""
+"""What an outcome says of the upstream; a client that left, or was turned away, says nothing."""
 
 _GAUGES = ("unprompt_in_flight", "unprompt_loop_lag_max_seconds", "unprompt_upstream_circuit_open")
 """What a process that is gone no longer has."""

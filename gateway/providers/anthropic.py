@@ -42,6 +42,12 @@ class _Message(msgspec.Struct, gc=False):
     error: Any = None
 
 
+_ERROR_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
+"""`error.type` after the errors page of Anthropic's API reference, which has its overload at 529."""
+
 _END_MARK = re.compile(rb"[\r\n]event: ?message_stop")
 _message = msgspec.json.Decoder(_Message)
 
@@ -84,7 +90,7 @@ class Anthropic:
         return path
 
     def error_body(self, status: int, code: str, message: str) -> bytes:
-        kind = "invalid_request_error" if status < 500 else "api_error"
+        kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         text = f"{message} [{code}]"
         return json.dumps({"type": "error", "error": {"type": kind, "message": text}}).encode()
 

@@ -18,6 +18,13 @@ from gateway.providers import Count, Provider, RequestFacts, ResponseFacts
 from gateway.providers.answers import UNREADABLE, Answer, gemini
 
 _MODEL = re.compile(rb"/models/[^/:?]+(:)")
+_ERROR_STATUSES = {
+    401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED",
+    502: "UNAVAILABLE", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
+}  # fmt: skip
+"""`error.status` by the HTTP mapping of google.rpc.Code, which has no 502."""
+
+_ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 _CALL = re.compile(r"/models/([^/:]+):([A-Za-z]+)")
 
 
@@ -90,7 +97,11 @@ class Gemini:
         return _MODEL.sub(lambda found: b"/models/" + quote(model).encode() + found[1], path, count=1)
 
     def error_body(self, status: int, code: str, message: str) -> bytes:
-        return json.dumps({"error": {"code": status, "message": message, "status": code.upper()}}).encode()
+        kind = _ERROR_STATUSES.get(status, "INVALID_ARGUMENT" if status < 500 else "INTERNAL")
+        info = {"@type": _ERROR_INFO, "reason": code.upper(), "domain": "unprompt"}
+        return json.dumps(
+            {"error": {"code": status, "message": message, "status": kind, "details": [info]}}
+        ).encode()
 
 
 def build() -> Provider:

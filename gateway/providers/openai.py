@@ -110,6 +110,9 @@ class _Response(msgspec.Struct, gc=False):
 _ORDINARY = (None, "default", "auto", "standard")
 
 
+_ERROR_TYPES = {429: "rate_limit_error", 503: "service_unavailable_error"}
+"""`error.type` after OpenAI's guide to its error codes, where it is not that of all other 4xx or 5xx."""
+
 _END_MARK = re.compile(rb"[\r\n](?:data: ?\[DONE\]|event: ?response\.(?:completed|incomplete|failed))")
 
 
@@ -161,7 +164,7 @@ class OpenAI:
         return path
 
     def error_body(self, status: int, code: str, message: str) -> bytes:
-        kind = "invalid_request_error" if status < 500 else "api_error"
+        kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
 
 

@@ -15,10 +15,13 @@ from gateway.domain.exchange import Begin, End, Outcome, Usage
 from gateway.domain.price import PriceBook
 from gateway.encoding import decoded
 from gateway.errors import (
+    BodyTooLarge,
     CircuitOpen,
     GatewayError,
     OutOfSockets,
+    Overloaded,
     StoreUnavailable,
+    TooManyRequests,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -180,11 +183,15 @@ class Recording:
         """A piece of the answer's body; `now` as `time.perf_counter()`."""
         if self._first_piece is None:
             self._first_piece = now
-        self._passed += len(piece)
+        size = len(piece)
+        self._passed += size
         room = self._books.record_bytes - self._kept
-        if room > 0:
-            self._pieces.append(piece if len(piece) <= room else piece[:room])
-            self._kept += min(len(piece), room)
+        if size <= room:
+            self._pieces.append(piece)
+            self._kept += size
+        elif room > 0:
+            self._pieces.append(piece[:room])
+            self._kept += room
 
     def tunnelled(self, sent: int, received: int) -> None:
         """How many bytes went through a tunnel in each direction, instead of a body."""
@@ -320,9 +327,11 @@ def _plain(data: bytes, coding: str | None, limit: int) -> bytes | None:
 
 def outcome_of(error: GatewayError) -> Outcome:
     """How an exchange ended that ended in this error."""
+    if isinstance(error, TooManyRequests | BodyTooLarge | Overloaded | CircuitOpen):
+        return Outcome.POLICY_LIMIT
     if isinstance(error, UpstreamTimeout):
         return Outcome.UPSTREAM_TIMEOUT
-    if isinstance(error, UpstreamUnreachable | CircuitOpen):
+    if isinstance(error, UpstreamUnreachable):
         return Outcome.UPSTREAM_CONNECT
     if isinstance(error, UpstreamError) and not isinstance(error, OutOfSockets):
         return Outcome.UPSTREAM_TRUNCATED

@@ -107,7 +107,7 @@ async def test_who_chose_fail_closed_gets_503_while_the_disk_is_full_and_nobody_
         for _ in range(5):
             answer = await served.ask(request(b'{"refused":1}'))
             assert (answer.status, answer.header(b"x-unprompt-error")) == (503, b"store_unavailable")
-            assert answer.json()["error"]["type"] == "api_error"
+            assert answer.json()["error"]["type"] == "service_unavailable_error"
         assert len(up.requests) == 5
         served.limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
         asked |= await ask(served, range(5, 10))

@@ -247,7 +247,7 @@ async def test_an_answer_that_can_be_read_in_two_ways_gives_502_or_is_cut(tmp_pa
             assert not got.complete
         else:
             assert (got.status, got.header(b"x-unprompt-error")) == (502, b"upstream_broken")
-            assert got.json()["error"]["type"] == "api_error"
+            assert got.json()["error"]["type"] == "server_error"
         row = await gateway.row()
         assert (row.complete, row.error_type) == (False, "upstream_truncated")
 

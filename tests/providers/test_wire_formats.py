@@ -163,8 +163,8 @@ def test_the_end_of_a_stream_is_known_from_inside(provider: Provider, window: by
 
 
 @pytest.mark.parametrize("provider", ALL)
-@pytest.mark.parametrize("status", [400, 503])
-def test_our_own_errors_have_the_providers_shape(provider: Provider, status: int) -> None:
+@pytest.mark.parametrize("status", [400, 418, 503, 599])
+def test_an_error_of_any_status_quotes_its_message_and_its_code(provider: Provider, status: int) -> None:
     error = json.loads(provider.error_body(status, "upstream_timeout", 'it took "too" long'))["error"]
     assert 'it took "too" long' in error["message"]
     assert "upstream_timeout" in json.dumps(error).lower()

@@ -62,7 +62,7 @@ async def test_an_upstream_that_is_not_there_gives_502_in_the_providers_shape_an
         assert answer.status == 502
         assert answer.header(b"x-unprompt-error") == b"upstream_unreachable"
         error = answer.json()["error"]
-        assert (error["type"], error["code"]) == ("api_error", "upstream_unreachable")
+        assert (error["type"], error["code"]) == ("server_error", "upstream_unreachable")
         assert "openai" in error["message"]
         row = await gateway.row()
         assert (row.status, row.error_type, row.complete) == (502, "upstream_connect", False)
@@ -86,7 +86,7 @@ async def test_each_provider_has_its_own_shape_of_error(
         assert answer.status == 502
         assert set(answer.json()) == shape
         if provider == "gemini":
-            assert answer.json()["error"]["status"] == "UPSTREAM_UNREACHABLE"
+            assert answer.json()["error"]["status"] == "UNAVAILABLE"
         else:
             assert answer.json()["error"]["type"] == "api_error"
 
@@ -392,7 +392,7 @@ async def test_a_body_over_the_limit_gives_413_and_reaches_nobody(tmp_path: Path
         assert "max_body_mb" in answer.json()["error"]["message"]
         assert up.requests == []
         row = await gateway.row()
-        assert (row.status, row.error_type, row.request, row.truncated) == (413, "caller_error", b"", True)
+        assert (row.status, row.error_type, row.request, row.truncated) == (413, "policy_limit", b"", True)
         wire.close()
 
 

@@ -75,7 +75,7 @@ async def test_a_request_too_many_on_a_route_is_told_to_come_back(tmp_path: Path
         assert answer.json()["error"]["code"] == "too_many_requests"
         refused = gateway.rows()[-1]
         assert (refused.status, refused.route, refused.model_requested) == (429, "all", "gpt-6-luna")
-        assert (refused.error_type, refused.request) == ("caller_error", CHAT)
+        assert (refused.error_type, refused.request) == ("policy_limit", CHAT)
         counted = 'unprompt_rejected_total{route="all",reason="too_many_requests"} 1.0'
         assert counted in await gateway.metrics()
         released.set()

@@ -294,4 +294,4 @@ async def test_a_route_may_refuse_rather_than_ask_a_dead_target(tmp_path: Path) 
         assert (answer.status, answer.header(b"x-unprompt-error")) == (503, b"circuit_open")
         assert 25 <= int(answer.header(b"retry-after") or 0) <= 30
         assert len(up.requests) == 2
-        assert [row.error_type for row in gateway.rows()] == [*["upstream_http_5xx"] * 2, "upstream_connect"]
+        assert [row.error_type for row in gateway.rows()] == [*["upstream_http_5xx"] * 2, "policy_limit"]
