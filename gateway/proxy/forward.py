@@ -248,14 +248,27 @@ class Exchanging:
             return
         try:
             if head is None and not done and self._flows:
-                self._pass_on(piece)
+                self._pass_on(b"%x\r\n%b\r\n" % (len(piece), piece), piece)
             else:
                 self._take(head, piece, done)
         except Exception:
-            log.exception("exchange %s failed inside the gateway", self.id)
-            if self._call is not None and not done:
-                self._call.abort()
-            self.refuse(GatewayError("the gateway failed to relay this answer; its log says why"))
+            self._fail()
+
+    def _fail(self) -> None:
+        """A fault of ours ends this exchange, and no other."""
+        log.exception("exchange %s failed inside the gateway", self.id)
+        if self._call is not None:
+            self._call.abort()
+        self.refuse(GatewayError("the gateway failed to relay this answer; its log says why"))
+
+    def on_chunk(self, framed: bytes, piece: bytes) -> None:
+        if self._ended or not self._flows:
+            self.on_data(None, piece, False)
+            return
+        try:
+            self._pass_on(framed, piece)
+        except Exception:
+            self._fail()
 
     def _take(self, head: Head | None, piece: bytes, done: bool) -> None:
         now = time.perf_counter()
@@ -302,17 +315,19 @@ class Exchanging:
         outcome = self._recording.outcome_by_status
         self._recording.end_aside(outcome, self._attempt, self._failures, written)
 
-    def _pass_on(self, piece: bytes) -> None:
-        """A further piece of a stream: what `_take` does with one, in the fewest steps."""
+    def _pass_on(self, framed: bytes, piece: bytes) -> None:
+        """A further piece of a stream: what `_take` does with one, in the fewest steps. `framed`: as a chunk."""
         now = time.perf_counter()
         self._wait(self._timeouts.idle, now)
         self._recording.piece(piece, now)
         if self._is_whole(piece):
             self._record_end(self._recording.outcome_by_status, complete=True)
         if self._taker is not None:
-            piece = self._taker.feed(piece)
-        if piece:
-            self._client.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            kept = self._taker.feed(piece)
+            if kept is not piece:
+                framed = b"%x\r\n%b\r\n" % (len(kept), kept) if kept else b""
+        if framed:
+            self._client.write(framed)
 
     def _relayed(self, piece: bytes, now: float, done: bool) -> bytes:
         """A piece as it leaves for the client."""
@@ -333,8 +348,10 @@ class Exchanging:
         """Whether the client may take the stream for whole now: its last event has begun, and a line is full."""
         if not self._marked:
             window = self._window + piece
-            self._marked = self._ends_stream(window)
-            self._window = window[-WINDOW:]
+            if not self._ends_stream(window):
+                self._window = window[-WINDOW:]
+                return False
+            self._marked = True
         return self._marked and piece.endswith((b"\n", b"\r"))
 
     def _is_another_wanted(self, head: Head, piece: bytes) -> bool:

@@ -75,6 +75,10 @@ class Sink(Protocol):
         """The head once, with the first call; then the body's pieces as they arrive."""
         ...
 
+    def on_chunk(self, framed: bytes, piece: bytes) -> None:
+        """`on_data` for a further piece that came as one whole chunk: `framed` is that chunk as it came."""
+        ...
+
     def on_interim(self, head: Head) -> None:
         """An interim answer (1xx, but `100 Continue` and `101`), before the answer itself."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import errno
 import os
 import ssl
@@ -20,6 +21,9 @@ SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 MAX_HEAD_BYTES = 256 * 1024
 LARGE_BODY = 256 * 1024
 """Written for itself: a copy behind its head would cost more than a second call."""
+
+
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 
 
 class Served(Protocol):
@@ -63,6 +67,7 @@ class HttpConnection(asyncio.Protocol):
         self._segment: bytes | None = None
         self._quiet_bytes = 0
         self._head: Head | None = None
+        self._between_chunks = self._in_chunk = False
         self._in_body = self._framed = self._complete = self._keep = self._tunnel = self._answered = False
         self._pieces: list[bytes] = []
 
@@ -111,6 +116,8 @@ class HttpConnection(asyncio.Protocol):
         if self._tunnel:
             call.sink.on_data(None, data, False)
             return
+        if self._between_chunks and self._is_one_chunk(call, data):
+            return
         if not self._answered:
             self._answered, self._segment = True, data
         self._quiet_bytes += len(data)
@@ -127,6 +134,7 @@ class HttpConnection(asyncio.Protocol):
                 return
             self._spoiled = True
         self._segment = None
+        self._between_chunks = self._in_body and not self._in_chunk and data.endswith(b"\r\n")
         if self._quiet_bytes == 0 and self._head is None and not self._complete:  # more of a body, and only that
             pieces, self._pieces = self._pieces, []
             call.sink.on_data(None, pieces[0] if len(pieces) == 1 else b"".join(pieces), False)
@@ -135,6 +143,18 @@ class HttpConnection(asyncio.Protocol):
             self._break(f"the upstream's headers or trailers are larger than {MAX_HEAD_BYTES // 1024} KiB")
             return
         self._deliver(call)
+
+    def _is_one_chunk(self, call: Served, data: bytes) -> bool:
+        """Whether `data` is one chunk, as servers flush the events of a stream; then it is handed on as it is,
+        and the parser, which stands between two chunks, need not see it."""
+        size = _CHUNK_SIZE.match(data)
+        if size is None:
+            return False
+        start, length = size.end(), int(size[1], 16)
+        if length == 0 or len(data) != start + length + 2 or not data.endswith(b"\r\n"):
+            return False
+        call.sink.on_chunk(data, data[start:-2])
+        return True
 
     def _deliver(self, call: Served) -> None:
         head, pieces, done = self._head, self._pieces, self._complete
@@ -205,6 +225,7 @@ class HttpConnection(asyncio.Protocol):
         length = first.get(b"content-length")
         chunked = b"transfer-encoding" in first
         self._framed = chunked or length is not None or status in (204, 304)
+        self._in_chunk = not chunked  # never between two chunks
         self._rests_for = first.get(b"keep-alive")
         return Head(
             status, self._raw_head(status), first, int(length) if length is not None and not chunked else None
@@ -218,6 +239,12 @@ class HttpConnection(asyncio.Protocol):
             if raw.count(b"\n") == len(self._headers):
                 return raw
         return b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(self._headers)
+
+    def on_chunk_header(self) -> None:
+        self._in_chunk = True
+
+    def on_chunk_complete(self) -> None:
+        self._in_chunk = False
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from gateway.errors import OutOfSockets, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from gateway.upstreams import Outgoing, Sink
 from gateway.upstreams.connection import HttpConnection, is_our_own_want, reason_of
+from gateway.upstreams.names import Host
 
 IDLE_AT_MOST = 1024
 
@@ -28,7 +29,8 @@ class HttpUpstream:
         parts = urlsplit(base_url)
         self.name = name
         self.prefix = parts.path.rstrip("/").encode("ascii")
-        self._host = parts.hostname or ""
+        self._host_name = parts.hostname or ""
+        self._host = Host(self._host_name)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self.host_header = parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
@@ -61,16 +63,8 @@ class HttpUpstream:
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, call: HttpCall) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(call.connect_timeout):
-                transport, connection = await loop.create_connection(
-                    lambda: HttpConnection(self.name, self.host_header, self),
-                    self._host,
-                    self._port,
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls else None,
-                )
+            transport, connection = await self._reach(asyncio.get_running_loop().time() + call.connect_timeout)
         except TimeoutError:
             message = f"no connection to {self.name} within {call.connect_timeout:g} s"
             call.fail(UpstreamTimeout(message, reached=False))
@@ -85,6 +79,41 @@ class HttpUpstream:
                 connection.rest()
             else:
                 connection.start(call, reused=False)
+
+    async def _reach(self, deadline: float) -> tuple[asyncio.Transport, HttpConnection]:
+        """A connection to the first address that takes one; each has its share of the time that is left.
+
+        Raises:
+            TimeoutError: the look-up, or the last address, took too long.
+            OSError, UnicodeError: there is no such name, or the last address refused.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout_at(deadline):
+            addresses = await self._host.addresses()
+        failure = OSError("it has no address")
+        for number, address in enumerate(addresses):
+            share = (deadline - loop.time()) / (len(addresses) - number)
+            try:
+                async with asyncio.timeout(share):
+                    reached = await self._open_connection(address)
+            except OSError as error:
+                if isinstance(error, ssl.SSLError) or is_our_own_want(error):
+                    raise  # no other address would change that
+                failure = error
+            else:
+                if number:
+                    self._host.prefer(address)
+                return reached
+        raise failure
+
+    async def _open_connection(self, address: str) -> tuple[asyncio.Transport, HttpConnection]:
+        return await asyncio.get_running_loop().create_connection(
+            lambda: HttpConnection(self.name, self.host_header, self),
+            address,
+            self._port,
+            ssl=self._tls,
+            server_hostname=self._host_name if self._tls else None,
+        )
 
     def release(self, connection: HttpConnection) -> None:
         """It can serve another call. Connections over their time go, the oldest first."""
