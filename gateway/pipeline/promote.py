@@ -31,6 +31,9 @@ from gateway.upstreams.embedded import EmbeddedModel
 
 __all__ = ["edit", "note_refusal", "note_waiting", "promote", "rollback", "settle", "standing"]
 
+_POLICY = ("timeouts", "retry", "circuit", "limits", "on_client_gone")
+"""What people set for a route's requests, wherever they go: a promotion leaves it as it is."""
+
 
 def promote(
     store: SqliteStore, config: Config, routes: Path, models: Path, report: Report, decision: Decision,
@@ -52,10 +55,13 @@ def promote(
         _settle(store, routes)
         before = _read(routes)
         match = _match(report)
-        route = _route(task, match, report, decision, share, _names_beside(routes_of(before), match))
+        routes_before = routes_of(before)
+        route = _route(task, match, report, decision, share, _names_beside(routes_before, match))
+        replaced = next((one for one in routes_before if _clean(one.get("match")) == match), {})
+        route |= {key: replaced[key] for key in _POLICY if key in replaced}
         edited = edit(before, lambda one: _clean(one.get("match")) == match, route)
         last = standing(store, task)[-1:]
-        if edited.replaced == route and last and yaml.safe_load(last[0]["routes_after"] or "") == route:
+        if edited.replaced == route and last and _says_the_same(last[0]["routes_after"], route):
             return route
         _flip(store, config, routes, task, "promote", before, edited, route, decision)
     return route
@@ -71,6 +77,12 @@ def _clean(match: Any) -> dict[str, Any]:
 
 def _names_beside(routes: list[RouteDict], match: dict[str, Any]) -> set[str]:
     return {str(route.get("name")) for route in routes if _clean(route.get("match")) != match}
+
+
+def _says_the_same(noted: str | None, route: RouteDict) -> bool:
+    """Whether a route in the history sends its requests where this one does."""
+    before = yaml.safe_load(noted or "") or {}
+    return all(before.get(key) == route.get(key) for key in {*before, *route}.difference(_POLICY))
 
 
 def _route(

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.config import Config, load_routes, parse_routes
+from gateway.domain.route import RouteLimits
 from gateway.errors import ConfigError, TaskError
 from gateway.pipeline import promote
 from gateway.pipeline.evaluate import Report, Score
@@ -87,6 +88,11 @@ PROMOTED = {
     "fallback": {"upstream": "openai", "model": "gpt-6"},
 }
 
+PROMOTED_CANARY = [
+    {"upstream": "openai", "model": "ft:mail-1", "weight": 5, "strip": "mail@1"},
+    {"upstream": "openai", "model": "gpt-6", "weight": 95},
+]
+
 BY_HAND = """\
 # Our switchboard. Ask Ann before you touch it!
 routes:
@@ -139,6 +145,47 @@ def test_more_of_the_traffic_replaces_the_routes_lines_only(switch: Switch) -> N
     assert switch.bytes.decode() == BY_HAND
     with pytest.raises(TaskError, match="no promotion to roll back"):
         switch.rollback()
+
+
+WITH_POLICY = """\
+routes:
+  - name: mail-by-hand
+    match: {provider: openai, model: gpt-6, task: mail}
+    targets: [{upstream: openai, model: gpt-6}]
+    fallback: {upstream: openai, model: gpt-6-old}
+    timeouts: {connect: 2, first_byte: 30}
+    retry: {attempts: 2, when: [connect, 503]}
+    circuit: false
+    limits: {concurrency: 40}   # what the contract allows
+    on_client_gone: finish
+"""
+
+
+def test_limits_timeouts_and_retries_of_the_route_before_hold_for_the_promoted_one(switch: Switch) -> None:
+    switch.write(WITH_POLICY)
+    policy = {
+        "timeouts": {"connect": 2, "first_byte": 30}, "retry": {"attempts": 2, "when": ["connect", 503]},
+        "circuit": False, "limits": {"concurrency": 40}, "on_client_gone": "finish",
+    }  # fmt: skip
+    assert switch.promote(share=5) == {**PROMOTED, **policy, "targets": PROMOTED_CANARY}
+    (canary,) = load_routes(switch.file, switch.config).routes
+    assert (canary.limits, canary.on_client_gone) == (RouteLimits(concurrency=40), "finish")
+    assert (canary.timeouts.first_byte, canary.circuit and canary.circuit.failures) == (30, None)
+
+    switch.write(switch.bytes.replace(b"concurrency: 40", b"concurrency: 80"))  # and so on, at the next step
+    assert switch.promote(share=95) == {**PROMOTED, **policy, "limits": {"concurrency": 80}}
+    switch.write(switch.bytes.replace(b"concurrency: 80", b"concurrency: 90"))
+    switch.promote(share=95)  # nothing new: the history stays as it is
+    assert (switch.history(), b"concurrency: 90" in switch.bytes) == ([("promote", "done")] * 2, True)
+    switch.rollback()
+    assert switch.routes[0] == {**PROMOTED, **policy, "targets": PROMOTED_CANARY, "limits": {"concurrency": 80}}
+    switch.rollback()
+    assert switch.bytes.decode() == WITH_POLICY
+
+
+def test_the_policy_of_another_route_is_not_taken_along(switch: Switch) -> None:
+    switch.write(WITH_POLICY.replace("task: mail", "task: letters"))
+    assert switch.promote() == PROMOTED
 
 
 def test_doing_it_twice_is_doing_it_once(switch: Switch) -> None:
