@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import random
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,6 @@ from gateway.pipeline.cycle import Workshop
 from gateway.proxy.attempts import Guard
 from gateway.proxy.breaker import Breakers
 from gateway.proxy.capture import Capture
-from gateway.proxy.connection import Connection
 from gateway.proxy.house import House
 from gateway.proxy.router import Switchboard
 from gateway.proxy.server import Limits, Server
@@ -120,32 +118,6 @@ def _templates(file: Path, tasks: list[str]) -> list[PromptTemplate]:
         return [template for task in tasks for template in store.templates(task)]
     finally:
         store.close()
-
-
-class SeatedServer(Server):
-    """Listens on sockets that the supervisor bound."""
-
-    def __init__(
-        self, house: House, limits: Limits, pages: Callable[[], asyncio.Protocol], sockets: list[socket.socket]
-    ) -> None:
-        super().__init__(house, limits, pages)
-        self._sockets = sockets
-        self._listeners: list[asyncio.Server] = []
-
-    async def listen(self, host: str, port: int) -> int:
-        """Start accepting; gives the port. `host` and `port` have been bound already."""
-        loop = asyncio.get_running_loop()
-        self.count_files()
-        for one in self._sockets:
-            listener = await loop.create_server(lambda: Connection(self), sock=one, backlog=self.backlog)
-            self._listeners.append(listener)
-        return int(self._sockets[0].getsockname()[1])
-
-    async def drain(self, seconds: float) -> None:
-        """Stop accepting, and go on as any server does."""
-        for listener in self._listeners:
-            listener.close()
-        await super().drain(seconds)
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -261,13 +233,9 @@ class App:
             idle_seconds=server.idle_seconds,
             connections=server.connections,
         )
-        self.server = (
-            SeatedServer(self.house, limits, pages, self.seat.sockets)
-            if self.seat
-            else Server(self.house, limits, pages)
-        )
+        self.server = Server(self.house, limits, pages)
         try:
-            port = await self.server.listen(self.host, self.port)
+            port = await self.server.listen(self.host, self.port, self.seat.sockets if self.seat else ())
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {self.host}:{self.port}: {error.strerror}; choose another with --port"

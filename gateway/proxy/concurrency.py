@@ -76,6 +76,15 @@ def check_size(route: Route, size: int) -> None:
         )
 
 
+def clients_at_most(files: int) -> int:
+    """How many clients a process takes that may have so many files open.
+
+    Each costs it one, and an upstream's only while it asks for something, over connections that all share: a
+    quarter of the files is for those, and who finds them used up all the same is told to come back.
+    """
+    return max(16, (files - 128) * 3 // 4)
+
+
 def is_short_of_files(file_number: int, files_at_most: int) -> bool:
     """Whether a connection with this descriptor is one too many for the process.
 

@@ -9,13 +9,15 @@ aiohttp one, before its first byte is parsed here.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import resource
+import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from gateway.proxy.concurrency import is_short_of_files
+from gateway.proxy.concurrency import clients_at_most, is_short_of_files
 from gateway.proxy.connection import Connection
 from gateway.proxy.heads import Heads
 from gateway.proxy.house import House
@@ -33,7 +35,7 @@ class Limits:
     """Bounds that hold for every client. Seconds, bytes, and how many connections at once."""
 
     def __init__(
-        self, *, body_bytes: int, header_seconds: float, idle_seconds: float, connections: int = 8192
+        self, *, body_bytes: int, header_seconds: float, idle_seconds: float, connections: int = 16384
     ) -> None:
         self.body_bytes = body_bytes
         self.header_seconds = header_seconds
@@ -55,20 +57,23 @@ class Server:
         self.draining = False
         self.files_at_most, self.backlog = 0, BACKLOG
         self._guests: dict[asyncio.Transport, float] = {}
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
 
-    async def listen(self, host: str, port: int) -> int:
-        """Start accepting; gives the port (asked for 0: any that is free)."""
-        loop = asyncio.get_running_loop()
-        self.count_files()
-        self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=self.backlog)
-        return int(self._listener.sockets[0].getsockname()[1])
+    async def listen(self, host: str, port: int, sockets: Sequence[socket.socket] = ()) -> int:
+        """Start accepting; gives the port (asked for 0: any that is free). `sockets` are bound to it already, where
+        they are given."""
+        self._count_files()
+        create = functools.partial(
+            asyncio.get_running_loop().create_server, lambda: Connection(self), backlog=self.backlog
+        )
+        self._listeners = [await create(sock=one) for one in sockets] or [await create(host, port)]
+        return int(self._listeners[0].sockets[0].getsockname()[1])
 
-    def count_files(self) -> None:
-        """Take no more clients than the limit of open files allows, when each may need a connection to an upstream,
-        too; nor so many at a time that a rush uses all of them before the first is told to come back."""
+    def _count_files(self) -> None:
+        """Take no more clients than the limit of open files allows, nor so many at a time that a rush uses all of
+        them before the first is told to come back."""
         self.files_at_most = files = _files_at_most()
-        self.limits.connections = min(self.limits.connections, max(16, (files - 128) // 2))
+        self.limits.connections = min(self.limits.connections, clients_at_most(files))
         self.backlog = min(BACKLOG, max(16, files // 4))
 
     @property
@@ -110,8 +115,8 @@ class Server:
     async def drain(self, seconds: float) -> None:
         """Stop accepting and wait for the requests under way, `seconds` at most; tunnels are closed at once."""
         self.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         deadline = time.perf_counter() + seconds
         for exchange in list(self.house.active):
             if exchange.is_tunnel:

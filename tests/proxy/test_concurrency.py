@@ -14,6 +14,7 @@ from gateway.proxy.concurrency import (
     FILES_KEPT_FREE,
     Seats,
     check_size,
+    clients_at_most,
     is_short_of_files,
     take_seats,
 )
@@ -79,6 +80,12 @@ def test_a_route_may_take_smaller_bodies_than_the_server() -> None:
     check_size(route(None), 1 << 40)
     with pytest.raises(BodyTooLarge, match=r"larger than the 2 MB of route 'mail'; raise its limits\.max_body_mb"):
         check_size(small, (2 << 20) + 1)
+
+
+@pytest.mark.parametrize(("files", "clients"), [(100, 16), (256, 96), (20_000, 14_904), (65_536, 49_056)])
+def test_most_files_are_for_clients_and_some_are_left_for_upstreams(files: int, clients: int) -> None:
+    assert clients_at_most(files) == clients
+    assert not is_short_of_files(clients + 100, files) or files < 256  # before it comes to that, they are told why
 
 
 def test_the_number_of_a_file_tells_how_many_there_are() -> None:
