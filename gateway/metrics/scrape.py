@@ -7,7 +7,6 @@ has requests to serve. `prometheus_client` writes what it knows better: the numb
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +37,7 @@ from gateway.metrics.table import (
 )  # fmt: skip
 from gateway.restarts import restarts
 from gateway.stores.journal import waiting
+from gateway.stores.segments import set_aside
 
 ROWS_AT_ONCE = 50
 """So many rows are added up, or series written, before others may work: about 2 ms."""
@@ -197,16 +197,11 @@ def _of_journal(folder: Path) -> Iterator[tuple[str, Series]]:
     yield "unprompt_log_spool_bytes", {(): [float(size)]}
     yield "unprompt_log_lag_seconds", {(): [lag]}
     yield "unprompt_log_disk_free_bytes", {(): [float(_free(folder))]}
-    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 -- names are all that is wanted
-    kinds = ("poison", "torn")
-    yield (
-        "unprompt_log_set_aside_files",
-        {(kind,): [float(sum(name.endswith(f".{kind}") for name in names))] for kind in kinds},
-    )
-    yield (
-        "unprompt_log_writer_restarts_total",
-        {(part,): [float(count)] for part, count in restarts(folder).items()},
-    )
+    for name, counts in (
+        ("unprompt_log_set_aside_files", set_aside(folder)),
+        ("unprompt_log_writer_restarts_total", restarts(folder)),
+    ):
+        yield name, {(kind,): [float(count)] for kind, count in counts.items()}
 
 
 def _free(folder: Path) -> int:

@@ -196,10 +196,10 @@ def test_a_poison_record_is_counted_and_a_retry_stores_the_others_once(tmp_path:
     recorder = Recorder(tmp_path / "j", SqliteStore(tmp_path / "u.db"))
     recorder.drain()
     assert ids(tmp_path / "u.db") == names(0, *range(2, 400))
-    assert (recorder.poisoned, set_aside(tmp_path / "j")) == (1, 1)
+    assert (recorder.poisoned, set_aside(tmp_path / "j")) == (1, {"poison": 1, "torn": 0})
     (tmp_path / "j" / "1.torn").write_bytes(b"x")
-    assert set_aside(tmp_path / "j") == 2
-    assert set_aside(tmp_path / "nowhere") == 0
+    assert set_aside(tmp_path / "j") == {"poison": 1, "torn": 1}
+    assert set_aside(tmp_path / "nowhere") == {"poison": 0, "torn": 0}
 
 
 DYING = textwrap.dedent("""
