@@ -27,6 +27,7 @@ from gateway.demo.client import App, Call, Reply
 from gateway.demo.messages import Labelled
 from gateway.demo.prompts import Prompt, few_shot, one_offs, triage
 from gateway.errors import TaskError
+from gateway.stores.journal import waiting
 from gateway.stores.sqlite import SqliteStore
 
 MODEL = "gpt-6-luna"
@@ -116,7 +117,7 @@ async def _acts(
     after = await app.ask_at(_calls(story, "after"), rate=RATE)
     changed = await app.ask_at(_changed(story), rate=RATE)
     say(f"after: the same {len(after)} held-out messages, and {len(changed)} with a changed prompt")
-    await asyncio.sleep(1.0)  # the recorder moves the last exchanges
+    await recorded(home)
     return await _result(story, home, upstream, before, after, changed, seen, time.monotonic() - started)
 
 
@@ -276,6 +277,21 @@ async def _route_in_force(url: str) -> None:
                     return
             await asyncio.sleep(0.1)
     raise TaskError("the gateway did not take up the new route within 10 s")
+
+
+async def recorded(home: Path, seconds: float = 10.0) -> None:
+    """Wait until the worker has moved all that was recorded into the store.
+
+    Raises:
+        TaskError: it has not within so many seconds.
+    """
+    until = time.monotonic() + seconds
+    while (left := waiting(home / "data" / "journal")[0]) > 0:
+        if time.monotonic() > until:
+            raise TaskError(
+                f"{left} bytes are not in the store after {seconds:g} s; {home / 'gateway.log'} says why"
+            )
+        await asyncio.sleep(0.1)
 
 
 # --- the result --------------------------------------------------------------------------------------------

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
+from halves import begin, end
 from rich.console import Console
 
 from gateway.demo import outcome
 from gateway.demo.client import Reply
-from gateway.demo.story import Options, phase_figures, plot
+from gateway.demo.story import Options, phase_figures, plot, recorded
 from gateway.domain.exchange import Exchange
+from gateway.errors import TaskError
+from gateway.stores.journal import JournalWriter
+from gateway.stores.recorder import Recorder
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -52,6 +57,27 @@ def test_cost_is_unknown_as_long_as_one_request_has_no_price(tmp_path: Path) -> 
     assert figures["cost_per_1k_usd"] is None
     assert figures["input_tokens"] == 200
     assert figures["accuracy"] == 0.5
+
+
+def test_the_figures_wait_for_the_last_record_and_not_for_ever(tmp_path: Path) -> None:
+    journal, store = tmp_path / "data" / "journal", SqliteStore(tmp_path / "data" / "unprompt.db")
+    asyncio.run(recorded(tmp_path))  # nothing was recorded: nothing to wait for
+    writer = JournalWriter(journal)
+    writer.append(begin(1))
+    writer.append(end(1))
+    writer.close()
+    with pytest.raises(TaskError, match=r"bytes are not in the store after 0\.2 s"):
+        asyncio.run(recorded(tmp_path, 0.2))
+
+    async def moved_meanwhile() -> int:
+        waits = asyncio.create_task(recorded(tmp_path))
+        await asyncio.sleep(0.15)
+        assert not waits.done()
+        Recorder(journal, store).drain()
+        await waits
+        return store.count()
+
+    assert asyncio.run(moved_meanwhile()) == 1
 
 
 @pytest.mark.parametrize("width", [80, 160])
