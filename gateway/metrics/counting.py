@@ -103,13 +103,15 @@ class Metrics:
         self._under_way = self._index("unprompt_in_flight")
         results = ("written", "spooled", "dropped", "poison")
         self._results = {result: self._index("unprompt_log_records_total", result) for result in results}
+        self._results["unsynced"] = self._index("unprompt_log_sync_failures_total")
         self._state = scrape.State(pid=os.getpid(), worker=name or str(worker))
         self._note()
 
     # --- on the way of a request -------------------------------------------------------------------------
 
     def record(self, result: str) -> None:
-        """Count one record of an exchange by what became of it: `written`, `spooled`, `dropped` or `poison`."""
+        """Count one record of an exchange by what became of it: `written`, `spooled`, `dropped` or `poison`; or, as
+        `unsynced`, one time that the journal could not be forced to the disk."""
         self._cells[self._results[result]] += 1.0
 
     def observe(self, seen: Seen) -> None:

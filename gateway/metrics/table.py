@@ -60,6 +60,7 @@ TABLE = (
     Metric("gauge", "unprompt_loop_lag_max_seconds", "The latest such timer within the last one to two minutes."),
     Metric("counter", "unprompt_log_records_total", "Records of exchanges: written, spooled, dropped, poison.",
            ("result",)),
+    Metric("counter", "unprompt_log_sync_failures_total", "Failed attempts to force the journal to the disk."),
     Metric("gauge", "unprompt_log_spool_bytes", "Bytes in the journal that are not yet in the store."),
     Metric("gauge", "unprompt_log_lag_seconds", "For how long the store has been behind the journal."),
     Metric("gauge", "unprompt_log_set_aside_files", "Files beside the journal with records that cannot be stored.",

@@ -30,6 +30,9 @@ KEPT_HEADERS = frozenset({
 _NAMES = {name: name.decode() for name in sorted(KEPT_HEADERS)}
 
 
+RESYNC_SECONDS = 1.0
+"""After a sync that failed the next one comes no sooner."""
+
 LARGE = 1024 * 1024
 """Bodies from so many bytes on are written down by a thread, since everybody else would have to wait."""
 
@@ -41,7 +44,8 @@ class Capture:
     `large` is the journal of large bodies: each is written by a thread, before the records that go with it.
 
     `count(result)` is told of each record: `written`, `spooled` (kept in memory), `dropped` (memory full),
-    `poison` (it cannot be written down at all).
+    `poison` (it cannot be written down at all), and with `unsynced` of each time that the journal could not be
+    forced to the disk.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Capture:
         self._sync_seconds = sync_ms / 1000
         self._spilled: deque[bytes] = deque()
         self._spilled_bytes = 0
+        self._unforced: str | None = None
 
     def begin(self, record: Begin) -> None:
         """
@@ -142,9 +147,16 @@ class Capture:
         self._count("spooled")
 
     @property
+    def trouble(self) -> str | None:
+        """Why a record may get lost, for `/readyz`; None where nothing is wrong."""
+        if self._spilled:
+            return "the journal cannot be written"
+        return self._unforced and f"the journal cannot be forced to the disk: {self._unforced}"
+
+    @property
     def healthy(self) -> bool:
-        """Whether everything so far is in the journal."""
-        return not self._spilled
+        """Whether everything so far is in the journal, and the last sync succeeded."""
+        return self.trouble is None
 
     def recover(self) -> bool:
         """Try to write what was spilled, oldest first and so much at once; whether nothing is left."""
@@ -164,24 +176,35 @@ class Capture:
 
     async def keep_synced(self) -> None:
         """Runs as long as the server: forces the journal to the disk, and retries what was spilled."""
-        failing, synced = False, 0.0
+        due = 0.0
         while True:
             await asyncio.sleep(min(RETRY_SECONDS, self._sync_seconds or RETRY_SECONDS))
             self.recover()
-            if time.monotonic() - synced < self._sync_seconds:
-                continue
-            synced = time.monotonic()
-            try:
-                force = self._journal.sync_later()
-                if force is not None:
-                    await asyncio.to_thread(force)
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._large.sync)
-            except OSError as error:
-                if not failing:
-                    log.error("the journal cannot be forced to the disk: %s", error.strerror)
-                failing = True
-            else:
-                failing = False
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._sync_seconds
+                await self._sync()
+                if self._unforced is not None:
+                    due = time.monotonic() + max(self._sync_seconds, RESYNC_SECONDS)
+
+    async def _sync(self) -> None:
+        """Both journals, whatever becomes of one."""
+        failure = None
+        try:
+            if (force := self._journal.sync_later()) is not None:
+                failure = await asyncio.to_thread(_attempt, force)
+            if failure is not None:
+                self._journal.distrust()
+        except OSError as error:
+            failure = error
+        loop = asyncio.get_running_loop()
+        failure = await loop.run_in_executor(self._thread, _attempt, self._large.sync) or failure
+        if failure is not None:
+            self._count("unsynced")
+            if self._unforced is None:
+                log.error("the journal cannot be forced to the disk: %s", failure.strerror)
+        elif self._unforced is not None:
+            log.warning("the journal can be forced to the disk again")
+        self._unforced = None if failure is None else failure.strerror or str(failure)
 
     def close(self) -> None:
         """Write what is left, if that is possible."""
@@ -193,7 +216,16 @@ class Capture:
             log.error("%d records are lost: the journal still cannot be written", len(self._spilled))
         self._thread.shutdown()
         for journal in (self._journal, self._large):
-            journal.close()
+            if (failure := _attempt(journal.close)) is not None:
+                log.error("the end of the journal cannot be forced to the disk: %s", failure.strerror)
+
+
+def _attempt(work: Callable[[], None]) -> OSError | None:
+    try:
+        work()
+    except OSError as error:
+        return error
+    return None
 
 
 def _unavailable(error: StoreError) -> StoreUnavailable:

@@ -1,7 +1,9 @@
 """The journal: append-only segment files that hold every record before anything else does.
 
 A record is appended with one `write`, so it is in the operating system's page cache, and survives
-`kill -9`, before the call returns; a power failure can lose what was written since the last fsync.
+`kill -9`, before the call returns; a power failure can lose what was written since the last fsync. After an fsync
+that failed the segment is not written on: Linux may hold its pages to be clean from then on, so that the next fsync
+says nothing of them ("fsyncgate", https://wiki.postgresql.org/wiki/Fsync_Errors).
 The recorder moves records from here into the store, and a segment goes when all of it is there.
 
 Record: 4-byte little-endian payload length, 4-byte CRC-32 of the payload, payload. The payload is a
@@ -13,7 +15,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
+import stat
 import struct
 import time
 import zlib
@@ -25,7 +29,10 @@ import msgspec
 from gateway.domain.exchange import Begin, End
 from gateway.errors import StoreError
 
+log = logging.getLogger(__name__)
+
 _HEAD = struct.Struct("<II")
+_COPIED_BYTES = 1024 * 1024
 SEGMENT_BYTES = 32 * 1024 * 1024
 LARGE_ENDING = ".large.journal"
 
@@ -102,6 +109,8 @@ class JournalWriter:
         self._file = -1
         self._size = 0
         self._unsynced = False
+        self._unnamed = False  # the folder, where the segment's name stands, was not forced to the disk yet
+        self._distrusted = False  # forcing failed, and has not been tried again since
         self._full: list[int] = []  # segments that wait to be forced to the disk and closed
 
     def append(self, record: Record) -> None:
@@ -138,10 +147,25 @@ class JournalWriter:
             self._size += written
             self._unsynced = True
             if self._sync_ms == 0:
-                self.sync()
+                self._force_at_once(written)
         except OSError as error:
             self._take_back()
             raise StoreError(f"journal {self._folder}: {error.strerror}") from error
+
+    def _force_at_once(self, written: int) -> None:
+        try:
+            force = self.sync_later()
+        except OSError:
+            self._size -= written
+            raise
+        try:
+            if force is not None:
+                force()
+        except OSError:
+            self._size -= written
+            self._take_back()
+            self.distrust()
+            raise
 
     def _take_back(self) -> None:
         """No torn record may stand in the middle of a segment: nothing behind it would be read."""
@@ -153,49 +177,97 @@ class JournalWriter:
             self._abandon()
 
     def _open_segment(self) -> None:
-        if self._file >= 0:  # forcing 32 MB to the disk takes longer than a request may wait
-            fcntl.flock(self._file, fcntl.LOCK_UN)  # nothing more will be appended
-            self._full.append(self._file)
-            self._file = -1
+        self._finish()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._last_name = max(self._last_name + 1, time.time_ns())  # in order, whatever the clock does
         fresh = self._folder / f"{self._last_name:020d}-{os.getpid()}.new"
-        file = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        file = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: the writer lives
             fresh.rename(fresh.with_suffix(self._ending))  # locked before a reader can see it
         except OSError:
             os.close(file)
             raise
-        self._file, self._size, self._unsynced = file, 0, False
+        self._file, self._size, self._unsynced, self._unnamed = file, 0, False, True
+
+    def _finish(self) -> None:
+        """Nothing more will be appended. Forcing 32 MB to the disk takes longer than a request may wait."""
+        if self._file >= 0:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._full.append(self._file)
+            self._file = -1
 
     def sync(self) -> None:
-        """Force what was appended to the disk; blocks."""
-        force = self.sync_later()
-        if force is not None:
-            force()
-
-    def sync_later(self) -> Callable[[], None] | None:
-        """What a thread must call to force the records so far to the disk; None: there is nothing new.
+        """Force what was appended to the disk; blocks.
 
         Raises:
-            OSError: the segment cannot be reached any more; the next append opens a new one.
+            OSError: it is not known to be there.
         """
+        force = self.sync_later()
+        if force is None:
+            return
+        try:
+            force()
+        except OSError:
+            self.distrust()
+            raise
+
+    def sync_later(self) -> Callable[[], None] | None:
+        """What a thread must call to force the records so far to the disk; None: there is nothing new. Where that
+        raises, `distrust` is to be called in the writer's own thread.
+
+        Raises:
+            OSError: there is no descriptor left, or a fresh segment cannot be made; call it again.
+        """
+        if self._distrusted and self._file < 0:  # whether the disk works again is found out without any record
+            self._open_segment()
+            self._unsynced = True
+        self._distrusted = False
         files, self._full = self._full, []
         if self._unsynced and self._file >= 0:
             try:
-                if os.fstat(self._file).st_nlink == 0:  # somebody deleted it: nobody would read what is appended
-                    raise OSError(errno.ENOENT, "the journal's segment was deleted")
+                if os.fstat(self._file).st_nlink == 0:
+                    self._bring_back()
+                if self._unnamed:
+                    files.append(os.open(self._folder, os.O_RDONLY))
                 files.append(os.dup(self._file))  # the segment may be closed before the thread comes to it
             except OSError:
-                self._abandon()
                 self._full = files
                 raise
-            self._unsynced = False
+            self._unsynced = self._unnamed = False
         return (lambda: _force(files)) if files else None
 
+    def distrust(self) -> None:
+        """The segment could not be forced to the disk: go on in a fresh one. What was appended since is forced
+        with that one's first records."""
+        if self._size:  # with nothing in it, it is as good as a fresh one
+            self._finish()
+        self._unsynced = self._unnamed = self._distrusted = True
+
+    def _bring_back(self) -> None:
+        """Somebody deleted the segment, so that nobody will read it: write all of it into a fresh one."""
+        lost, size = self._file, self._size
+        log.error("a segment of the journal was deleted; its %d bytes are written again", size)
+        self._file = -1
+        try:
+            self._open_segment()
+            while piece := os.pread(lost, _COPIED_BYTES, self._size):
+                self._size += os.write(self._file, piece)
+        except OSError:
+            self._size = 0
+            self._take_back()
+            self._abandon()
+            self._file, self._size, self._unsynced = lost, size, True  # until the next time
+            raise
+        os.close(lost)
+
     def close(self) -> None:
-        """Finish the current segment; the next append opens a new one."""
+        """Finish the current segment; the next append opens a new one.
+
+        Raises:
+            OSError: what was appended last could not be forced to the disk.
+        """
+        self._distrusted = False  # there is nothing to find out any more
         try:
             self.sync()
         finally:
@@ -214,7 +286,8 @@ def _force(files: list[int]) -> None:
         try:
             os.fsync(file)
         except OSError as error:
-            failure = error
+            if error.errno != errno.EINVAL or not stat.S_ISDIR(os.fstat(file).st_mode):  # some have no such thing
+                failure = error
         finally:
             os.close(file)
     if failure is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import textwrap
@@ -102,15 +105,168 @@ def test_segments_are_finished_when_full_and_keep_their_order_if_the_clock_jumps
     assert all(journal.is_finished(segment) for segment in journal.segments(tmp_path))
 
 
-def test_a_segment_that_was_deleted_is_not_written_on(tmp_path: Path) -> None:
+def test_a_segment_that_was_deleted_is_written_again_with_the_next_sync(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "journal")
+    written = [begin(1), begin(2, request=os.urandom(3_000_000)), end(1), begin(3), end(3)]
+    for record in written[:3]:
+        writer.append(record)
+    writer.sync()
+    shutil.rmtree(tmp_path / "journal")
+    writer.append(written[3])
+    writer.sync()
+    writer.append(written[4])
+    assert journal.read(only(tmp_path / "journal"), 0)[0] == written
+    assert not journal.is_finished(only(tmp_path / "journal"))
+
+
+def test_a_deleted_segment_is_kept_until_there_is_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = JournalWriter(tmp_path)
+    written = [begin(1, request=os.urandom(3_000_000)), begin(2)]
+    writer.append(written[0])
+    only(tmp_path).unlink()
+    write, room = os.write, iter([True, False])
+
+    def full(file: int, data: bytes) -> int:
+        if not next(room):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data)
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.write", full)
+        with pytest.raises(OSError, match="No space"):
+            writer.sync()
+    assert [segment.stat().st_size for segment in journal.segments(tmp_path)] == [0]
+    writer.append(written[1])
+    writer.sync()
+    assert journal.read(journal.segments(tmp_path)[-1], 0)[0] == written
+
+
+class Disk:
+    """Notes what is forced down, by inode; while it is `bad`, fsync fails."""
+
+    def __init__(self) -> None:
+        self.bad = False
+        self.forced: set[int] = set()
+
+    def fsync(self, file: int) -> None:
+        if self.bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.forced.add(os.fstat(file).st_ino)
+
+    def holds(self, file: Path) -> bool:
+        return file.stat().st_ino in self.forced
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr("os.fsync", disk.fsync)
+    return disk
+
+
+def test_a_sync_forces_the_records_and_the_name_of_their_segment(tmp_path: Path, disk: Disk) -> None:
+    writer = JournalWriter(tmp_path, segment_bytes=50)
+    writer.append(begin(1))
+    writer.append(begin(2))  # in a second segment: the first is full
+    assert not disk.forced
+    writer.sync()
+    assert all(disk.holds(file) for file in (*journal.segments(tmp_path), tmp_path))
+    disk.forced.clear()
+    writer.sync()
+    assert not disk.forced  # there is nothing new
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_after_a_failed_fsync_the_segment_is_not_written_on(tmp_path: Path, disk: Disk, large: bool) -> None:
+    """Its pages may count as clean from then on: a later fsync of the same file would say nothing."""
+    writer = JournalWriter(tmp_path, large=large)
+    writer.append(begin(1))
+    disk.bad = True
+    with pytest.raises(OSError, match="Input/output"):
+        writer.sync()
+    writer.append(begin(2))
+    assert [journal.is_finished(segment) for segment in journal.segments(tmp_path)] == [True, False]
+    with pytest.raises(OSError, match="Input/output"):
+        writer.sync()
+    disk.bad = False
+    writer.append(begin(3))
+    writer.sync()
+    writer.append(begin(4))
+    found = journal.segments(tmp_path)
+    assert [journal.read(segment, 0)[0] for segment in found] == [[begin(1)], [begin(2)], [begin(3), begin(4)]]
+    assert disk.holds(found[2])
+    assert disk.holds(tmp_path)
+
+
+def test_whether_the_disk_works_again_is_found_out_without_traffic_and_without_litter(
+    tmp_path: Path, disk: Disk
+) -> None:
     writer = JournalWriter(tmp_path)
     writer.append(begin(1))
-    only(tmp_path).unlink()
-    writer.append(begin(2))
-    with pytest.raises(OSError, match="deleted"):
-        writer.sync_later()
+    disk.bad = True
+    for _ in range(20):
+        with pytest.raises(OSError, match="Input/output"):
+            writer.sync()
+    assert [segment.stat().st_size > 0 for segment in journal.segments(tmp_path)] == [True, False]
+    disk.bad = False
+    writer.sync()
+    assert disk.holds(journal.segments(tmp_path)[1])
+
+
+def test_a_record_that_must_be_forced_down_and_cannot_be_leaves_nothing_behind(tmp_path: Path, disk: Disk) -> None:
+    writer = JournalWriter(tmp_path, sync_ms=0)
+    writer.append(begin(1))
+    disk.bad = True
+    for _ in range(20):
+        with pytest.raises(StoreError, match="Input/output"):
+            writer.append(begin(2))
+    disk.bad = False
     writer.append(begin(3))
-    assert journal.read(only(tmp_path), 0)[0] == [begin(3)]
+    found = journal.segments(tmp_path)
+    assert [journal.read(segment, 0)[0] for segment in found] == [[begin(1)], [begin(3)]]
+    assert all(disk.holds(file) for file in (*found, tmp_path))
+
+
+@pytest.mark.parametrize("sync_ms", [0, 1000])
+def test_no_descriptor_for_a_sync_says_nothing_against_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk, sync_ms: int
+) -> None:
+    writer = JournalWriter(tmp_path, sync_ms=sync_ms)
+    writer.append(begin(1))
+    writer.sync()
+
+    def none_left(_file: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def put_down() -> None:
+        writer.append(begin(2))
+        writer.sync()
+
+    with monkeypatch.context() as process:
+        process.setattr("os.dup", none_left)
+        with pytest.raises((OSError, StoreError), match="Too many"):
+            put_down()
+    disk.forced.clear()
+    writer.append(begin(3))
+    writer.sync()
+    expected = [begin(1), begin(3)] if sync_ms == 0 else [begin(1), begin(2), begin(3)]
+    assert journal.read(only(tmp_path), 0)[0] == expected
+    assert disk.holds(only(tmp_path))
+
+
+def test_where_folders_cannot_be_forced_down_files_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    writer = JournalWriter(tmp_path)
+    writer.append(begin(1))
+    writer.sync()
+    writer.append(begin(2))
+    assert journal.read(only(tmp_path), 0)[0] == [begin(1), begin(2)]
 
 
 @pytest.mark.parametrize("bad", [{"model_requested": "\ud800"}, {"started_at": 1.0, "tags": {"n": 1 << 70}}])
