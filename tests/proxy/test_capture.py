@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from halves import begin
+from relaying import soon, story
 
 from gateway.domain.exchange import Begin
 from gateway.errors import StoreUnavailable
 from gateway.proxy.capture import Capture
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, Record
-from tests.halves import begin
-from tests.relaying import soon, story
 
 
 @contextlib.asynccontextmanager

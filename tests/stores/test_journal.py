@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from gateway.domain.exchange import Usage
 from gateway.errors import StoreError
 from gateway.stores import journal
-from gateway.stores.journal import JournalWriter, Poison, Unencodable, encode
+from gateway.stores.journal import JournalWriter, Poison, Record, Unencodable, encode
 from gateway.stores.recorder import Recorder
 from gateway.stores.sqlite import SqliteStore
 
@@ -107,7 +107,7 @@ def test_segments_are_finished_when_full_and_keep_their_order_if_the_clock_jumps
 
 def test_a_segment_that_was_deleted_is_written_again_with_the_next_sync(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path / "journal")
-    written = [begin(1), begin(2, request=os.urandom(3_000_000)), end(1), begin(3), end(3)]
+    written: list[Record] = [begin(1), begin(2, request=os.urandom(3_000_000)), end(1), begin(3), end(3)]
     for record in written[:3]:
         writer.append(record)
     writer.sync()

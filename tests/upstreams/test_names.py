@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from relaying import ANSWER, Upstream, Wire, answering, relay, request, response, soon, story, upstream
 
 from gateway.upstreams.http import HttpUpstream
 from gateway.upstreams.names import KEPT_SECONDS, Addresses, Host
-from tests.relaying import ANSWER, Upstream, Wire, answering, relay, request, response, soon, story, upstream
 
 
 class Resolver:
