@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.app import App, Files
+from gateway.domain import layout
+from gateway.domain.route import Match, Route, RouteTable, Target
+from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.metrics import Metrics
 from gateway.providers.openai import OpenAI
 from gateway.proxy import wire
@@ -29,6 +32,7 @@ from gateway.proxy.capture import Capture
 from gateway.proxy.connection import Connection
 from gateway.proxy.heads import Heads
 from gateway.proxy.record import Recording
+from gateway.proxy.router import Switchboard
 from gateway.proxy.server import Limits, Server
 from gateway.stores.journal import JournalWriter
 from gateway.upstreams.connection import HttpConnection
@@ -58,6 +62,24 @@ ANSWER_HEAD = b"".join(
                  b"Content-Length: %d" % len(ANSWER), b"Connection: keep-alive"]
 )  # fmt: skip
 CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}' + b" " * 160 + b"\n\n"
+
+
+LONG_PROMPT = "\n".join(f"Rule {number}: {WORDS}" for number in range(65))
+LONG_REQUEST = json.dumps(
+    {"model": "gpt-4o-mini", "temperature": 0,
+     "messages": [{"role": "system", "content": LONG_PROMPT}, {"role": "user", "content": f"Message: {WORDS * 3}"}]}
+).encode()  # fmt: skip
+
+
+def stripping() -> Switchboard:
+    """A route that takes a prompt of 7 KB away."""
+    system, user = (layout.read_message({"role": role, "content": ""})[0] for role in ("system", "user"))
+    slot = TextPattern(("Message: ", ""), (Slot("message"),))
+    prompt = MessagePattern(system, (TextPattern((LONG_PROMPT,)),))
+    template = PromptTemplate("mail", 1, (prompt, MessagePattern(user, (slot,))))
+    target = Target(upstream="openai", model="tiny", strip="mail@1")
+    route = Route(name="mail", match=Match(task="mail"), targets=(target,))
+    return Switchboard.build(RouteTable(routes=(route,)), [template])
 
 
 class Sink:
@@ -96,6 +118,11 @@ class Bench:
         self.client.data_received(self.asked)
         self.upstream.data_received(self.answer)
 
+    def long_exchange(self) -> None:
+        """A request of 8 KB."""
+        self.client.data_received(ASKED_HEAD + b"Content-Length: %d\r\n\r\n" % len(LONG_REQUEST) + LONG_REQUEST)
+        self.upstream.data_received(self.answer)
+
     def stream(self) -> None:
         """Sixty events, each in a segment of its own."""
         self.client.data_received(self.asked)
@@ -124,6 +151,19 @@ def without(bench: Bench, owner: Any, name: str, stand_in: Any, times: int) -> f
         less.append(cpu(bench.exchange, 300))
         setattr(owner, name, real)
     return sorted(whole)[times // 4] - sorted(less)[times // 4]
+
+
+def strip_costs(bench: Bench, times: int) -> float:
+    """How much more a request of 8 KB takes on a route that strips it than on none."""
+    house, switchboard = bench.app.house, stripping()
+    plain, none = house.switchboard, []
+    stripped = []
+    for _ in range(times):
+        none.append(cpu(bench.long_exchange, 300))
+        house.switchboard = switchboard
+        stripped.append(cpu(bench.long_exchange, 300))
+        house.switchboard = plain
+    return sorted(stripped)[times // 4] - sorted(none)[times // 4]
 
 
 def steps(bench: Bench) -> list[tuple[str, Any, str, Any]]:
@@ -181,6 +221,7 @@ async def main() -> None:
         stream = min(cpu(bench.stream, 30) for _ in range(times))
         say(f"{'an exchange of 2 KB and 1.5 KB':50}{exchange:7.1f} us\n")
         say(f"{'a stream of 60 events':50}{stream:7.1f} us, {(stream - exchange) / 60:.1f} an event\n")
+        say(f"{'a request of 8 KB: stripping it adds':50}{strip_costs(bench, times):7.1f} us\n")
         for name, owner, attribute, stand_in in steps(bench):
             say(f"  {name:48}{without(bench, owner, attribute, stand_in, times):7.1f} us\n")
     finally:

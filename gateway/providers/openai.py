@@ -252,7 +252,7 @@ def _counts(usage: Usage) -> dict[str, int]:
 _ESCAPED_LETTER = re.compile(
     rb"\\u00(?:[4-6]|7[0-9a-eA-E])"
 )  # no encoder writes one, and it could spell a key differently
-_GUARDED = (b'"messages"', b'"role"', b'"content"', b'"tools"', b'"response_format"')
+_GUARDED = re.compile(rb'"(messages|role|content|tools|response_format)"')
 
 
 def read_chat(body: bytes) -> dict[str, Any] | None:
@@ -266,18 +266,20 @@ def read_chat(body: bytes) -> dict[str, Any] | None:
         parsed = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if not isinstance(parsed, dict) or _ESCAPED_LETTER.search(body):
+    if not isinstance(parsed, dict) or (b"\\u00" in body and _ESCAPED_LETTER.search(body)):
         return None
     messages = parsed.get("messages")
     if not isinstance(messages, list):
         return None
     expected = {
-        b'"messages"': 1,
-        b'"role"': sum(1 for m in messages if isinstance(m, dict) and "role" in m),
-        b'"content"': sum(1 for m in messages if isinstance(m, dict) and "content" in m),
-        b'"tools"': int("tools" in parsed),
-        b'"response_format"': int("response_format" in parsed),
+        b"messages": 1,
+        b"role": sum(1 for m in messages if isinstance(m, dict) and "role" in m),
+        b"content": sum(1 for m in messages if isinstance(m, dict) and "content" in m),
+        b"tools": int("tools" in parsed),
+        b"response_format": int("response_format" in parsed),
     }
-    if any(body.count(key) > expected[key] for key in _GUARDED):
+    for key in _GUARDED.findall(body):
+        expected[key] -= 1
+    if min(expected.values()) < 0:
         return None
     return parsed

@@ -90,7 +90,7 @@ class Switchboard(msgspec.Struct, frozen=True):
         task = request.task_hint or (match.template.task if match else None)
         for route in routes:
             if route.match.task is None or route.match.task == task:
-                return self._along(route, request, parsed, task, dice)
+                return self._along(route, request, parsed, match, task, dice)
         attempts = (_whole(request, request.provider, request.model),)
         return Plan(attempts=attempts, task=task, model=request.model, original=request.body)
 
@@ -99,22 +99,27 @@ class Switchboard(msgspec.Struct, frozen=True):
         route: Route,
         request: Incoming,
         parsed: dict[str, Any] | None,
+        match: Match | None,
         task: str | None,
         dice: Callable[[], float],
     ) -> Plan:
-        first = self._aim(route.choose(dice()), request, parsed)
+        first = self._aim(route.choose(dice()), request, parsed, match)
         attempts: list[Attempt] = [] if first is None else [first]
         for fallback in _fallbacks(route, request):
             if all((fallback.upstream, fallback.body) != (other.upstream, other.body) for other in attempts):
                 attempts.append(fallback)  # the same request to the same place would fail the same way
         return Plan(attempts=tuple(attempts), route=route, task=task, model=request.model, original=request.body)
 
-    def _aim(self, target: Target, request: Incoming, parsed: dict[str, Any] | None) -> Attempt | None:
+    def _aim(
+        self, target: Target, request: Incoming, parsed: dict[str, Any] | None, match: Match | None
+    ) -> Attempt | None:
         """The attempt at this target; None when it strips and the request does not match its template."""
         if target.strip is None:
             return _whole(request, target.upstream, target.model or request.model)
         if parsed is None or (target.upstream == LOCAL and not _asks_for_one_text(parsed)):
             return None
+        if match is not None and match.template.name == target.strip:
+            return _stripped(target, request, match.inputs, parsed)
         inputs = self.by_name[target.strip].strip(parsed)
         return None if inputs is None else _stripped(target, request, inputs, parsed)
 
