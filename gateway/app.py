@@ -250,8 +250,8 @@ class App:
         reasons = []
         if self.server.draining:
             reasons.append("shutting down")
-        if not self.house.capture.healthy:
-            reasons.append("the journal cannot be written")
+        if (trouble := self.house.capture.trouble) is not None:
+            reasons.append(trouble)
         if (down := self.metrics.writer_down_seconds()) > DOWN_SECONDS:
             reasons.append(f"records are not moved into the store: its process ended {down:.0f} s ago")
         if (lag := waiting(self.places.journal)[1]) > LAG_SECONDS:

@@ -489,7 +489,7 @@ class Connection(asyncio.Protocol):
 
 def _refusal(status: bytes, message: bytes, headers: bytes = b"", code: bytes = BadRequest.code.encode()) -> bytes:
     """An answer to what is no HTTP request, or one too many: before any provider's shape is known."""
-    kind = b"api_error" if status.startswith(b"5") else b"invalid_request_error"
+    kind = b"service_unavailable_error" if status.startswith(b"5") else b"invalid_request_error"
     body = b'{"error": {"message": "%b", "type": "%b", "code": "%b"}}'
     body %= message.replace(b"\\", b"").replace(b'"', b"'"), kind, code
     return _BAD % (status, len(body), code, headers, body)

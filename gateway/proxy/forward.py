@@ -252,11 +252,11 @@ class Exchanging:
             else:
                 self._take(head, piece, done)
         except Exception:
+            log.exception("exchange %s failed inside the gateway", self.id)
             self._fail()
 
     def _fail(self) -> None:
         """A fault of ours ends this exchange, and no other."""
-        log.exception("exchange %s failed inside the gateway", self.id)
         if self._call is not None:
             self._call.abort()
         self.refuse(GatewayError("the gateway failed to relay this answer; its log says why"))
@@ -268,6 +268,7 @@ class Exchanging:
         try:
             self._pass_on(framed, piece)
         except Exception:
+            log.exception("exchange %s failed inside the gateway", self.id)
             self._fail()
 
     def _take(self, head: Head | None, piece: bytes, done: bool) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import errno
 import os
+import re
 import ssl
 import time
 from typing import Protocol

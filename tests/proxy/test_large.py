@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from relaying import ANSWER, Upstream, Wire, openai, relay, request, response, soon, story, upstream
 
 from gateway.domain.exchange import Exchange
-from tests.relaying import ANSWER, Upstream, Wire, openai, relay, request, response, soon, story, upstream
 
 PICTURE = b"QUJD" * 1_500_000
 ASKED = b'{"messages":[{"role":"user","content":"' + PICTURE + b'"}],"model":"gpt-6-luna"}'

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.relaying import Upstream, Wire, relay, request, story, upstream
+from relaying import Upstream, Wire, relay, request, story, upstream
 
 STREAM = b'{"model":"gpt-6-luna","stream":true,"messages":[]}'
 ASKED = b'{"stream_options":{"include_usage":true},"model":"gpt-6-luna","stream":true,"messages":[]}'
