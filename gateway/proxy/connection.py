@@ -18,6 +18,7 @@ from gateway.proxy.heads import Heads
 from gateway.proxy.house import House
 from gateway.proxy.wire import RequestHead, objection
 from gateway.upstreams import Headers
+from gateway.upstreams.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Host(Protocol):
 
     house: House
     heads: Heads
+    outbox: Outbox
     draining: bool
     connections: set[Connection]
 
@@ -211,6 +213,7 @@ class Connection(asyncio.Protocol):
             return False
         if self._transport is not None:
             self._server.connections.discard(self)
+            self._server.outbox.flush()
             self._server.hand_over(self._transport, data)
         return True
 
@@ -370,7 +373,7 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            transport.write(data)
+            self._server.outbox.write(transport, data)
 
     def finish(self, *, keep_alive: bool) -> None:
         """The answer is out: the next request, or the end."""
@@ -387,6 +390,7 @@ class Connection(asyncio.Protocol):
                 self._settle_reading()
         elif self._transport is not None:
             self._queue.clear()
+            self._server.outbox.flush()
             self._transport.close()
 
     def cut(self, *, flush: bool) -> None:
@@ -397,6 +401,7 @@ class Connection(asyncio.Protocol):
         self._exchange = None if flush else self._exchange
         self._since = time.perf_counter()
         if self._transport is not None:
+            self._server.outbox.flush()
             if flush:
                 self._transport.close()
             else:
@@ -458,6 +463,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         if not self.is_busy and self._transport is not None:
+            self._server.outbox.flush()
             self._transport.close()
 
     def _bad(self, status: bytes, message: bytes, headers: bytes = b"") -> None:
@@ -484,6 +490,7 @@ class Connection(asyncio.Protocol):
         self._lingers_until = time.perf_counter() + seconds
         if self._transport is not None and not self._transport.is_closing():
             self._settle_reading()
+            self._server.outbox.flush()
             self._transport.write_eof()
 
 

@@ -21,6 +21,7 @@ from gateway.proxy.concurrency import clients_at_most, is_short_of_files
 from gateway.proxy.connection import Connection
 from gateway.proxy.heads import Heads
 from gateway.proxy.house import House
+from gateway.upstreams.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Server:
     def __init__(self, house: House, limits: Limits, admin: Callable[[], asyncio.Protocol]) -> None:
         self.house, self.limits, self.admin = house, limits, admin
         self.heads = Heads()
+        self.outbox = Outbox()
         self.connections: set[Connection] = set()
         self.draining = False
         self.files_at_most, self.backlog = 0, BACKLOG

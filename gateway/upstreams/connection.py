@@ -15,6 +15,7 @@ import httptools
 
 from gateway.errors import UpstreamBroken, UpstreamError
 from gateway.upstreams import Head, Headers, Outgoing, Sink, by_name, header_lines
+from gateway.upstreams.outbox import Outbox
 
 IDLE_SECONDS = 30.0
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -41,7 +42,9 @@ class Served(Protocol):
 
 
 class Pool(Protocol):
-    """Where connections rest."""
+    """Where connections rest, and through which they write."""
+
+    outbox: Outbox
 
     def release(self, connection: HttpConnection) -> None: ...
     def forget(self, connection: HttpConnection) -> None: ...
@@ -92,8 +95,9 @@ class HttpConnection(asyncio.Protocol):
             call.sink.on_upload(ready=True)
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            self._pool.outbox.write(transport, data)
 
     def pause_writing(self) -> None:
         if self._call is not None and self._call.request.uploads:
@@ -313,6 +317,7 @@ class HttpConnection(asyncio.Protocol):
         """Close when what was written has left; the call hears nothing more."""
         self._call = None
         if self._transport is not None:
+            self._pool.outbox.flush()
             self._transport.close()
 
 

@@ -18,6 +18,7 @@ from gateway.errors import OutOfSockets, UpstreamError, UpstreamTimeout, Upstrea
 from gateway.upstreams import Outgoing, Sink
 from gateway.upstreams.connection import HttpConnection, is_our_own_want, reason_of
 from gateway.upstreams.names import Host
+from gateway.upstreams.outbox import Outbox
 
 IDLE_AT_MOST = 1024
 
@@ -34,6 +35,7 @@ class HttpUpstream:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self.host_header = parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
+        self.outbox = Outbox()
         self._idle: deque[HttpConnection] = deque()
         self._open: set[HttpConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()

@@ -73,9 +73,6 @@ async def test_when_the_last_descriptor_is_gone_who_is_connected_is_served_and_i
         for _ in range(20):
             await inside.send(request(CHAT))  # over the connection to the upstream that is there
             assert (await inside.message()).body == ANSWER
-        spent = cpu_seconds(served)
-        await asyncio.sleep(0.5)
-        assert cpu_seconds(served) - spent < 0.4  # it does not spin meanwhile
         served.limit(resource.RLIMIT_NOFILE, 1000)
         for wire in outside:
             wire.close()
@@ -97,12 +94,6 @@ async def recovers(served: Served) -> None:
     while await fate(await served.connect()) != "served":
         assert time.monotonic() < until
         await asyncio.sleep(0.05)
-
-
-def cpu_seconds(served: Served) -> float:
-    """What the relay has used of the processor so far."""
-    fields = Path(f"/proc/{served.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- names ---------------------------------------------------------------------------------------------------
