@@ -94,13 +94,17 @@ class Capture:
             self._spill(encode(record), error)
 
     def aside(self, make: Callable[[], Record], then: Callable[[Record | StoreUnavailable], None]) -> None:
-        """Make a record and write it down in the thread, then call `then` in the event loop's."""
+        """Make a record and write it down in the thread, then call `then` in the event loop's, whatever happens."""
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._thread, self._write_aside, make)
         future.add_done_callback(lambda done: self._written_aside(done.result(), then))
 
-    def _write_aside(self, make: Callable[[], Record]) -> tuple[Record, StoreError | None]:
-        record = make()
+    def _write_aside(self, make: Callable[[], Record]) -> tuple[Record | None, StoreError | None]:
+        try:
+            record = make()
+        except Exception as error:  # a fault of ours; whoever waits for the record must hear of it
+            log.exception("a large record could not be made")
+            return None, StoreError(str(error))
         try:
             self._large.append_parts(encode_parts(record))
         except StoreError as error:
@@ -108,9 +112,12 @@ class Capture:
         return record, None
 
     def _written_aside(
-        self, outcome: tuple[Record, StoreError | None], then: Callable[[Record | StoreUnavailable], None]
+        self, outcome: tuple[Record | None, StoreError | None], then: Callable[[Record | StoreUnavailable], None]
     ) -> None:
         record, error = outcome
+        if record is None:
+            then(_unavailable(error or StoreError("no record")))
+            return
         if isinstance(error, Unencodable):
             self._count("poison")
             log.error("exchange %s cannot be written down: %s", record.id, error)

@@ -105,9 +105,13 @@ class Recording:
                 then(begin)
                 return
             self._is_recorded = self._is_begun_aside = True
+            refused = None
             if isinstance(begin, Begin):  # without its body, so that the end has something to belong to here
-                self._books.capture.begin(msgspec.structs.replace(begin, request=b"", request_truncated=False))
-            then(None)
+                try:
+                    self._books.capture.begin(msgspec.structs.replace(begin, request=b"", request_truncated=False))
+                except StoreUnavailable as error:
+                    refused = error
+            then(refused)
 
         if self._asked.log == "all" and self._books.record_bodies:
             self._books.capture.aside(lambda: self._note_request(model, body, plan), written)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
-from relaying import ANSWER, Upstream, Wire, openai, relay, request, response, soon, story, upstream
+from relaying import ANSWER, Upstream, Wire, answering, openai, relay, request, response, soon, story, upstream
 
 from gateway.domain.exchange import Exchange
+from gateway.proxy.record import Recording
+from gateway.stores.journal import JournalWriter
 
 PICTURE = b"QUJD" * 1_500_000
 ASKED = b'{"messages":[{"role":"user","content":"' + PICTURE + b'"}],"model":"gpt-6-luna"}'
@@ -82,3 +85,30 @@ async def test_fail_closed_asks_nobody_for_what_cannot_be_recorded(tmp_path: Pat
         assert (answer.status, answer.header(b"x-unprompt-error")) == (503, b"store_unavailable")
         assert up.requests == []
         gateway.app.places.journal.unlink()
+
+
+@pytest.mark.parametrize("fault", ["the other journal", "the making of the record"])
+@story
+async def test_a_large_request_that_cannot_be_recorded_is_refused_and_not_left_waiting(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        upstream(answering(response())) as up,
+        relay(tmp_path, openai(up), capture={"on_failure": "fail_closed"}) as gateway,
+    ):
+        if fault == "the other journal":  # the large body is written, the record that goes with it is not
+            (tmp_path / "a file").write_text("where a folder should be")
+            broken = JournalWriter(tmp_path / "a file")
+            monkeypatch.setattr(gateway.app.house.capture, "_journal", broken)
+        else:
+            made, real = iter([True]), Recording._note_request
+
+            def fails_once(recording: Recording, *given: Any) -> Any:
+                return 1 // 0 if next(made, False) else real(recording, *given)
+
+            monkeypatch.setattr(Recording, "_note_request", fails_once)
+        answer = await gateway.ask(request(ASKED))
+        assert (answer.status, answer.header(b"x-unprompt-error")) == (503, b"store_unavailable")
+        assert up.requests == []
+        monkeypatch.undo()
+        assert (await gateway.ask(request(ASKED))).body == ANSWER
