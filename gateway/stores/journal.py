@@ -21,7 +21,7 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -49,13 +49,7 @@ class Unencodable(StoreError):
     """A value in the record cannot be written down."""
 
 
-class _Framed(msgspec.Struct, frozen=True, array_like=True):
-    begin: Begin | None = None
-    end: End | None = None
-
-
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Framed)
 
 
 def encode(record: Record) -> bytes:
@@ -337,40 +331,6 @@ def waiting(folder: Path) -> tuple[int, float]:
         left += max(0, found.st_size - moved.get(segment.name, 0))
         since = found.st_ctime if since is None else since
     return left, max(0.0, time.time() - since) if left and since is not None else 0.0
-
-
-def read(segment: Path, offset: int, *, limit_bytes: int = 8 * 1024 * 1024) -> tuple[list[Record | Poison], int]:
-    """The whole records from `offset` on, about `limit_bytes` of them, and the offset behind the last."""
-    with segment.open("rb") as file:
-        file.seek(offset)
-        data = file.read(limit_bytes)
-        if len(data) >= _HEAD.size:
-            length = _HEAD.unpack_from(data)[0]
-            missing = _HEAD.size + length - len(data)
-            if missing > 0:  # one record larger than the limit
-                data += file.read(missing)
-    records: list[Record | Poison] = []
-    used = 0
-    for record, end in _whole(data):
-        records.append(record)
-        used = end
-    return records, offset + used
-
-
-def _whole(data: bytes) -> Iterator[tuple[Record | Poison, int]]:
-    position = 0
-    while position + _HEAD.size <= len(data):
-        length, crc = _HEAD.unpack_from(data, position)
-        end = position + _HEAD.size + length
-        payload = data[position + _HEAD.size : end]
-        if length == 0 or end > len(data) or zlib.crc32(payload) != crc:  # zeros are no record either
-            return
-        try:
-            framed = _decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            framed = _Framed()
-        yield framed.begin or framed.end or Poison(data[position:end]), end
-        position = end
 
 
 def is_finished(segment: Path) -> bool:

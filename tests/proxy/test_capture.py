@@ -18,6 +18,7 @@ from gateway.errors import StoreUnavailable
 from gateway.proxy.capture import Capture
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, Record
+from gateway.stores.segments import SegmentReader
 
 
 @contextlib.asynccontextmanager
@@ -78,7 +79,7 @@ async def test_a_failing_sync_is_told_until_one_succeeds_with_or_without_traffic
         await asyncio.sleep(0.2)
         assert capture.healthy
         assert (counted.count("unsynced"), counted.count("written")) == (failures, 2)
-        found = [journal.read(segment, 0)[0] for segment in journal.segments(tmp_path)]
+        found = [SegmentReader().read(segment, 0)[0] for segment in journal.segments(tmp_path)]
         assert [records for records in found if records] == [[one], [two]]  # in two segments
 
 
@@ -90,4 +91,4 @@ async def test_a_disk_that_is_bad_to_the_end_does_not_stop_the_end(
         monkeypatch.setattr("os.fsync", bad)
         capture.begin(begin(1))
     assert "cannot be forced to the disk: Input/output error" in caplog.text
-    assert journal.read(journal.segments(tmp_path)[0], 0)[0] == [begin(1)]
+    assert SegmentReader().read(journal.segments(tmp_path)[0], 0)[0] == [begin(1)]

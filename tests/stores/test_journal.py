@@ -25,6 +25,7 @@ from gateway.errors import StoreError
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, Poison, Record, Unencodable, encode
 from gateway.stores.recorder import Recorder
+from gateway.stores.segments import SegmentReader
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -45,7 +46,7 @@ def test_what_is_appended_is_in_the_file_before_append_returns(tmp_path: Path) -
     writer = JournalWriter(tmp_path / "journal")
     writer.append(begin())
     writer.append(end())
-    records, offset = journal.read(only(tmp_path / "journal"), 0)  # the writer has not been closed
+    records, offset = SegmentReader().read(only(tmp_path / "journal"), 0)  # the writer has not been closed
     assert records == [begin(), end()]
     assert offset == only(tmp_path / "journal").stat().st_size
 
@@ -69,7 +70,7 @@ def test_whatever_the_tail_the_records_before_it_are_read(
             break
         sound.append(record)
         size += len(piece)
-    records, offset = journal.read(segment, 0)
+    records, offset = SegmentReader().read(segment, 0)
     assert records[: len(sound)] == sound
     if junk == bytes(64):  # a file system may leave zeros after a power failure: they are no records
         assert (records, offset) == (sound, size)
@@ -83,7 +84,7 @@ def test_reading_goes_on_where_it_stopped_and_takes_large_records_whole(tmp_path
     found: list[object] = []
     offset = 0
     while True:
-        records, behind = journal.read(only(tmp_path), offset, limit_bytes=1000)
+        records, behind = SegmentReader(1000).read(only(tmp_path), offset)
         if not records:
             break
         found, offset = found + records, behind
@@ -98,7 +99,7 @@ def test_segments_are_finished_when_full_and_keep_their_order_if_the_clock_jumps
     writer = JournalWriter(tmp_path, segment_bytes=50)
     for number in range(3):
         writer.append(begin(number))
-    found = [journal.read(segment, 0)[0] for segment in journal.segments(tmp_path)]
+    found = [SegmentReader().read(segment, 0)[0] for segment in journal.segments(tmp_path)]
     assert found == [[begin(0)], [begin(1)], [begin(2)]]
     assert [journal.is_finished(segment) for segment in journal.segments(tmp_path)] == [True, True, False]
     writer.close()
@@ -115,7 +116,7 @@ def test_a_segment_that_was_deleted_is_written_again_with_the_next_sync(tmp_path
     writer.append(written[3])
     writer.sync()
     writer.append(written[4])
-    assert journal.read(only(tmp_path / "journal"), 0)[0] == written
+    assert SegmentReader().read(only(tmp_path / "journal"), 0)[0] == written
     assert not journal.is_finished(only(tmp_path / "journal"))
 
 
@@ -140,7 +141,7 @@ def test_a_deleted_segment_is_kept_until_there_is_room_for_it(
     assert [segment.stat().st_size for segment in journal.segments(tmp_path)] == [0]
     writer.append(written[1])
     writer.sync()
-    assert journal.read(journal.segments(tmp_path)[-1], 0)[0] == written
+    assert SegmentReader().read(journal.segments(tmp_path)[-1], 0)[0] == written
 
 
 class Disk:
@@ -195,7 +196,8 @@ def test_after_a_failed_fsync_the_segment_is_not_written_on(tmp_path: Path, disk
     writer.sync()
     writer.append(begin(4))
     found = journal.segments(tmp_path)
-    assert [journal.read(segment, 0)[0] for segment in found] == [[begin(1)], [begin(2)], [begin(3), begin(4)]]
+    read = [SegmentReader().read(segment, 0)[0] for segment in found]
+    assert read == [[begin(1)], [begin(2)], [begin(3), begin(4)]]
     assert disk.holds(found[2])
     assert disk.holds(tmp_path)
 
@@ -225,7 +227,7 @@ def test_a_record_that_must_be_forced_down_and_cannot_be_leaves_nothing_behind(t
     disk.bad = False
     writer.append(begin(3))
     found = journal.segments(tmp_path)
-    assert [journal.read(segment, 0)[0] for segment in found] == [[begin(1)], [begin(3)]]
+    assert [SegmentReader().read(segment, 0)[0] for segment in found] == [[begin(1)], [begin(3)]]
     assert all(disk.holds(file) for file in (*found, tmp_path))
 
 
@@ -252,7 +254,7 @@ def test_no_descriptor_for_a_sync_says_nothing_against_the_disk(
     writer.append(begin(3))
     writer.sync()
     expected = [begin(1), begin(3)] if sync_ms == 0 else [begin(1), begin(2), begin(3)]
-    assert journal.read(only(tmp_path), 0)[0] == expected
+    assert SegmentReader().read(only(tmp_path), 0)[0] == expected
     assert disk.holds(only(tmp_path))
 
 
@@ -266,7 +268,7 @@ def test_where_folders_cannot_be_forced_down_files_can(tmp_path: Path, monkeypat
     writer.append(begin(1))
     writer.sync()
     writer.append(begin(2))
-    assert journal.read(only(tmp_path), 0)[0] == [begin(1), begin(2)]
+    assert SegmentReader().read(only(tmp_path), 0)[0] == [begin(1), begin(2)]
 
 
 @pytest.mark.parametrize("bad", [{"model_requested": "\ud800"}, {"started_at": 1.0, "tags": {"n": 1 << 70}}])
@@ -283,6 +285,7 @@ FULL = textwrap.dedent("""
     from gateway.errors import StoreError, StoreUnavailable
     from gateway.proxy.capture import Capture
     from gateway.stores import journal
+    from gateway.stores.segments import SegmentReader
 
     folder, counted = Path(sys.argv[1]), []
     writers = journal.JournalWriter(folder), journal.JournalWriter(folder, large=True)
@@ -300,12 +303,12 @@ FULL = textwrap.dedent("""
             assert error.status == 503
     capture.end(end(1))
     print(refused, capture.healthy, counted.count("spooled"))
-    records, offset = journal.read(journal.segments(folder)[0], 0)
+    records, offset = SegmentReader().read(journal.segments(folder)[0], 0)
     assert offset == journal.segments(folder)[0].stat().st_size, "a torn record stands in the segment"
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     capture.begin(begin(8))
     print(capture.healthy, counted.count("dropped"))
-    print([r.id + type(r).__name__[0] for s in journal.segments(folder) for r in journal.read(s, 0)[0]])
+    print([r.id + type(r).__name__[0] for s in journal.segments(folder) for r in SegmentReader().read(s, 0)[0]])
 """)
 
 
@@ -393,7 +396,7 @@ def test_a_record_that_makes_no_sense_is_put_aside(tmp_path: Path, store: Sqlite
     segment = tmp_path / "j" / "1.journal"
     segment.parent.mkdir()
     segment.write_bytes(encode(begin(1)) + strange + encode(begin(2)))
-    assert journal.read(segment, 0)[0][1] == Poison(strange)
+    assert SegmentReader().read(segment, 0)[0][1] == Poison(strange)
     recorder = Recorder(tmp_path / "j", store)
     assert recorder.drain() == 3
     assert ids(store) == ["e000001", "e000002"]
