@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from gateway.domain import layout
 from gateway.domain.layout import Layout, Unreadable
@@ -23,6 +23,24 @@ class Match(NamedTuple):
 
     template: PromptTemplate
     inputs: Inputs
+
+
+Code = Literal["unreadable", "tools", "messages", "literal", "ambiguous", "slot", "rebuild"]
+CODES: tuple[Code, ...] = get_args(Code)
+"""Why a request does not match a template, a closed list for metrics and tables.
+
+`unreadable`: no chat request that can be taken apart. `tools`: other tools, tool choice or response format.
+`messages`: other roles, a message more or less, another form of content. `literal`: other fixed text.
+`ambiguous`: a value holds fixed text, so that there are several ways to cut. `slot`: a value unlike all that
+were seen there. `rebuild`: what was cut does not make the request again (a safety net: this never happens).
+"""
+
+
+class Reason(NamedTuple):
+    """Why a request does not match: one of `CODES`, and a sentence for people."""
+
+    code: Code
+    sentence: str
 
 
 class TemplateIndex:
@@ -155,27 +173,57 @@ def _show_message(pattern: MessagePattern) -> list[str]:
 
 def why_not(template: PromptTemplate, body: dict[str, Any]) -> str:
     """One sentence that says why the body does not match the template ("" when it does)."""
+    found = reason(template, body)
+    return found.sentence if found is not None else ""
+
+
+def reason(template: PromptTemplate, body: dict[str, Any]) -> Reason | None:
+    """Why the parsed JSON body does not match the template: a code to count and a sentence to read.
+
+    None when it does match. Whenever `template.strip(body)` is None there is a reason, and only then.
+    """
     try:
         seen = layout.read(body)
     except Unreadable as error:
-        return f"The request cannot be taken apart: {error}."
+        return Reason("unreadable", f"The request cannot be taken apart: {error}.")
     if template.strip_layout(seen, body) is not None:
-        return ""
+        return None
     if seen.bucket != template.bucket:
-        return "The tools, the tool choice or the response format are not those of the template."
-    head, tail, count = len(template.head), len(template.tail), len(seen.headers)
-    if count < head + tail if template.turns else count != head:
-        return f"The request has {count} messages, the template {head + tail}."
-    for pattern, i in zip(template.patterns, [*range(head), *range(count - tail, count)], strict=True):
+        return Reason("tools", "The tools, the tool choice or the response format are not those of the template.")
+    return _why_messages(template, seen) or _why_texts(template, seen) or _NOT_REBUILT
+
+
+_NOT_REBUILT = Reason("rebuild", "The request does not rebuild to itself.")
+
+
+def _rows(template: PromptTemplate, count: int) -> list[tuple[int, MessagePattern]]:
+    """Each pattern with the index of its message among `count`."""
+    places = [*range(len(template.head)), *range(count - len(template.tail), count)]
+    return list(zip(places, template.patterns, strict=True))
+
+
+def _why_messages(template: PromptTemplate, seen: Layout) -> Reason | None:
+    least, count = len(template.patterns), len(seen.headers)
+    if count < least if template.turns else count != least:
+        return Reason("messages", f"The request has {count} messages, the template {least}.")
+    for i, pattern in _rows(template, count):
         if pattern.header != seen.headers[i]:
-            return f"Message {i + 1} is not a {pattern.role} message of the template's form."
+            return Reason("messages", f"Message {i + 1} is not a {pattern.role} message of the template's form.")
+    if template.turns and not template.slots and count == least:
+        return Reason("messages", "The conversation has no turn of its own.")
+    return None
+
+
+def _why_texts(template: PromptTemplate, seen: Layout) -> Reason | None:
+    for i, pattern in _rows(template, len(seen.headers)):
         for field, text in zip(pattern.fields, seen.fields[i], strict=True):
             if field.cut(text) is None:
-                return f"In message {i + 1} ({pattern.role}), {_why_text(field, text)}."
-    return "The request does not rebuild to itself."
+                code, words = _why_text(field, text)
+                return Reason(code, f"In message {i + 1} ({pattern.role}), {words}.")
+    return None
 
 
-def _why_text(field: TextPattern, text: str) -> str:
+def _why_text(field: TextPattern, text: str) -> tuple[Code, str]:
     first, last = field.literals[0], field.literals[-1]
     if not field.slots or not text.startswith(first):
         at = next(
@@ -183,18 +231,19 @@ def _why_text(field: TextPattern, text: str) -> str:
             min(len(first), len(text)),
         )
         wanted, found = first[at : at + 40], text[at : at + 40]
-        return f"the fixed text ends at character {at}: expected {wanted!r}, found {found!r}"
+        return "literal", f"the fixed text ends at character {at}: expected {wanted!r}, found {found!r}"
     if not text.endswith(last) or len(text) < len(first) + len(last):
-        return f"the text does not end with {last[-60:]!r}"
+        return "literal", f"the text does not end with {last[-60:]!r}"
     position = len(first)
     for literal in field.literals[1:-1]:
         at = text.find(literal, position, len(text) - len(last))
         if at < 0:
-            return f"the fixed text {literal[:60]!r} is missing"
+            return "literal", f"the fixed text {literal[:60]!r} is missing"
         position = at + len(literal)
     loose = TextPattern(field.literals, tuple(type(slot)(slot.name) for slot in field.slots))
     values = loose.cut(text)
     if values is None:
-        return "a value holds fixed text of the template, so that it could be cut in more than one way"
+        words = "a value holds fixed text of the template, so that it could be cut in more than one way"
+        return "ambiguous", words
     name = next(slot.name for slot, value in zip(field.slots, values, strict=True) if not slot.holds(value))
-    return f"the value of `{name}` is unlike all that were seen there"
+    return "slot", f"the value of `{name}` is unlike all that were seen there"

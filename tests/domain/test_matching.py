@@ -1,0 +1,71 @@
+"""Which template a request belongs to, and in which word and sentence people learn why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.domain.matching import CODES, reason, why_not
+from gateway.domain.template import PromptTemplate, Slot
+from tests.templates import chat, pattern
+
+LETTER = PromptTemplate(
+    "letter",
+    1,
+    (
+        pattern("system", "You answer letters to a newspaper."),
+        pattern("user", "Letter: ", "\nTone: ", "\nAnswer it.", slots=(Slot("letter", limit=40), Slot("tone"))),
+    ),
+)
+TALK = PromptTemplate("talk", 1, (pattern("system", "You are the guide of a museum."),), turns=True)
+SYSTEM = ("system", "You answer letters to a newspaper.")
+
+
+def asked(letter: str, tone: str = "kind") -> tuple[str, str]:
+    return "user", f"Letter: {letter}\nTone: {tone}\nAnswer it."
+
+
+WHY: list[tuple[str, dict[str, Any], str]] = [
+    ("unreadable", {"messages": []}, "no messages"),
+    ("unreadable", {"messages": ["Letter: rain"]}, "not an object"),
+    ("tools", chat(SYSTEM, asked("rain"), tools=[{"type": "function"}]), "tools"),
+    ("tools", chat(SYSTEM, asked("rain"), response_format={"type": "json_object"}), "response format"),
+    ("messages", chat(SYSTEM), "1 messages, the template 2"),
+    ("messages", chat(SYSTEM, asked("rain"), ("user", "and quickly")), "3 messages"),
+    ("messages", chat(SYSTEM, ("assistant", "Letter: rain")), "Message 2 is not a user message"),
+    ("literal", chat(("system", SYSTEM[1] + " Be brief."), asked("rain")), "message 1 (system)"),
+    ("literal", chat(SYSTEM, ("user", "letter: rain\nTone: kind\nAnswer it.")), "expected 'Letter: '"),
+    ("literal", chat(SYSTEM, ("user", "Letter: rain\nTone: kind\nAnswer it. Now.")), "does not end"),
+    ("literal", chat(SYSTEM, ("user", "Letter: rain\nMood: kind\nAnswer it.")), "is missing"),
+    ("slot", chat(SYSTEM, asked("rain " * 10)), "`letter` is unlike all"),
+    ("ambiguous", chat(SYSTEM, asked("is\nTone: a word?")), "more than one way"),
+]
+
+
+@pytest.mark.parametrize(("code", "body", "said"), WHY)
+def test_what_does_not_match_has_one_code_and_a_sentence(code: str, body: dict[str, Any], said: str) -> None:
+    found = reason(LETTER, body)
+    assert LETTER.strip(body) is None
+    assert found is not None
+    assert (found.code, said in found.sentence) == (code, True)
+    assert why_not(LETTER, body) == found.sentence
+
+
+def test_a_conversation_without_a_turn_of_its_own_leaves_nothing_to_send() -> None:
+    body = chat(("system", "You are the guide of a museum."))
+    found = reason(TALK, body)
+    assert TALK.strip(body) is None
+    assert found is not None
+    assert found.code == "messages"
+
+
+def test_a_request_that_matches_has_no_reason_and_every_code_is_told_of_here() -> None:
+    assert reason(LETTER, chat(SYSTEM, asked("rain"))) is None
+    assert why_not(LETTER, chat(SYSTEM, asked("rain"))) == ""
+    assert set(CODES) == {code for code, _, _ in WHY} | {"rebuild"}
+
+
+def test_a_text_that_is_not_the_fixed_text_is_told_by_where_it_parts() -> None:
+    body = chat(("system", "You answer letters to a magazine."), asked("rain"))
+    assert "ends at character 24: expected 'newspaper.', found 'magazine.'" in why_not(LETTER, body)
