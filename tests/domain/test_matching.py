@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from templates import chat, pattern
 
 from gateway.domain.matching import CODES, reason, why_not
 from gateway.domain.template import PromptTemplate, Slot
-from tests.templates import chat, pattern
 
 LETTER = PromptTemplate(
     "letter",
