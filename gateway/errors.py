@@ -19,6 +19,10 @@ class DatasetError(UnpromptError):
     """No dataset worth training on can be made. The text says what is missing."""
 
 
+class RequestFileError(UnpromptError):
+    """A file of recorded requests cannot be read. The text names the file, the line and the reason."""
+
+
 class TaskError(UnpromptError):
     """No such task, template or candidate."""
 

@@ -13,9 +13,10 @@ from rich.table import Table
 from gateway.domain.finetune import FineTune
 from gateway.pipeline.evaluate import Report, Score, describe
 from gateway.pipeline.gate import Decision
+from gateway.pipeline.predictions import Found
 
 console = Console()
-_SENTENCES = ("next", "remark", "condition")
+_SENTENCES = ("next", "remark", "condition", "slots")
 """Columns whose text may take several lines."""
 
 
@@ -56,6 +57,20 @@ def tasks(rows: Sequence[dict[str, Any]]) -> Table:
          " ".join(filter(None, (row["kind"] and f"{row['kind']};", row["next"]))))
         for row in rows
     ])  # fmt: skip
+
+
+def inferred(found: Found) -> Table:
+    """One line a template, the most used first, and what belongs to none."""
+    ranked = sorted(found.templates, key=lambda template: (-found.requests[template.name], template.name))
+    rows = [
+        (template.name, f"{found.requests[template.name]:,}", f"{template.fixed_words:,}",
+         ", ".join(slot.name for slot in template.slots) or "-")
+        for template in ranked
+    ]  # fmt: skip
+    rows.append(("(no template)", f"{found.requests['']:,}", "", ""))
+    seconds = found.totals["infer_seconds"]
+    title = f"{len(ranked)} templates in {found.totals['n']:,} requests, found in {seconds:.1f} s"
+    return table(title, ("template", "requests", "fixed words", "slots"), rows)
 
 
 def finetunes(rows: Sequence[FineTune]) -> Table:

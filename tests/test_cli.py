@@ -416,15 +416,5 @@ def test_a_prune_that_makes_no_sense_is_a_usage_error(desk: Desk, words: list[st
     assert desk.types("prune", *words).exit_code == 2
 
 
-def test_infer_works_on_files(tmp_path: Path) -> None:
-    train, out = tmp_path / "train.jsonl", tmp_path / "pred.jsonl"
-    lines = [{"rid": f"r{n}", "ts": n, "body": asked(text)} for n, (text, _) in enumerate(mail()[:60])]
-    train.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = CliRunner().invoke(main, ["infer", "--train", str(train), "--out", str(out)])
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["n"] == 60
-    assert len(out.read_text().splitlines()) == 61
-
-
 def test_every_command_is_a_click_command() -> None:
     assert {type(command) for command in main.commands.values()} == {click.Command}

@@ -19,8 +19,8 @@ from gateway.errors import TaskError
 from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote
 from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop
-from gateway.pipeline.infer import infer_files
 from gateway.pipeline.overview import overview
+from gateway.pipeline.predictions import infer_files
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -54,21 +54,29 @@ def tasks_command(show: str | None, task: str | None, config: Path | None, as_js
 
 @click.command("infer")
 @click.option("--train", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True,
-              help="Recorded requests, one {rid, ts, body} a line (.gz too).")  # fmt: skip
+              help="Recorded requests to learn from, one {rid, ts, body} a line (.gz too).")  # fmt: skip
 @click.option("--live", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="Requests to match against what was learnt.")  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Predictions, JSON lines."
 )
-def infer_command(train: Path, live: Path | None, out: Path) -> None:
+@json_option
+def infer_command(train: Path, live: Path | None, out: Path, as_json: bool) -> None:
     """Infer templates from a file of requests.
 
-    Needs no store: reads recorded requests, writes what belongs together and which parts are input.
+    Needs no store. A line in: `rid` (any text), `ts` (seconds), `body` (a chat completions request). A line
+    out, for each: `task`, `variant` (task@version), `match`, `segs` (what was kept: message, part or -1, start, end
+    in code points), `recon` (SHA-256 of the body that was put together again) and `us` (microseconds).
 
     \b
     Example: unprompt infer --train train.jsonl.gz --live live.jsonl.gz --out pred.jsonl
     """
-    print_json(infer_files(train, live, out))
+    found = infer_files(train, live, out)
+    if as_json:
+        print_json(found.totals)
+    else:
+        tables.console.print(tables.inferred(found))
+        click.echo(f"predictions written to {out}")
 
 
 @click.command("dataset")

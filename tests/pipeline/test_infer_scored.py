@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.pipeline.infer import infer_files
+from gateway.pipeline.predictions import infer_files
 
 BENCHMARK = Path(__file__).resolve().parents[3] / "shared" / "templates"
 SCENARIOS = {
