@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from gateway.app import App, Files, Loaded, Places, fingerprint
 from gateway.errors import UnpromptError
 from gateway.metrics import Metrics, Sheet, retire
+from gateway.pulse import Pulse, Watchdog, tell_where_on_request
 from gateway.workers import Seat, Supervisor, Told, bind, keep_running
 
 
@@ -28,7 +30,8 @@ def serve(
     workers: int = 1,
     offline: list[str] | None,
 ) -> None:
-    """Relay and record until SIGTERM or SIGINT; a second one ends at once. SIGHUP reads the routes again.
+    """Relay and record until SIGTERM or SIGINT; a second one ends at once. SIGHUP reads the routes again, SIGUSR2
+    writes where every thread stands to standard error.
 
     `announce` is told our base URL; `offline` is the command of the offline process (None: there is none).
 
@@ -62,15 +65,42 @@ async def _alone(app: App, announce: Callable[[str], None], offline: list[str] |
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(app.reload()))
-    announce(await app.start())
+    announce(url := await app.start())
     _spare_the_collector()
     told = app.metrics
     keeper = asyncio.create_task(keep_running(offline, told.writer, told.restarted)) if offline else None
-    await stop.wait()
+    with _watched(loop, app.config.server.hang_seconds, url.rpartition(":")[2]):
+        await stop.wait()
     await app.stop()
     if keeper is not None:
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _watched(loop: asyncio.AbstractEventLoop, limit: float, port: str) -> Iterator[None]:
+    """While the loop does not turn for `limit` seconds (0: for ever), nobody is served: then this process becomes a
+    fresh one, on the same port and with the same id, so that whoever started it need not know."""
+    if not limit or sys.platform == "win32":
+        yield
+        return
+    tell_where_on_request()
+    pulse = Pulse()
+    pulse.follow(loop)
+    command = [sys.executable, *sys.orig_argv[1:], "--port", port]
+    watchdog = Watchdog(pulse, limit, lambda: _become(command))
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.stop()
+
+
+def _become(command: list[str]) -> None:
+    try:
+        os.execv(command[0], command)  # locks, sockets and threads go: every descriptor of ours closes on it
+    finally:  # it cannot: then whoever started us may start us again
+        os._exit(1)
 
 
 def _spare_the_collector() -> None:
@@ -94,6 +124,7 @@ async def _seated(app: App, seat: Seat) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(app.reload()))
     loop.add_reader(seat.supervisor, on_end_of_supervisor)
     await app.start()
+    seat.pulse.follow(loop)
     _spare_the_collector()
     await stop.wait()
     await app.stop()
@@ -126,7 +157,10 @@ def _together(
         restarted=metrics.restarted, tick=routes.follow,
     )  # fmt: skip
     gc.freeze()  # before the forks: what is loaded is shared, and stays so
-    supervisor = Supervisor((host, port), sockets, relay, offline, told, drain_seconds=server.drain_seconds)
+    supervisor = Supervisor(
+        (host, port), sockets, relay, offline, told,
+        drain_seconds=server.drain_seconds, hang_seconds=server.hang_seconds,
+    )  # fmt: skip
     supervisor.run(lambda: announce(f"http://{host}:{port}"))
 
 

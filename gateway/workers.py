@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from gateway.errors import ConfigError
+from gateway.pulse import Pulse, Watch, tell_where_on_request
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ TICK_SECONDS = 0.2
 BACKLOG = 4096
 OFFLINE_SECONDS = 20.0
 """So long the offline process may take to move what is left."""
+LAST_WORDS_SECONDS = 1.0
+"""So long a relay that hangs has to write down where."""
 
 Sockets = list[socket.socket]
 
@@ -98,11 +101,13 @@ def _listening(family: int, address: tuple[object, ...], *, shared: bool) -> soc
 
 @dataclass(frozen=True)
 class Seat:
-    """One relay's place: its number, its listening sockets, and a descriptor that ends with the supervisor."""
+    """One relay's place: its number, its listening sockets, a descriptor that ends with the supervisor, and the
+    pulse by which that sees that the relay's event loop turns."""
 
     number: int
     sockets: Sockets
     supervisor: int
+    pulse: Pulse
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,11 @@ class _Relay:
     started: float = 0.0
     due: float = 0.0
     backoff: Backoff = field(default_factory=Backoff)
+    pulse: Pulse = field(default_factory=Pulse)
+    ends_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.pulse)
 
 
 class Supervisor:
@@ -139,12 +149,14 @@ class Supervisor:
         told: Told,
         *,
         drain_seconds: float,
+        hang_seconds: float,
     ) -> None:
-        """`address` is where the sockets of a relay that keeps dying are bound again; `offline` a command."""
+        """`address` is where the sockets of a relay that keeps dying are bound again; `offline` a command. A relay
+        without a pulse for `hang_seconds` is ended (0: never)."""
         self._address, self._serve, self._told = address, serve, told
         self._relays = [_Relay(number, mine) for number, mine in enumerate(sockets)]
         self._offline = Offline(offline, told) if offline else None
-        self._patience = drain_seconds + 15.0
+        self._patience, self._hang = drain_seconds + 15.0, hang_seconds or float("inf")
         self._stops = 0
         self._hangups = 0
 
@@ -156,6 +168,7 @@ class Supervisor:
             announce()
             while not self._stops:
                 self._wait(wake)
+                self._end_those_that_hang()
                 self._start_those_due()
             self._drain(wake)
 
@@ -213,7 +226,8 @@ class Supervisor:
                 log.error("relay %d cannot listen again: %s", relay.number, error.strerror)
                 return
         sys.stdout.flush()
-        relay.started = time.monotonic()
+        relay.started, relay.ends_at = time.monotonic(), None
+        relay.watch.reset()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
         relay.pid = os.fork()
         if relay.pid == 0:
@@ -237,13 +251,14 @@ class Supervisor:
                 signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, set())
             os.close(self._death)
+            tell_where_on_request()
             if self._offline is not None:
                 self._offline.let_go()
             for other in self._relays:
                 if other is not relay and other.sockets is not relay.sockets:
                     for one in other.sockets:
                         one.close()
-            self._serve(Seat(relay.number, relay.sockets, self._life))
+            self._serve(Seat(relay.number, relay.sockets, self._life, relay.pulse))
             code = 0
         except Exception:
             log.exception("relay %d cannot serve", relay.number)
@@ -268,6 +283,23 @@ class Supervisor:
             for one in relay.sockets:
                 one.close()
             relay.sockets = []
+
+    def _end_those_that_hang(self) -> None:
+        """They have no use for SIGTERM: the one that is stopped does not even see it."""
+        for relay in self._relays:
+            if not relay.pid:
+                continue
+            still = relay.watch.seconds()
+            if still < self._hang:
+                relay.ends_at = None  # also of one that came back
+            elif relay.ends_at is None:
+                relay.ends_at = time.monotonic() + LAST_WORDS_SECONDS
+                log.error(
+                    "relay %d has had no pulse for %.1f s and is ended; where it stands:", relay.number, still
+                )
+                os.kill(relay.pid, signal.SIGUSR2)
+            elif time.monotonic() >= relay.ends_at:
+                os.kill(relay.pid, signal.SIGKILL)
 
     def _send(self, number: int) -> None:
         for relay in self._relays:

@@ -32,6 +32,7 @@ class ServerConfig(Section):
     header_seconds: float = Field(10.0, gt=0, description="a client's whole head must arrive within")
     idle_seconds: float = Field(75.0, gt=0, description="a kept-alive client connection may rest for")
     drain_seconds: float = Field(30.0, ge=0, description="on SIGTERM, requests under way may take")
+    hang_seconds: float = Field(30.0, ge=0, description="a relay that does nothing for so long is replaced")
     connections: int = Field(16384, ge=1, description="clients connected at once; less where open files are fewer")
     max_in_flight: int | None = Field(None, ge=1, description="requests under way; a further one gets a 503")
 
