@@ -231,6 +231,7 @@ class App:
             body_bytes=server.max_body_mb << 20,
             header_seconds=server.header_seconds,
             idle_seconds=server.idle_seconds,
+            least_rate=server.least_rate,
             connections=server.connections,
         )
         self.server = Server(self.house, limits, pages)

@@ -31,6 +31,7 @@ class ServerConfig(Section):
     max_body_mb: int = Field(64, ge=1, description="largest JSON body that a route may need to look into")
     header_seconds: float = Field(10.0, gt=0, description="a client's whole head must arrive within")
     idle_seconds: float = Field(75.0, gt=0, description="a kept-alive client connection may rest for")
+    least_rate: int = Field(500, ge=0, description="bytes a second that a client's body must keep up")
     drain_seconds: float = Field(30.0, ge=0, description="on SIGTERM, requests under way may take")
     hang_seconds: float = Field(30.0, ge=0, description="a relay that does nothing for so long is replaced")
     connections: int = Field(16384, ge=1, description="clients connected at once; less where open files are fewer")

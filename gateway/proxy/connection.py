@@ -16,6 +16,7 @@ from gateway.proxy.asked import Asked
 from gateway.proxy.forward import Exchanging
 from gateway.proxy.heads import Heads
 from gateway.proxy.house import House
+from gateway.proxy.pace import Pace
 from gateway.proxy.wire import RequestHead, objection
 from gateway.upstreams import Headers
 from gateway.upstreams.outbox import Outbox
@@ -41,6 +42,7 @@ class Bounds(Protocol):
     body_bytes: int
     header_seconds: float
     idle_seconds: float
+    least_rate: int
 
 
 class Host(Protocol):
@@ -104,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._since = time.perf_counter()
         self._upload_ready = self._reading_paused = self._writing_paused = False
         self._lingers_until: float | None = None
+        self._pace: Pace | None = None
         self._deaf = False
 
     # --- the transport ---------------------------------------------------------------------------
@@ -300,6 +303,8 @@ class Connection(asyncio.Protocol):
 
     def _collect(self, request: _Request, piece: bytes) -> None:
         self._since, self._quiet_bytes = time.perf_counter(), 0
+        if self._pace is not None:
+            self._pace.received(len(piece))
         if request.too_large or not piece:
             return
         request.pieces.append(piece)
@@ -453,13 +458,27 @@ class Connection(asyncio.Protocol):
             if now > self._lingers_until or now - self._since > LINGER_IDLE_SECONDS:
                 self.cut(flush=False)
         elif self._exchange is not None:
-            uploads = bool(self._queue) and self._queue[0].streams and not self._queue[0].complete
-            if uploads and self._upload_ready and now - self._since > limits.idle_seconds:
+            if bool(self._queue) and self._queue[0].streams and self._is_late(self._queue[0], now):
+                self.cut(flush=False)
+        elif self._queue:
+            if self._is_late(self._queue[0], now):
                 self.cut(flush=False)
         else:
             in_head = bool(self._first) or self._in_head
             if now - self._since > (limits.header_seconds if in_head else limits.idle_seconds):
                 self.cut(flush=False)
+
+    def _is_late(self, request: _Request, now: float) -> bool:
+        """Whether a body that is still to come stands still, or comes below the least rate."""
+        if request.complete:
+            return False
+        limits = self._server.limits
+        if self._pace is None or self._pace.body is not request:
+            self._pace = Pace(request, limits.idle_seconds, limits.least_rate, now)
+        if request.streams and not self._upload_ready:  # it is the upstream that takes no more
+            self._pace.rests(now)
+            return False
+        return self._pace.is_over(now) or now - self._since > limits.idle_seconds
 
     def close_if_idle(self) -> None:
         if not self.is_busy and self._transport is not None:

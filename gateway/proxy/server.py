@@ -33,14 +33,17 @@ GUEST_SECONDS = 120.0
 
 
 class Limits:
-    """Bounds that hold for every client. Seconds, bytes, and how many connections at once."""
+    """Bounds that hold for every client. Seconds, bytes, bytes a second of a request's body, and how many
+    connections at once."""
 
     def __init__(
-        self, *, body_bytes: int, header_seconds: float, idle_seconds: float, connections: int = 16384
-    ) -> None:
+        self, *, body_bytes: int, header_seconds: float, idle_seconds: float, least_rate: int = 0,
+        connections: int = 16384,
+    ) -> None:  # fmt: skip
         self.body_bytes = body_bytes
         self.header_seconds = header_seconds
         self.idle_seconds = idle_seconds
+        self.least_rate = least_rate
         self.connections = connections
 
 

@@ -111,6 +111,64 @@ async def test_a_body_that_stands_still_costs_its_connection_and_its_upstreams(t
         assert await soon(lambda: not gateway.app.house.active, 1)
 
 
+async def trickled(wire: Wire, piece: bytes, pause: float, times: int) -> bool:
+    """Whether the other side let us send so many pieces."""
+    for _ in range(times):
+        if wire.reader.at_eof() or wire.writer.is_closing():
+            return False
+        try:
+            await wire.send(piece)
+        except ConnectionError:
+            return False
+        await asyncio.sleep(pause)
+    return not wire.reader.at_eof()
+
+
+@pytest.mark.parametrize("kind", [b"application/json", b"application/octet-stream"])
+@story
+async def test_a_body_that_trickles_is_ended_and_one_that_keeps_the_rate_is_not(
+    tmp_path: Path, kind: bytes
+) -> None:
+    limits = {"idle_seconds": 0.8, "least_rate": 1000}
+    async with upstream(answering(response())) as up, relay(tmp_path, openai(up), server=limits) as gateway:
+        slow, steady = await gateway.connect(), await gateway.connect()
+        for wire in (slow, steady):
+            await wire.send(request(b"", b"Content-Type: " + kind, b"Content-Length: 8000"))
+        started = asyncio.get_running_loop().time()
+        dripped = asyncio.create_task(trickled(slow, b"x" * 10, 0.05, 80))  # 200 bytes a second, never silent
+        assert await trickled(steady, b"x" * 100, 0.05, 80)  # 2,000
+        assert (await steady.message()).body == ANSWER
+        assert not await dripped
+        assert await slow.ends(1)
+        assert asyncio.get_running_loop().time() - started < 8  # it would have taken 40
+        assert [asked.complete for asked in up.requests if len(asked.body) == 8000] == [True]
+        assert await soon(lambda: not gateway.app.house.active, 1)
+        steady.close()
+
+
+@story
+async def test_who_waits_for_a_slow_upstream_is_not_too_slow(tmp_path: Path) -> None:
+    size = 30 * MB
+
+    async def script(told: Upstream, wire: Wire) -> None:
+        await wire.until(b"\r\n\r\n")
+        await asyncio.sleep(2.0)  # three times what a client may stand still
+        left = size
+        while left and (piece := await wire.some()):
+            left -= len(piece)
+        await wire.send(response())
+
+    limits = {"idle_seconds": 0.7, "least_rate": 1000}
+    async with upstream(script) as up, relay(tmp_path, openai(up), server=limits) as gateway:
+        wire = await gateway.connect()
+        kind, length = b"Content-Type: application/octet-stream", b"Content-Length: %d" % size
+        await wire.send(request(b"", kind, length))
+        for _ in range(30):
+            await wire.send(b"x" * MB)
+        assert (await wire.message()).body == ANSWER
+        wire.close()
+
+
 @story
 async def test_a_client_that_never_takes_its_answer_is_cut_off(tmp_path: Path) -> None:
     gone = asyncio.Event()
