@@ -1,7 +1,7 @@
 """How fast a request's body comes: a client that sends a byte now and then must not hold a connection for ever.
 
-A leaky bucket of seconds. Apache's `mod_reqtimeout` lengthens a body's time by the bytes that came (MinRate), too, but
-without a bound: here who was fast for an hour has no more patience to use up than who has just begun.
+A leaky bucket of seconds. Apache's `mod_reqtimeout` (MinRate) lengthens a body's time by the bytes that came, too,
+but without a bound: here who was fast for an hour has no more patience to use up than who has just begun.
 """
 
 from __future__ import annotations

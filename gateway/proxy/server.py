@@ -9,7 +9,6 @@ aiohttp one, before its first byte is parsed here.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import resource
 import socket
@@ -21,6 +20,7 @@ from gateway.proxy.concurrency import clients_at_most, is_short_of_files
 from gateway.proxy.connection import Connection
 from gateway.proxy.heads import Heads
 from gateway.proxy.house import House
+from gateway.proxy.listening import Listening
 from gateway.upstreams.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -62,17 +62,13 @@ class Server:
         self.draining = False
         self.files_at_most, self.backlog = 0, BACKLOG
         self._guests: dict[asyncio.Transport, float] = {}
-        self._listeners: list[asyncio.Server] = []
+        self._listening = Listening(lambda: Connection(self))
 
     async def listen(self, host: str, port: int, sockets: Sequence[socket.socket] = ()) -> int:
         """Start accepting; gives the port (asked for 0: any that is free). `sockets` are bound to it already, where
         they are given."""
         self._count_files()
-        create = functools.partial(
-            asyncio.get_running_loop().create_server, lambda: Connection(self), backlog=self.backlog
-        )
-        self._listeners = [await create(sock=one) for one in sockets] or [await create(host, port)]
-        return int(self._listeners[0].sockets[0].getsockname()[1])
+        return await self._listening.start(host, port, sockets, self.backlog)
 
     def _count_files(self) -> None:
         """Take no more clients than the limit of open files allows, nor so many at a time that a rush uses all of
@@ -104,6 +100,7 @@ class Server:
         """Runs as long as the server: ends what is over its time."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            await self._listening.mind_files()
             now = time.perf_counter()
             _tick(self.house.active, now)
             _tick(self.connections, now)
@@ -120,8 +117,7 @@ class Server:
     async def drain(self, seconds: float) -> None:
         """Stop accepting and wait for the requests under way, `seconds` at most; tunnels are closed at once."""
         self.draining = True
-        for listener in self._listeners:
-            listener.close()
+        self._listening.close()
         deadline = time.perf_counter() + seconds
         for exchange in list(self.house.active):
             if exchange.is_tunnel:

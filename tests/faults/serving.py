@@ -56,6 +56,11 @@ class Served:
     async def connect(self) -> Wire:
         return Wire(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20))
 
+    async def connect_from(self, address: str) -> Wire:
+        """From another address of this machine, which has ports of its own."""
+        opened = asyncio.open_connection("127.0.0.1", self.port, local_addr=(address, 0), limit=1 << 20)
+        return Wire(*await opened)
+
     async def ask(self, data: bytes) -> Message:
         """One request on a connection of its own."""
         wire = await self.connect()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import ctypes
+import fcntl
 import os
 import random
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 from collections import Counter
@@ -81,6 +84,93 @@ async def test_when_the_last_descriptor_is_gone_who_is_connected_is_served_and_i
         assert (await inside.message()).body == ANSWER
         assert await eventually(lambda: answered(served) == 23)
         inside.close()
+
+
+@story
+async def test_while_no_descriptor_is_left_clients_wait_at_no_cost_and_are_served_afterwards(
+    tmp_path: Path,
+) -> None:
+    async with upstream(answering(response())) as up, serving(tmp_path, up) as served:
+        inside = await served.connect()
+        await inside.send(request(CHAT))
+        assert (await inside.message()).body == ANSWER
+        served.limit(resource.RLIMIT_NOFILE, 8)
+        await asyncio.sleep(0.6)  # it has noticed
+        outside = [await served.connect() for _ in range(30)]
+        before = cpu_seconds(served.process.pid)
+        await asyncio.sleep(2)
+        assert cpu_seconds(served.process.pid) - before < 0.5  # to try again and again would be 2
+        await inside.send(request(CHAT))
+        assert (await inside.message()).body == ANSWER
+        served.limit(resource.RLIMIT_NOFILE, 1000)
+        fates = Counter(await asyncio.gather(*(fate(wire) for wire in outside)))
+        assert fates == {"served": 30}
+        assert "no file can be opened any more" in served.log
+        for wire in (inside, *outside):
+            wire.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- ports ---------------------------------------------------------------------------------------------------
+
+
+def in_a_network_of_its_own(work: Callable[[], None]) -> None:
+    """In a thread whose sockets, and whose children's, see nobody else, with ten ports to connect from in all."""
+
+    def run() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(0x40000000):  # CLONE_NEWNET
+            pytest.skip("no network namespace can be had")
+        with socket.socket() as any_socket:  # SIOCSIFFLAGS: the loopback interface up
+            fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1 | 64))
+        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40009")
+        work()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as one:
+        one.submit(run).result()
+
+
+def test_a_machine_without_free_ports_tells_clients_to_come_back_and_recovers(tmp_path: Path) -> None:
+    """Each client has an address, and so ports, of its own; the gateway has ten to reach the upstream from, less
+    those on which somebody listens."""
+    held = asyncio.Event()
+
+    async def holding(told: Upstream, wire: Wire) -> None:
+        while True:
+            await told.asked(wire)
+            await held.wait()
+            await wire.send(response())
+
+    @story
+    async def told() -> None:
+        async with upstream(holding) as up, serving(tmp_path, up) as served:
+            wires = [await served.connect_from(f"127.0.0.{10 + number}") for number in range(12)]
+            fates = [asyncio.create_task(fate(wire)) for wire in wires]
+            await asyncio.wait(fates, timeout=1.0)
+            assert {one.result() for one in fates if one.done()} == {"told to retry"}
+            held.set()
+            told_so = Counter(await asyncio.gather(*fates))
+            assert set(told_so) == {"told to retry", "served"}
+            assert told_so["served"] == len(up.requests) >= 7
+            assert await fate(wires[-1]) == "turned away"  # who was told to come back comes back with a connection
+            again = await served.connect_from("127.0.0.40")
+            assert await fate(again) == "served"
+            rows = await served.recorded(13)
+            assert Counter(row.status for row in rows) == {
+                200: told_so["served"] + 1,
+                503: told_so["told to retry"],
+            }
+            for wire in (*wires, again):
+                wire.close()
+
+    if os.geteuid() != 0:
+        pytest.skip("needs a network namespace")
+    in_a_network_of_its_own(told)
 
 
 def answered(served: Served) -> int:
