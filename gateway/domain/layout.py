@@ -8,10 +8,11 @@ ever marked or escaped, so there is no character that a user could send to forge
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
+
+import msgspec
 
 SYSTEM_KEYS = ("system",)
 """Top-level keys that hold a system prompt outside the message array (Anthropic's Messages API)."""
@@ -29,11 +30,22 @@ STATIC_KEYS = (
 )
 """Top-level keys that instruct the model: a template holds for one value of all of them together."""
 
+MAX_MESSAGES = 1000
+"""A request with more is never taken apart."""
+MAX_CHARACTERS = 1 << 19
+"""Characters of a request's texts, or of its turns, beyond which it is not matched."""
+
+_STATIC = frozenset(STATIC_KEYS)
 _SEPARATOR = "\x1f"
+_SHALLOW = 64
 
 
 class Unreadable(ValueError):
     """The body is not a chat request that can be taken apart and put together again."""
+
+
+class TooLarge(Unreadable):
+    """The body has more messages or text than can be matched in time."""
 
 
 class Layout(NamedTuple):
@@ -46,16 +58,118 @@ class Layout(NamedTuple):
 
 
 def canonical(value: object) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, ASCII only, 1 and 1.0 kept apart."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """The one JSON text of a value: sorted keys, no spaces, 1 and 1.0 kept apart.
+
+    Raises:
+        Unreadable: it cannot be sent as JSON in UTF-8, or is nested too deeply.
+    """
+    return _encoded(value).decode()
+
+
+def _encoded(value: object) -> bytes:
+    try:
+        found = msgspec.json.encode(value, order="sorted")
+        if found.count(b"[") + found.count(b"{") > _SHALLOW:
+            for _ in range(_SHALLOW):  # what is only just not too deep here would be too deep elsewhere
+                value = [value]
+            msgspec.json.encode(value)
+        return found
+    except (UnicodeEncodeError, RecursionError, TypeError) as error:
+        raise Unreadable("a value cannot be sent as JSON") from error
 
 
 def bucket_of(body: dict[str, Any]) -> str:
-    """Hash of all that instructs the model outside the messages; "" when there is nothing."""
-    static = {key: body[key] for key in STATIC_KEYS if key in body}
-    if not static:
+    """Hash of all that instructs the model outside the messages; "" when there is nothing.
+
+    Raises:
+        Unreadable: it cannot be sent as JSON.
+    """
+    if _STATIC.isdisjoint(body):
         return ""
-    return hashlib.blake2b(canonical(static).encode(), digest_size=8).hexdigest()
+    static = {key: body[key] for key in STATIC_KEYS if key in body}
+    return hashlib.blake2b(_encoded(static), digest_size=8).hexdigest()
+
+
+class Reader:
+    """A body taken apart only as far as it is looked at; what a live request is matched by.
+
+    A message is read when it is asked for, once. Its texts are those of the body: nothing is copied, and
+    nothing but JSON parts is encoded. Unlike `read`, it does not look whether texts are valid Unicode.
+    """
+
+    __slots__ = ("_bucket", "_messages", "_read", "body", "count", "outside")
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        """`outside` of the `count` messages stand outside the message array.
+
+        Raises:
+            Unreadable: there is no message array.
+        """
+        messages = body.get("messages")
+        if type(messages) is not list or not messages:
+            raise Unreadable("the body has no messages")
+        if len(messages) > MAX_MESSAGES:
+            raise TooLarge(f"it has more than {MAX_MESSAGES} messages")
+        self.body = body
+        self.outside = sum(key in body for key in SYSTEM_KEYS)
+        self.count = self.outside + len(messages)
+        self._messages = messages
+        self._bucket: str | None = None
+        self._read: dict[int, tuple[str, tuple[str, ...]]] = {}
+
+    @property
+    def bucket(self) -> str:
+        """See `bucket_of`."""
+        if self._bucket is None:
+            self._bucket = bucket_of(self.body)
+        return self._bucket
+
+    def message(self, index: int) -> tuple[str, tuple[str, ...]]:
+        """Header and texts of one message, system prompts outside the message array first.
+
+        Raises:
+            Unreadable: the message has a shape that no chat API knows.
+        """
+        found = self._read.get(index)
+        if found is None:
+            if index >= self.outside:
+                found = take_message(self._messages[index - self.outside])
+            else:
+                key = [key for key in SYSTEM_KEYS if key in self.body][index]
+                found = _take_system(key, self.body[key])
+            self._read[index] = found
+        return found
+
+    def turns(self, first: int, last: int) -> tuple[dict[str, Any], ...]:
+        """The messages from `first` to before `last`, as they are in the body.
+
+        Raises:
+            Unreadable: one of them is no message, or cannot be sent as JSON.
+        """
+        found = self._messages[first - self.outside : last - self.outside]
+        if sum(map(_check_turn, found)) > MAX_CHARACTERS:
+            raise TooLarge(f"its turns have more than {MAX_CHARACTERS} characters")
+        return tuple(found)
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        """All of the body that is no prompt."""
+        envelope = dict(self.body)
+        for key in ("messages", *SYSTEM_KEYS):
+            envelope.pop(key, None)
+        return envelope
+
+
+def _check_turn(message: Any) -> int:
+    """How many characters (or bytes of JSON) the message has."""
+    if type(message) is not dict:
+        raise Unreadable("a message is not an object")
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and role in _PLAIN and type(content) is str:
+        return len(sound(content))
+    if type(role) is not str or role.startswith("^"):
+        raise Unreadable("a message has no role")
+    return len(_encoded(message))
 
 
 def read(body: dict[str, Any]) -> Layout:
@@ -67,37 +181,44 @@ def read(body: dict[str, Any]) -> Layout:
     messages = body.get("messages")
     if type(messages) is not list or not messages:
         raise Unreadable("the body has no messages")
-    envelope = {key: value for key, value in body.items() if key != "messages" and key not in SYSTEM_KEYS}
-    pairs = [_read_system(key, body[key]) for key in SYSTEM_KEYS if key in body]
-    pairs.extend(map(read_message, messages))
-    headers, fields = zip(*pairs, strict=True)
-    return Layout(bucket_of(body), headers, fields, envelope)
-
-
-def _read_system(key: str, content: object) -> tuple[str, tuple[str, ...]]:
-    # The pseudo role `^system` cannot come from a client: `read_message` refuses such roles.
-    header, texts = read_message({"role": key, "content": content})
-    return "^" + header, texts
+    reader = Reader(body)
+    headers, fields = zip(*map(reader.message, range(reader.count)), strict=True)
+    for texts in fields:
+        for text in texts:
+            sound(text)
+    return Layout(reader.bucket, headers, fields, reader.envelope)
 
 
 def read_message(message: Any) -> tuple[str, tuple[str, ...]]:
     """One message's header and texts.
 
     Raises:
-        Unreadable: it is no object, or its role is missing or odd.
+        Unreadable: it is no object, its role is missing or odd, or a text is not valid Unicode.
     """
+    header, texts = take_message(message)
+    return header, tuple(map(sound, texts))
+
+
+def _take_system(key: str, content: object) -> tuple[str, tuple[str, ...]]:
+    # The pseudo role `^system` cannot come from a client: `take_message` refuses such roles.
+    header, texts = take_message({"role": key, "content": content})
+    return "^" + header, texts
+
+
+def take_message(message: Any) -> tuple[str, tuple[str, ...]]:
+    """As `read_message`, whether or not the texts are valid Unicode."""
     if type(message) is not dict:
         raise Unreadable("a message is not an object")
     role, content = message.get("role"), message.get("content")
     if type(role) is not str or _SEPARATOR in role or role.startswith("^"):
         raise Unreadable("a message has no role")
     if type(content) is str and len(message) == 2:
-        return f"{role}{_SEPARATOR}s{_SEPARATOR}", (_sound(content),)
+        return _PLAIN.get(role) or _header(role, "s", {}), (content,)
     if "" in message:
         raise Unreadable("a message has a key without a name")
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}
     if type(content) is str:
-        return _header(role, "s", rest), (_sound(content),)
+        return _header(role, "s", rest), (content,)
     if type(content) is list:
         forms, texts, extras = _read_parts(content)
         return _header(role, "l" + forms, {**rest, "": extras} if extras else rest), texts
@@ -108,11 +229,18 @@ def _header(role: str, form: str, rest: dict[str, Any]) -> str:
     return f"{role}{_SEPARATOR}{form}{_SEPARATOR}{canonical(rest) if rest else ''}"
 
 
-def _sound(text: str) -> str:
-    # A lone surrogate cannot be stored or sent as UTF-8, so no template may hold or carry one.
+_PLAIN = {role: _header(role, "s", {}) for role in ("system", "developer", "user", "assistant", "tool", "function")}
+
+
+def sound(text: str) -> str:
+    """The text itself. A lone surrogate cannot be stored or sent as UTF-8: no template holds or carries one.
+
+    Raises:
+        Unreadable: it has one.
+    """
     if not text.isascii():
         try:
-            text.encode()
+            text.encode("utf-16-le")  # of all encodings that refuse surrogates the quickest
         except UnicodeEncodeError:
             raise Unreadable("a text is not valid Unicode") from None
     return text
@@ -123,7 +251,7 @@ def _read_parts(parts: list[Any]) -> tuple[str, tuple[str, ...], list[Any]]:
     forms, texts, extras = [], [], []
     for part in parts:
         if type(part) is dict and part.get("type") == "text" and type(part.get("text")) is str:
-            texts.append(_sound(part["text"]))
+            texts.append(part["text"])
             if len(part) == 2:
                 forms.append("t")
             else:
@@ -145,7 +273,7 @@ def parse_header(header: str) -> tuple[str, str, str]:
 def write_message(header: str, texts: Sequence[str]) -> dict[str, Any]:
     """The inverse of `read_message`."""
     role, form, rest = parse_header(header)
-    others: dict[str, Any] = json.loads(rest) if rest else {}
+    others: dict[str, Any] = msgspec.json.decode(rest) if rest else {}
     message: dict[str, Any] = {"role": role}
     if form == "s":
         message["content"] = texts[0]
@@ -160,7 +288,7 @@ def _write_parts(forms: str, texts: Sequence[str], extras: Sequence[dict[str, An
     parts: list[Any] = []
     for form, text in zip(forms, texts, strict=True):
         if form == "j":
-            parts.append(json.loads(text))
+            parts.append(msgspec.json.decode(text))
         else:
             parts.append({"type": "text", "text": text, **(next(more) if form == "x" else {})})
     return parts
@@ -181,13 +309,22 @@ def write(headers: Sequence[str], fields: Sequence[Sequence[str]], envelope: dic
 
 
 def same(left: object, right: object) -> bool:
-    """Equal in value and in type, all the way down: 1, 1.0 and True are three different values."""
-    if left is right:
-        return True
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
+    """Equal in value and in type, all the way down and however deep: 1, 1.0 and True are three values."""
+    pairs = [(left, right)]
+    while pairs:
+        one, other = pairs.pop()
+        if one is other:
+            continue
+        if type(one) is not type(other):
+            return False
+        if isinstance(one, dict) and isinstance(other, dict):
+            if one.keys() != other.keys():
+                return False
+            pairs += [(value, other[key]) for key, value in one.items()]
+        elif isinstance(one, list) and isinstance(other, list):
+            if len(one) != len(other):
+                return False
+            pairs += zip(one, other, strict=True)
+        elif one != other:
+            return False
+    return True

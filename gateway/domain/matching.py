@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, get_args
 
-from gateway.domain import layout
-from gateway.domain.layout import Layout, Unreadable
+from gateway.domain.layout import Reader, TooLarge, Unreadable
+from gateway.domain.prefixes import Prefixes
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, TextPattern
 
 MIN_FIXED_WORDS = 3
 """A template with less fixed text than this would claim requests by accident and is never matched."""
+MAX_CANDIDATES = 16
+"""So many templates are tried with one request; more than that is a request that is made to be slow."""
+MAX_TRIED = 1 << 18
+"""Characters that may be searched for fixed text with one request, over all templates that are tried."""
 
-_TAILS = (32, 8, 0)
 _Ranked = tuple[tuple[int, int, str], PromptTemplate]
+_Key = tuple[str, int, int, tuple[str, ...]]
 
 
 class Match(NamedTuple):
@@ -25,14 +30,18 @@ class Match(NamedTuple):
     inputs: Inputs
 
 
-Code = Literal["unreadable", "tools", "messages", "literal", "ambiguous", "slot", "rebuild"]
+Code = Literal[
+    "unreadable", "too_large", "tools", "messages", "literal", "ambiguous", "slot", "rebuild", "unknown", "crowded"
+]
 CODES: tuple[Code, ...] = get_args(Code)
-"""Why a request does not match a template, a closed list for metrics and tables.
+"""Why a request does not match, a closed list for metrics and tables.
 
-`unreadable`: no chat request that can be taken apart. `tools`: other tools, tool choice or response format.
-`messages`: other roles, a message more or less, another form of content. `literal`: other fixed text.
-`ambiguous`: a value holds fixed text, so that there are several ways to cut. `slot`: a value unlike all that
-were seen there. `rebuild`: what was cut does not make the request again (a safety net: this never happens).
+`unreadable`: no chat request that can be taken apart. `too_large`: too many messages or characters to match in
+time. `tools`: other tools, tool choice or response format. `messages`: other roles, a message more or less,
+another form of content. `literal`: other fixed text. `ambiguous`: a value holds fixed text, so that there are
+several ways to cut. `slot`: a value unlike all that were seen there. `rebuild`: what was cut does not make the
+request again (a safety net: this never happens). Of an index alone: `unknown`, there is no template that begins
+and ends like the request; `crowded`, there are too many to try.
 """
 
 
@@ -47,113 +56,126 @@ class TemplateIndex:
     """Finds the template of a request among many.
 
     Of several that match, the one with the most fixed text wins, then the latest version. A request is looked
-    up by its bucket and message headers, then by binary search over the text that templates begin with.
+    up by its bucket and message headers, then by what its texts begin and end with; of the templates that are
+    left, `MAX_CANDIDATES` at most are tried, fewer where the texts are long.
     """
 
     def __init__(self, templates: Sequence[PromptTemplate]) -> None:
-        groups: dict[tuple[object, ...], list[PromptTemplate]] = defaultdict(list)
-        for template in templates:
-            if template.fixed_words >= MIN_FIXED_WORDS:
-                groups[_group_key(template)].append(template)
-        self._groups = {key: _PrefixTree(members) for key, members in groups.items()}
-        self._spans = sorted({(len(t.head), len(t.tail)) for t in templates if t.turns}, reverse=True)
+        usable = [template for template in templates if template.fixed_words >= MIN_FIXED_WORDS]
+        groups: dict[_Key, list[PromptTemplate]] = defaultdict(list)
+        for template in usable:
+            headers = tuple(pattern.header for pattern in template.patterns)
+            groups[(template.bucket, *_form(template), headers)].append(template)
+        self._groups = {key: _Group(members) for key, members in groups.items()}
+        self._forms = sorted({_form(template) for template in usable}, reverse=True)
 
     def match(self, body: dict[str, Any]) -> Match | None:
         """The template of this parsed JSON body and its inputs, or None."""
         try:
-            seen = layout.read(body)
+            seen = Reader(body)
+            for _, template in self._candidates(seen)[0]:
+                inputs = template.strip_read(seen)
+                if inputs is not None:
+                    return Match(template, inputs)
         except Unreadable:
-            return None
-        for template in self._candidates(seen):
-            inputs = template.strip_layout(seen, body)
-            if inputs is not None:
-                return Match(template, inputs)
+            pass
         return None
 
-    def _candidates(self, seen: Layout) -> list[PromptTemplate]:
+    def reason(self, body: dict[str, Any]) -> Reason | None:
+        """Why no template matches: why the nearest does not, where one is near. None when one does match."""
+        if self.match(body) is not None:
+            return None
+        try:
+            near, left_out = self._candidates(Reader(body))
+        except Unreadable as error:
+            return _unreadable(error)
+        if not near:
+            return _UNKNOWN
+        if left_out:
+            return _CROWDED
+        return reason(near[0][1], body)
+
+    def _candidates(self, seen: Reader) -> tuple[list[_Ranked], bool]:
+        """The templates that may match, best first; and whether there is no time for more that there are."""
         found: list[_Ranked] = []
-        group = self._groups.get((seen.bucket, seen.headers))
-        if group is not None:
-            found += group.candidates(seen.fields)
-        count = len(seen.headers)
-        for head, tail in self._spans:
-            if head + tail <= count:
-                key = (seen.bucket, seen.headers[:head], seen.headers[count - tail :])
-                group = self._groups.get(key)
-                if group is not None:
-                    found += group.candidates(seen.fields[:head])
-        found.sort(key=lambda pair: pair[0])
-        return [template for _, template in found]
+        several = left_out = False
+        for head, tail in self._forms:
+            if head != seen.count if tail < 0 else head + tail > seen.count:
+                continue
+            texts: list[str] = []
+            try:
+                headers = _headers(seen, head, max(tail, 0), texts)
+            except TooLarge:
+                raise
+            except Unreadable:
+                continue
+            group = self._groups.get((seen.bucket, head, tail, headers))
+            if group is not None:
+                several = several or bool(found)
+                near, more = group.candidates(texts)
+                found += near
+                left_out = left_out or more
+        if several:
+            found.sort(key=itemgetter(0))
+        return found, left_out
 
 
-def _group_key(template: PromptTemplate) -> tuple[object, ...]:
-    head = tuple(pattern.header for pattern in template.head)
-    if not template.turns:
-        return (template.bucket, head)
-    return (template.bucket, head, tuple(pattern.header for pattern in template.tail))
+def _form(template: PromptTemplate) -> tuple[int, int]:
+    """How many messages the head and the tail have; a tail of -1 means that nothing may stand between."""
+    return len(template.head), len(template.tail) if template.turns else -1
 
 
-class _PrefixTree:
-    """Templates of equal headers, found by the text up to their first slot."""
+def _headers(seen: Reader, head: int, tail: int, texts: list[str]) -> tuple[str, ...]:
+    """The headers of the first and last messages; their texts are added to `texts`."""
+    headers = []
+    for place in chain(range(head), range(seen.count - tail, seen.count)):
+        header, found = seen.message(place)
+        headers.append(header)
+        texts += found
+    return tuple(headers)
+
+
+class _Group:
+    """Templates of equal headers, found by what their texts begin and end with."""
 
     def __init__(self, templates: Sequence[PromptTemplate]) -> None:
-        nodes: dict[str, list[PromptTemplate]] = defaultdict(list)
-        for template in templates:
-            nodes[_opening(template)].append(template)
-        self._keys = sorted(nodes)
-        self._nodes = [_by_ending(nodes[key]) for key in self._keys]
-        self._parents: list[int] = []
-        for i, key in enumerate(self._keys):
-            parent = i - 1
-            while parent >= 0 and not key.startswith(self._keys[parent]):
-                parent = self._parents[parent]
-            self._parents.append(parent)
+        self._ranked = sorted(((_rank(template), template) for template in templates), key=itemgetter(0))
+        rows = [[field for pattern in t.patterns for field in pattern.fields] for _, t in self._ranked]
+        columns = list(enumerate(zip(*rows, strict=True)))
+        self._searched = [i for i, column in columns if any(len(field.slots) > 1 for field in column)]
+        trees = [(i, tree) for i, column in columns for tree in _trees(column) if len(tree.sizes) > 1]
+        # The tree first that leaves the fewest members to the next.
+        self._probes = sorted(trees, key=lambda probe: sum(size * size for size in probe[1].sizes))
 
-    def candidates(self, fields: Sequence[tuple[str, ...]]) -> list[_Ranked]:
-        # Every key that the text begins with is the closest smaller key or one of its parents: all strings
-        # that sort between a prefix and the text begin with that prefix too.
-        text = _joined(fields)
-        last = fields[-1][-1] if fields and fields[-1] else ""
+    def candidates(self, texts: Sequence[str]) -> tuple[list[_Ranked], bool]:
+        """Members whose fixed beginnings and endings these texts have, best first; and whether there are more."""
+        left = (1 << len(self._ranked)) - 1
+        for i, tree in self._probes:
+            left &= tree.find(texts[i])
+            if not left & (left - 1):
+                break
         found: list[_Ranked] = []
-        i = bisect_right(self._keys, text) - 1
-        while i >= 0:
-            if text.startswith(self._keys[i]):
-                node = self._nodes[i]
-                for size in _TAILS:
-                    found += node.get((size, last[len(last) - size :] if size <= len(last) else ""), ())
-            i = self._parents[i]
-        return found
+        most = 1
+        if left & (left - 1):
+            searched = sum([len(texts[i]) for i in self._searched])
+            most = min(MAX_CANDIDATES, max(1, MAX_TRIED // (1 + searched)))
+        while left and len(found) < most:
+            found.append(self._ranked[(left & -left).bit_length() - 1])
+            left &= left - 1
+        return found, left != 0
 
 
-def _joined(fields: Sequence[tuple[str, ...]]) -> str:
-    if len(fields) == 1 and len(fields[0]) == 1:
-        return fields[0][0]
-    return "\0".join([text for texts in fields for text in texts])
+def _trees(column: Sequence[TextPattern]) -> tuple[Prefixes, Prefixes]:
+    """The beginnings and the endings of one text in every member."""
+    return (
+        Prefixes((field.literals[0], 1 << i) for i, field in enumerate(column)),
+        Prefixes(((field.literals[-1], 1 << i) for i, field in enumerate(column)), ending=True),
+    )
 
 
-def _opening(template: PromptTemplate) -> str:
-    """The joined text of the head up to its first slot."""
-    texts = []
-    for field in (field for pattern in template.head for field in pattern.fields):
-        texts.append(field.literals[0])
-        if field.slots:
-            break
-    return "\0".join(texts)
-
-
-def _ending(template: PromptTemplate) -> tuple[int, str]:
-    last = template.head[-1].fields if template.head else ()
-    text = last[-1].literals[-1] if last else ""
-    size = next(size for size in _TAILS if size <= len(text))
-    return size, text[len(text) - size :]
-
-
-def _by_ending(templates: Sequence[PromptTemplate]) -> dict[tuple[int, str], list[_Ranked]]:
-    found: dict[tuple[int, str], list[_Ranked]] = defaultdict(list)
-    for template in templates:
-        rank = (-sum(map(len, template.literals)), -template.version, template.task)
-        found[_ending(template)].append((rank, template))
-    return dict(found)
+def _rank(template: PromptTemplate) -> tuple[int, int, str]:
+    """Smaller is better: the most fixed text, then the latest version."""
+    return (-sum(map(len, template.literals)), -template.version, template.task)
 
 
 def show(template: PromptTemplate) -> str:
@@ -183,17 +205,28 @@ def reason(template: PromptTemplate, body: dict[str, Any]) -> Reason | None:
     None when it does match. Whenever `template.strip(body)` is None there is a reason, and only then.
     """
     try:
-        seen = layout.read(body)
+        seen = Reader(body)
+        if template.strip_read(seen) is not None:
+            return None
+        for place in range(seen.count):
+            seen.message(place)
+        if seen.bucket != template.bucket:
+            return _TOOLS
+        return _why_messages(template, seen) or _why_texts(template, seen) or _NOT_REBUILT
     except Unreadable as error:
-        return Reason("unreadable", f"The request cannot be taken apart: {error}.")
-    if template.strip_layout(seen, body) is not None:
-        return None
-    if seen.bucket != template.bucket:
-        return Reason("tools", "The tools, the tool choice or the response format are not those of the template.")
-    return _why_messages(template, seen) or _why_texts(template, seen) or _NOT_REBUILT
+        return _unreadable(error)
 
 
+_TOOLS = Reason("tools", "The tools, the tool choice or the response format are not those of the template.")
 _NOT_REBUILT = Reason("rebuild", "The request does not rebuild to itself.")
+_UNKNOWN = Reason("unknown", "No template has these messages and begins and ends like this request.")
+_CROWDED = Reason("crowded", "More templates begin and end like this request than there is time to try.")
+
+
+def _unreadable(error: Unreadable) -> Reason:
+    if isinstance(error, TooLarge):
+        return Reason("too_large", f"The request is not matched: {error}.")
+    return Reason("unreadable", f"The request cannot be taken apart: {error}.")
 
 
 def _rows(template: PromptTemplate, count: int) -> list[tuple[int, MessagePattern]]:
@@ -202,21 +235,21 @@ def _rows(template: PromptTemplate, count: int) -> list[tuple[int, MessagePatter
     return list(zip(places, template.patterns, strict=True))
 
 
-def _why_messages(template: PromptTemplate, seen: Layout) -> Reason | None:
-    least, count = len(template.patterns), len(seen.headers)
+def _why_messages(template: PromptTemplate, seen: Reader) -> Reason | None:
+    least, count = len(template.patterns), seen.count
     if count < least if template.turns else count != least:
         return Reason("messages", f"The request has {count} messages, the template {least}.")
     for i, pattern in _rows(template, count):
-        if pattern.header != seen.headers[i]:
+        if pattern.header != seen.message(i)[0]:
             return Reason("messages", f"Message {i + 1} is not a {pattern.role} message of the template's form.")
     if template.turns and not template.slots and count == least:
         return Reason("messages", "The conversation has no turn of its own.")
     return None
 
 
-def _why_texts(template: PromptTemplate, seen: Layout) -> Reason | None:
-    for i, pattern in _rows(template, len(seen.headers)):
-        for field, text in zip(pattern.fields, seen.fields[i], strict=True):
+def _why_texts(template: PromptTemplate, seen: Reader) -> Reason | None:
+    for i, pattern in _rows(template, seen.count):
+        for field, text in zip(pattern.fields, seen.message(i)[1], strict=True):
             if field.cut(text) is None:
                 code, words = _why_text(field, text)
                 return Reason(code, f"In message {i + 1} ({pattern.role}), {words}.")

@@ -7,105 +7,22 @@ Scanning is `startswith`, `endswith` and `find`: linear, with nothing to backtra
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain, count, pairwise
 from typing import Any
 
 import msgspec
 
 from gateway.domain import layout
-from gateway.domain.layout import Layout, Unreadable
+from gateway.domain.layout import Reader, TooLarge, Unreadable
+from gateway.domain.pattern import DATE, ID, Slot, TextPattern, kind_of
+
+__all__ = ["DATE", "ID", "Inputs", "MessagePattern", "PromptTemplate", "Slot", "TextPattern", "join_form",
+           "kind_of", "parse_stripped", "split_form"]  # fmt: skip
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
-_MONTH = r"(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]{0,6}"
-_WEEKDAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
-_CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?"
-DATE = rf"(?:\d{{4}}-\d\d-\d\d(?:[T ]{_CLOCK})?|(?:{_WEEKDAY}, )?{_MONTH} \d{{1,2}}, \d{{4}}|{_CLOCK})"
-"""A date, a date with a time, or a time (a regular expression without anchors)."""
-_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-ID = rf"(?:{_UUID}|(?=[a-f]{{0,31}}\d)[0-9a-f]{{16,64}}(?!\w)|\d{{10,19}})"
-"""A UUID, a hash or trace id, an epoch or another long number (a regular expression without anchors)."""
-_TYPES = {"date": re.compile(DATE), "id": re.compile(ID)}
 _HEADING = re.compile(r"\\*\[[^\[\]\n]*\]")
-
-
-class Slot(msgspec.Struct, frozen=True):
-    """A hole in the text.
-
-    `name` is for people and for the stripped form; `kind` says what it holds: `text`, `date`, `id`, or `part`
-    for a whole content part that is not text. The rest is what the requests behind the template never
-    went beyond; a value that does is not stripped: `limit` characters (0: any), `single_line`, or `choices`
-    (empty: any).
-    """
-
-    name: str
-    kind: str = "text"
-    limit: int = 0
-    single_line: bool = False
-    choices: tuple[str, ...] = ()
-
-    def holds(self, value: str) -> bool:
-        """Whether the value is of the sort that was seen here."""
-        if self.limit and len(value) > self.limit:
-            return False
-        if self.single_line and "\n" in value:
-            return False
-        if self.kind in _TYPES and _TYPES[self.kind].fullmatch(value) is None:
-            return False
-        return not self.choices or value in self.choices
-
-
-def kind_of(value: str) -> str:
-    """The kind of slot that this one value suggests: `date`, `id` or `text`."""
-    return next((kind for kind, shape in _TYPES.items() if shape.fullmatch(value)), "text")
-
-
-class TextPattern(msgspec.Struct, frozen=True):
-    """One text of a message: `literals[0] slots[0] literals[1] ...`; inner literals are not empty."""
-
-    literals: tuple[str, ...]
-    slots: tuple[Slot, ...] = ()
-
-    def fill(self, values: Sequence[str]) -> str:
-        """The text with these slot values."""
-        pieces = [self.literals[0]]
-        for value, literal in zip(values, self.literals[1:], strict=True):
-            pieces += (value, literal)
-        return "".join(pieces)
-
-    def cut(self, text: str) -> tuple[str, ...] | None:
-        """The slot values, or None where the text does not fit or could be cut in more than one way."""
-        literals = self.literals
-        if len(literals) == 1:
-            return () if text == literals[0] else None
-        start, end = len(literals[0]), len(text) - len(literals[-1])
-        if start > end or not text.startswith(literals[0]) or not text.endswith(literals[-1]):
-            return None
-        values: tuple[str, ...] | None = (text[start:end],)
-        if len(literals) > 2:
-            values = self._cut_inner(text, start, end)
-        if values is None or not all(map(Slot.holds, self.slots, values)):
-            return None
-        return values
-
-    def _cut_inner(self, text: str, start: int, end: int) -> tuple[str, ...] | None:
-        # The earliest and the latest way to place the literals agree exactly when there is only one way.
-        values, position = [], start
-        for literal in self.literals[1:-1]:
-            at = text.find(literal, position, end)
-            if at < 0:
-                return None
-            values.append(text[position:at])
-            position = at + len(literal)
-        values.append(text[position:end])
-        limit = end
-        for literal, value in zip(self.literals[-2:0:-1], values[:0:-1], strict=True):
-            at = text.rfind(literal, start, limit)
-            if limit - at - len(literal) != len(value):
-                return None
-            limit = at
-        return tuple(values)
 
 
 class MessagePattern(msgspec.Struct, frozen=True):
@@ -121,6 +38,23 @@ class MessagePattern(msgspec.Struct, frozen=True):
     @property
     def slots(self) -> Iterator[Slot]:
         return (slot for field in self.fields for slot in field.slots)
+
+    @property
+    def holes(self) -> int:
+        """How many slots the message has."""
+        return sum([len(field.slots) for field in self.fields])
+
+    def writes(self, values: Sequence[str], message: dict[str, Any]) -> bool:
+        """Whether these slot values make this message."""
+        role, form, rest = layout.parse_header(self.header)
+        if form == "s" and not rest and len(message) == 2:
+            content = message.get("content")
+            if message.get("role") != role or type(content) is not str or len(self.fields) != 1:
+                return False
+            return self.fields[0].fills(values, content)
+        ends = list(accumulate([len(field.slots) for field in self.fields], initial=0))
+        texts = [field.fill(values[a:b]) for field, (a, b) in zip(self.fields, pairwise(ends), strict=True)]
+        return layout.same(layout.write_message(self.header, texts), message)
 
 
 class PromptTemplate(msgspec.Struct, frozen=True):
@@ -164,33 +98,38 @@ class PromptTemplate(msgspec.Struct, frozen=True):
     def strip(self, body: dict[str, Any]) -> Inputs | None:
         """The inputs of a parsed JSON request body, or None unless `render` gives back exactly this body."""
         try:
-            return self.strip_layout(layout.read(body), body)
+            return self.strip_read(Reader(body))
         except Unreadable:
             return None
 
-    def strip_layout(self, seen: Layout, body: dict[str, Any]) -> Inputs | None:
-        """As `strip`, for a body that has been read already."""
-        if seen.bucket != self.bucket:
-            return None
-        head, tail, count = len(self.head), len(self.tail), len(seen.headers)
-        if count < head + tail if self.turns else count != head:
+    def strip_read(self, seen: Reader) -> Inputs | None:
+        """As `strip`, for a body that is being read already.
+
+        Raises:
+            Unreadable: a message that was looked at has a shape that no chat API knows.
+        """
+        head, behind = len(self.head), seen.count - len(self.tail)
+        if (behind < head if self.turns else behind != head) or seen.bucket != self.bucket:
             return None
         values: list[str] = []
-        last = count - tail
-        for pattern, index in zip(self.patterns, [*range(head), *range(last, count)], strict=True):
-            if pattern.header != seen.headers[index]:
+        size = 0
+        for pattern, index in chain(zip(self.head, count()), zip(self.tail, count(behind))):
+            header, texts = seen.message(index)
+            if header != pattern.header or len(texts) != len(pattern.fields):
                 return None
-            for field, text in zip(pattern.fields, seen.fields[index], strict=True):
+            for field, text in zip(pattern.fields, texts, strict=True):
+                size += len(text) * (1 + (len(field.slots) > 1))
+                if size > layout.MAX_CHARACTERS:
+                    raise TooLarge(f"its texts have more than {layout.MAX_CHARACTERS} characters")
                 cut = field.cut(text)
                 if cut is None:
                     return None
                 values += cut
-        outside = count - len(body["messages"])
-        turns = tuple(body["messages"][head - outside : last - outside]) if self.turns else ()
-        inputs = Inputs(self, tuple(values), turns, seen.envelope)
-        if (self.turns and not values and not turns) or not layout.same(self.render(inputs), body):
+        turns = seen.turns(head, behind) if self.turns else ()
+        if self.turns and not values and not turns:
             return None
-        return inputs
+        inputs = Inputs(self, tuple(map(layout.sound, values)), turns, seen.envelope)
+        return inputs if rebuilds(inputs, seen.body) else None
 
     def render(self, inputs: Inputs) -> dict[str, Any]:
         """The whole request body: the inverse of `strip`."""
@@ -253,6 +192,41 @@ class Inputs(msgspec.Struct, frozen=True):
         return join_form([_turn(message) for message in messages])
 
 
+def rebuilds(inputs: Inputs, body: dict[str, Any]) -> bool:
+    """Whether `inputs.template.render(inputs)` is this body, told without writing a second one.
+
+    Nothing that `strip` found is believed but the inputs: their pieces are laid over the body's own texts.
+    """
+    template, messages = inputs.template, body.get("messages")
+    outside = sum(key in body for key in layout.SYSTEM_KEYS)
+    if type(messages) is not list or len(inputs.envelope) + outside + 1 != len(body):
+        return False
+    if len(template.patterns) + len(inputs.turns) != len(messages) + outside:
+        return False
+    if not all(key in body and layout.same(value, body[key]) for key, value in inputs.envelope.items()):
+        return False
+    first, place = 0, 0
+    for index, pattern in enumerate(template.patterns):
+        if index == len(template.head):
+            place = _past_turns(inputs.turns, messages, place)
+        last = first + pattern.holes
+        outer = pattern.header.startswith("^")
+        original = {"role": pattern.role, "content": body.get(pattern.role[1:])} if outer else messages[place]
+        if place < 0 or not pattern.writes(inputs.values[first:last], original):
+            return False
+        first, place = last, place + (not outer)
+    if len(template.patterns) == len(template.head):
+        place = _past_turns(inputs.turns, messages, place)
+    return first == len(inputs.values) and place == len(messages)
+
+
+def _past_turns(turns: Sequence[dict[str, Any]], messages: Sequence[Any], place: int) -> int:
+    """The place behind these turns, if they are the messages from `place` on; else -1."""
+    after = place + len(turns)
+    alike = map(layout.same, turns, messages[place:after])
+    return after if after <= len(messages) and all(alike) else -1
+
+
 def _role(patterns: Sequence[MessagePattern]) -> str:
     """The role of the last message that has a slot."""
     return next(p.role for p in reversed(patterns) if any(True for _ in p.slots)).removeprefix("^")
@@ -261,7 +235,7 @@ def _role(patterns: Sequence[MessagePattern]) -> str:
 def _message(role: str, slots: Sequence[Slot], values: Sequence[str]) -> dict[str, Any]:
     pairs = list(zip(slots, values, strict=True))
     texts = [(slot.name, value) for slot, value in pairs if slot.kind != "part"]
-    parts = [json.loads(value) for slot, value in pairs if slot.kind == "part"]
+    parts = [msgspec.json.decode(value) for slot, value in pairs if slot.kind == "part"]
     text = texts[0][1] if len(texts) == 1 else join_form(texts)
     if not parts:
         return {"role": role, "content": text}

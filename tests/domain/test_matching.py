@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from templates import chat, pattern
 
-from gateway.domain.matching import CODES, reason, why_not
+from gateway.domain.matching import CODES, MAX_CANDIDATES, TemplateIndex, reason, why_not
 from gateway.domain.template import PromptTemplate, Slot
 
 LETTER = PromptTemplate(
@@ -39,6 +39,8 @@ WHY: list[tuple[str, dict[str, Any], str]] = [
     ("literal", chat(SYSTEM, ("user", "Letter: rain\nTone: kind\nAnswer it. Now.")), "does not end"),
     ("literal", chat(SYSTEM, ("user", "Letter: rain\nMood: kind\nAnswer it.")), "is missing"),
     ("slot", chat(SYSTEM, asked("rain " * 10)), "`letter` is unlike all"),
+    ("too_large", chat(SYSTEM, asked("rain " * 200_000)), "characters"),
+    ("too_large", chat(*[SYSTEM] * 1001), "1000 messages"),
     ("ambiguous", chat(SYSTEM, asked("is\nTone: a word?")), "more than one way"),
 ]
 
@@ -63,9 +65,32 @@ def test_a_conversation_without_a_turn_of_its_own_leaves_nothing_to_send() -> No
 def test_a_request_that_matches_has_no_reason_and_every_code_is_told_of_here() -> None:
     assert reason(LETTER, chat(SYSTEM, asked("rain"))) is None
     assert why_not(LETTER, chat(SYSTEM, asked("rain"))) == ""
-    assert set(CODES) == {code for code, _, _ in WHY} | {"rebuild"}
+    of_an_index = {"unknown", "crowded"}
+    assert set(CODES) == {code for code, _, _ in WHY} | of_an_index | {"rebuild"}
 
 
 def test_a_text_that_is_not_the_fixed_text_is_told_by_where_it_parts() -> None:
     body = chat(("system", "You answer letters to a magazine."), asked("rain"))
     assert "ends at character 24: expected 'newspaper.', found 'magazine.'" in why_not(LETTER, body)
+
+
+def test_an_index_tells_why_the_nearest_template_does_not_match() -> None:
+    index = TemplateIndex([LETTER, TALK])
+    far, near = chat(("user", "Letter: rain")), chat(SYSTEM, asked("rain " * 10))
+    assert [found.code for body in (far, near) if (found := index.reason(body))] == ["unknown", "slot"]
+    assert index.reason(chat(SYSTEM, asked("rain"))) is None
+
+
+def test_only_so_many_templates_are_tried_and_the_reason_says_so() -> None:
+    # They differ only in the middle, where no request is looked up: the last one would match.
+    some = [
+        PromptTemplate(f"t{i}", 1, (pattern("user", "Translate this: ", f"\nInto language {i:03}: ", ""),))
+        for i in range(3 * MAX_CANDIDATES)
+    ]
+    body = chat(("user", f"Translate this: rain\nInto language {len(some) - 1:03}: "))
+    assert some[-1].strip(body) is not None
+    assert TemplateIndex(some[-MAX_CANDIDATES:]).match(body) is not None
+    assert TemplateIndex(some).match(body) is None
+    found = TemplateIndex(some).reason(body)
+    assert found is not None
+    assert found.code == "crowded"
