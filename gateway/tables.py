@@ -16,7 +16,7 @@ from gateway.pipeline.gate import Decision
 from gateway.pipeline.predictions import Found
 
 console = Console()
-_SENTENCES = ("next", "remark", "condition", "slots")
+_SENTENCES = ("next", "remark", "condition", "slots", "holds", "example")
 """Columns whose text may take several lines."""
 
 

@@ -1,4 +1,4 @@
-"""The commands of the offline wing, in the order of the loop: from tasks to a flipped route and back."""
+"""The commands of the offline wing, in the order of the loop: from a dataset to a flipped route and back."""
 
 from __future__ import annotations
 
@@ -14,42 +14,12 @@ from gateway.app import Files, workshop
 from gateway.commands import config_option, json_option, open_shop, print_json
 from gateway.config import Config, load_config
 from gateway.domain.finetune import FineTune, FineTuneState
-from gateway.domain.matching import show as show_template
 from gateway.errors import TaskError
 from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote
 from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop
-from gateway.pipeline.overview import overview
 from gateway.pipeline.predictions import infer_files
 from gateway.stores.sqlite import SqliteStore
-
-
-@click.command("tasks")
-@click.argument("show", required=False, type=click.Choice(["show"]))
-@click.argument("task", required=False)
-@config_option
-@json_option
-def tasks_command(show: str | None, task: str | None, config: Path | None, as_json: bool) -> None:
-    """Show the tasks found in the traffic.
-
-    With what is next for each; `show TASK` prints its templates with their slots marked.
-
-    \b
-    Example: unprompt tasks
-             unprompt tasks show support-intent
-    """
-    if show and not task:
-        raise click.UsageError("name a task: unprompt tasks show TASK")
-    with open_shop(config, alone=False) as shop:
-        rows = [row for row in overview(shop.store, shop.config) if task is None or row["name"] == task]
-        if task is not None and not rows:
-            raise TaskError(f"no task {task!r}; 'unprompt tasks' lists those that there are")
-        if as_json:
-            print_json(rows)
-            return
-        tables.console.print(tables.tasks(rows))
-        for template in shop.store.templates(task) if task else ():
-            click.echo(f"\n{template.name}\n{show_template(template)}")
 
 
 @click.command("infer")
