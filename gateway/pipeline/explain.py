@@ -17,7 +17,7 @@ from gateway.domain.template import Inputs, PromptTemplate, Slot
 from gateway.errors import TaskError
 from gateway.pipeline.differences import Piece, changes
 from gateway.pipeline.discover import recorded
-from gateway.pipeline.near import NearMiss, near_misses
+from gateway.pipeline.misses import NearMiss, near_misses
 from gateway.pipeline.overview import overview
 from gateway.stores.sqlite import SqliteStore
 

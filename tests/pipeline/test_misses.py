@@ -6,7 +6,7 @@ import stories
 from stories import asked, template
 
 from gateway.domain.template import PromptTemplate, TextPattern
-from gateway.pipeline.near import near_misses, nearness, probes
+from gateway.pipeline.misses import near_misses, nearness, probes
 
 MAIL = template()
 POST = template("You sort the post of a large bank. Answer with one number from 1 to 9.", task="post")
