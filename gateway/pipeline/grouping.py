@@ -184,7 +184,15 @@ def _use(group: Sequence[Seen], headers: tuple[str, ...], found: Found) -> Use:
 
 def _finished(bare: PromptTemplate, members: Sequence[Seen], rows: Sequence[Row]) -> Use:
     hints = tuple(item.request.hint for item in members)
-    return Use(finish(bare, rows), members[0].request.ts, members[-1].request.ts, hints)
+    return Use(finish(bare, rows), members[0].request.ts, members[-1].request.ts, hints, _settings(members))
+
+
+def _settings(members: Sequence[Seen]) -> dict[str, str | None]:
+    """The parameters around the messages as canonical JSON; None for one that varies."""
+    first = members[0].layout.envelope
+    same = {key: all(item.layout.envelope.get(key) == value for item in members) for key, value in first.items()}
+    varying = {key for item in members for key in item.layout.envelope if not same.get(key)}
+    return {key: layout.canonical(value) for key, value in first.items()} | dict.fromkeys(varying)
 
 
 def _row(item: Seen, messages: Sequence[int]) -> Row:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
 
-from gateway.domain.template import PromptTemplate
+from gateway.domain.template import MessagePattern, PromptTemplate
+from gateway.pipeline.alignment import WORD, shared_runs
 from gateway.pipeline.naming import slug
 from gateway.pipeline.splitting import Trigrams, trigrams
 
@@ -21,15 +23,28 @@ VARIANT = 0.65
 """The same for templates that are in use side by side."""
 CONTAINED = 0.9
 """Share of one template's wording that another holds too, from which they are variants of one task."""
+REVISED = 0.28
+"""Share of the words of revised messages that stay, from which templates in use side by side are one task's."""
+REVISED_NEXT = 0.12
+"""The same where the later template comes into use just as the earlier one goes out of use."""
+_PASSAGES = 3
+_PASSAGE = 5
+_ENDS = 2
+_SHARED_WORDS = 4
+_SLOT = "\0"
 
 
 class Use(NamedTuple):
-    """A template, the first and last time it was seen (seconds), and the apps' own names for the task."""
+    """A template, the first and last time it was seen (seconds), and the apps' own names for the task.
+
+    `settings`: the parameters around the messages as canonical JSON, None for one that varies; empty: not known.
+    """
 
     template: PromptTemplate
     first: float
     last: float
     hints: tuple[str | None, ...] = ()
+    settings: Mapping[str, str | None] = MappingProxyType({})
 
 
 def place(new: Sequence[Use], known: Sequence[Use]) -> list[PromptTemplate]:
@@ -59,29 +74,133 @@ def _origin(use: Use, said: Wording, placed: Sequence[tuple[Use, Wording]]) -> s
     """The task whose wording this template shares most, if it shares enough."""
     best: tuple[float, str] | None = None
     for other, others in placed:
-        share = likeness(said, others)
-        if share >= _threshold(other, use) or (share > 0 and containment(said, others) >= CONTAINED):
+        share = _kinship(other, others, use, said)
+        if share > 0:
             best = max(best, (share, other.template.task)) if best else (share, other.template.task)
     return best[1] if best else None
 
 
-def _threshold(earlier: Use, later: Use) -> float:
+def _kinship(earlier: Use, before: Wording, later: Use, after: Wording) -> float:
+    """How much wording two templates share; 0 where it is not enough to be one task's."""
+    if before.all.isdisjoint(after.all) and before.messages[-1:] != after.messages[-1:]:
+        return 0.0
+    share = likeness(before, after)
+    if share >= _threshold(earlier, later) or (share > 0 and containment(before, after) >= CONTAINED):
+        return share
+    if earlier.template.bucket != later.template.bucket or not _same_settings(earlier, later):
+        return 0.0
+    changes = revision(before, after)
+    return changes.share if changes and changes.is_one_task(_follows(earlier, later)) else 0.0
+
+
+def _same_settings(earlier: Use, later: Use) -> bool:
+    """Whether both are called alike (model, temperature ...), as versions of one prompt are; true if not known."""
+    if not (earlier.settings and later.settings):
+        return True
+    pairs = [(earlier.settings.get(k, ""), later.settings.get(k, "")) for k in {*earlier.settings, *later.settings}]
+    return all(a == b or a is None or b is None for a, b in pairs)
+
+
+def _follows(earlier: Use, later: Use) -> bool:
+    """Whether the later template came into use just as the earlier one went out of use."""
     gap, used = later.first - earlier.last, earlier.last - earlier.first
-    if -used / 20 <= gap <= used / 5:
+    return -used / 20 <= gap <= used / 5
+
+
+def _threshold(earlier: Use, later: Use) -> float:
+    if _follows(earlier, later):
         return FOLLOWED
-    return CHANGED if gap > 0 else VARIANT
+    return CHANGED if later.first > earlier.last else VARIANT
 
 
 class Wording(NamedTuple):
-    """A template's word trigrams: of all its messages, and of those that have slots."""
+    """A template's word trigrams: of all its messages, and of those that have slots; and its words in order.
+
+    `messages`: header, then words and slots (a sign that is no word) of each message.
+    """
 
     all: Trigrams
     local: Trigrams
+    messages: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def wording(template: PromptTemplate) -> Wording:
     """The template's wording, to compare with others."""
-    return Wording(_trigrams(template, local=False), _trigrams(template, local=True))
+    messages = tuple((pattern.header, _sequence(pattern)) for pattern in template.patterns)
+    return Wording(_trigrams(template, local=False), _trigrams(template, local=True), messages)
+
+
+def _sequence(pattern: MessagePattern) -> tuple[str, ...]:
+    found: list[str] = []
+    for field in pattern.fields:
+        for literal in field.literals:
+            found += [*WORD.findall(literal), _SLOT]
+        found.pop()
+    return tuple(found)
+
+
+class Revision(NamedTuple):
+    """What a person changed to get from one template to the other.
+
+    `passages`: each place that differs, as what was there and what is there now (words and slots); `shared`,
+    `most`: words that stay in the messages concerned, and all words there are in the longer version of them.
+    """
+
+    passages: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    shared: int
+    most: int
+
+    @property
+    def share(self) -> float:
+        return self.shared / self.most if self.most else 0.0
+
+    def is_one_task(self, follows: bool) -> bool:
+        """Whether this is how one prompt is revised, not how two prompts of one style differ.
+
+        A revision changes a few whole sentences and no input; prompts that only resemble each other swap words
+        all over. What was only added is a section that may be there or not: it may bring an input of its own.
+        """
+        if self.shared < _SHARED_WORDS or len(self.passages) > _PASSAGES:
+            return False
+        sides = list(zip(*self.passages, strict=True)) or [(), ()]
+        if any(not any(side) for side in sides) and all(max(map(len, p)) >= _PASSAGE for p in self.passages):
+            return len(self.passages) < _PASSAGES
+        whole = all(not min(map(len, p)) or max(map(len, p)) >= _PASSAGE for p in self.passages)
+        same_inputs = all(old.count(_SLOT) == new.count(_SLOT) for old, new in self.passages)
+        return whole and same_inputs and self.share >= (REVISED_NEXT if follows else REVISED)
+
+
+def revision(left: Wording, right: Wording) -> Revision | None:
+    """How the texts of two templates differ; None when their messages or nearly all words do."""
+    if [header for header, _ in left.messages] != [header for header, _ in right.messages]:
+        return None
+    pairs = [(a, b) for (_, a), (_, b) in zip(left.messages, right.messages, strict=True) if a != b]
+    if not pairs or max(sum(_common_ends(a, b)) for a, b in pairs) < _ENDS:
+        return None
+    passages: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    shared = 0
+    for a, b in pairs:
+        at, to = 0, 0
+        for i, j, length in [*_blocks(a, b), (len(a), len(b), 0)]:
+            if (i, j) != (at, to):
+                passages.append((a[at:i], b[to:j]))
+            shared += length - a[i : i + length].count(_SLOT)
+            at, to = i + length, j + length
+    lengths = [sum(len(side) - side.count(_SLOT) for side in sides) for sides in zip(*pairs, strict=True)]
+    return Revision(tuple(passages), shared, max(lengths))
+
+
+def _blocks(a: tuple[str, ...], b: tuple[str, ...]) -> list[tuple[int, int, int]]:
+    """Runs that both hold, in order: those at both ends, and others of three words and more."""
+    found = [(*run.starts, run.length) for run in shared_runs([list(a), list(b)])]
+    return [(i, j, n) for i, j, n in found if n > 2 or (i, j) == (0, 0) or (i + n, j + n) == (len(a), len(b))]
+
+
+def _common_ends(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[int, int]:
+    """How many words and slots both begin with, and how many both end with."""
+    least = min(len(a), len(b))
+    start = next((i for i in range(least) if a[i] != b[i]), least)
+    return start, next((i for i in range(least - start) if a[-1 - i] != b[-1 - i]), least - start)
 
 
 def likeness(left: Wording, right: Wording) -> float:
@@ -89,12 +208,14 @@ def likeness(left: Wording, right: Wording) -> float:
 
     A long system prompt that several tasks have in common says nothing about whether they are one task.
     """
-    return min(_jaccard(a, b) for a, b in zip(left, right, strict=True) if a or b or not (left.all or right.all))
+    pairs = ((left.all, right.all), (left.local, right.local))
+    return min(_jaccard(a, b) for a, b in pairs if a or b or not (left.all or right.all))
 
 
 def containment(left: Wording, right: Wording) -> float:
     """How much of the shorter wording the longer one holds; 0 when it is too short to say."""
-    shares = [len(a & b) / least for a, b in zip(left, right, strict=True) if (least := min(len(a), len(b))) >= 5]
+    pairs = ((left.all, right.all), (left.local, right.local))
+    shares = [len(a & b) / least for a, b in pairs if (least := min(len(a), len(b))) >= 5]
     return min(shares) if len(shares) == 2 else 0.0
 
 
