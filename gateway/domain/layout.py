@@ -35,6 +35,7 @@ MAX_MESSAGES = 1000
 MAX_CHARACTERS = 1 << 19
 """Characters of a request's texts, or of its turns, beyond which it is not matched."""
 
+_OUTSIDE = frozenset(SYSTEM_KEYS)
 _STATIC = frozenset(STATIC_KEYS)
 _SEPARATOR = "\x1f"
 _SHALLOW = 64
@@ -90,6 +91,11 @@ def bucket_of(body: dict[str, Any]) -> str:
     return hashlib.blake2b(_encoded(static), digest_size=8).hexdigest()
 
 
+def outside(body: dict[str, Any]) -> int:
+    """How many system prompts the body has outside its message array."""
+    return 0 if _OUTSIDE.isdisjoint(body) else sum(key in body for key in SYSTEM_KEYS)
+
+
 class Reader:
     """A body taken apart only as far as it is looked at; what a live request is matched by.
 
@@ -97,13 +103,13 @@ class Reader:
     nothing but JSON parts is encoded. Unlike `read`, it does not look whether texts are valid Unicode.
     """
 
-    __slots__ = ("_bucket", "_messages", "_read", "body", "count", "outside")
+    __slots__ = ("_bucket", "_messages", "_outside", "_seen", "body", "count")
 
     def __init__(self, body: dict[str, Any]) -> None:
-        """`outside` of the `count` messages stand outside the message array.
+        """`count`: the messages, with the system prompts outside the message array.
 
         Raises:
-            Unreadable: there is no message array.
+            Unreadable: there is no message array, or it is too long.
         """
         messages = body.get("messages")
         if type(messages) is not list or not messages:
@@ -111,11 +117,11 @@ class Reader:
         if len(messages) > MAX_MESSAGES:
             raise TooLarge(f"it has more than {MAX_MESSAGES} messages")
         self.body = body
-        self.outside = sum(key in body for key in SYSTEM_KEYS)
-        self.count = self.outside + len(messages)
+        self.count = len(messages) + outside(body)
+        self._outside = self.count - len(messages)
         self._messages = messages
         self._bucket: str | None = None
-        self._read: dict[int, tuple[str, tuple[str, ...]]] = {}
+        self._seen: dict[int, tuple[str, tuple[str, ...]]] = {}
 
     @property
     def bucket(self) -> str:
@@ -130,15 +136,29 @@ class Reader:
         Raises:
             Unreadable: the message has a shape that no chat API knows.
         """
-        found = self._read.get(index)
+        found = self._seen.get(index)
         if found is None:
-            if index >= self.outside:
-                found = take_message(self._messages[index - self.outside])
+            if index >= self._outside:
+                found = take_message(self._messages[index - self._outside])
             else:
                 key = [key for key in SYSTEM_KEYS if key in self.body][index]
                 found = _take_system(key, self.body[key])
-            self._read[index] = found
+            self._seen[index] = found
         return found
+
+    def around(self, head: int, tail: int) -> tuple[tuple[str, ...], list[str]]:
+        """Headers and texts, one after the other, of so many messages from the first and from the last on.
+
+        Raises:
+            Unreadable: one of them has a shape that no chat API knows.
+        """
+        headers, texts, cached = [], list[str](), self._seen
+        for places in (range(head), range(self.count - tail, self.count)) if tail else (range(head),):
+            for place in places:
+                header, found = cached.get(place) or self.message(place)
+                headers.append(header)
+                texts += found
+        return tuple(headers), texts
 
     def turns(self, first: int, last: int) -> tuple[dict[str, Any], ...]:
         """The messages from `first` to before `last`, as they are in the body.
@@ -146,7 +166,7 @@ class Reader:
         Raises:
             Unreadable: one of them is no message, or cannot be sent as JSON.
         """
-        found = self._messages[first - self.outside : last - self.outside]
+        found = self._messages[first - self._outside : last - self._outside]
         if sum(map(_check_turn, found)) > MAX_CHARACTERS:
             raise TooLarge(f"its turns have more than {MAX_CHARACTERS} characters")
         return tuple(found)
@@ -155,8 +175,10 @@ class Reader:
     def envelope(self) -> dict[str, Any]:
         """All of the body that is no prompt."""
         envelope = dict(self.body)
-        for key in ("messages", *SYSTEM_KEYS):
-            envelope.pop(key, None)
+        del envelope["messages"]
+        if self._outside:
+            for key in SYSTEM_KEYS:
+                envelope.pop(key, None)
         return envelope
 
 
@@ -178,9 +200,6 @@ def read(body: dict[str, Any]) -> Layout:
     Raises:
         Unreadable: there is no message array, or a message has a shape that no chat API knows.
     """
-    messages = body.get("messages")
-    if type(messages) is not list or not messages:
-        raise Unreadable("the body has no messages")
     reader = Reader(body)
     headers, fields = zip(*map(reader.message, range(reader.count)), strict=True)
     for texts in fields:
@@ -210,10 +229,12 @@ def take_message(message: Any) -> tuple[str, tuple[str, ...]]:
     if type(message) is not dict:
         raise Unreadable("a message is not an object")
     role, content = message.get("role"), message.get("content")
+    if type(content) is str and len(message) == 2 and type(role) is str and role in _PLAIN:
+        return _PLAIN[role], (content,)
     if type(role) is not str or _SEPARATOR in role or role.startswith("^"):
         raise Unreadable("a message has no role")
     if type(content) is str and len(message) == 2:
-        return _PLAIN.get(role) or _header(role, "s", {}), (content,)
+        return _header(role, "s", {}), (content,)
     if "" in message:
         raise Unreadable("a message has a key without a name")
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}

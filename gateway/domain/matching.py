@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -20,6 +19,7 @@ MAX_TRIED = 1 << 18
 """Characters that may be searched for fixed text with one request, over all templates that are tried."""
 
 _Ranked = tuple[tuple[int, int, str], PromptTemplate]
+_Candidate = tuple[tuple[int, int, str], PromptTemplate, list[str]]
 _Key = tuple[str, int, int, tuple[str, ...]]
 
 
@@ -73,8 +73,8 @@ class TemplateIndex:
         """The template of this parsed JSON body and its inputs, or None."""
         try:
             seen = Reader(body)
-            for _, template in self._candidates(seen)[0]:
-                inputs = template.strip_read(seen)
+            for _, template, texts in self._candidates(seen)[0]:
+                inputs = template.strip_texts(seen, texts)
                 if inputs is not None:
                     return Match(template, inputs)
         except Unreadable:
@@ -95,16 +95,15 @@ class TemplateIndex:
             return _CROWDED
         return reason(near[0][1], body)
 
-    def _candidates(self, seen: Reader) -> tuple[list[_Ranked], bool]:
+    def _candidates(self, seen: Reader) -> tuple[list[_Candidate], bool]:
         """The templates that may match, best first; and whether there is no time for more that there are."""
-        found: list[_Ranked] = []
+        found: list[_Candidate] = []
         several = left_out = False
         for head, tail in self._forms:
             if head != seen.count if tail < 0 else head + tail > seen.count:
                 continue
-            texts: list[str] = []
             try:
-                headers = _headers(seen, head, max(tail, 0), texts)
+                headers, texts = seen.around(head, max(tail, 0))
             except TooLarge:
                 raise
             except Unreadable:
@@ -113,7 +112,7 @@ class TemplateIndex:
             if group is not None:
                 several = several or bool(found)
                 near, more = group.candidates(texts)
-                found += near
+                found += [(rank, template, texts) for rank, template in near]
                 left_out = left_out or more
         if several:
             found.sort(key=itemgetter(0))
@@ -123,16 +122,6 @@ class TemplateIndex:
 def _form(template: PromptTemplate) -> tuple[int, int]:
     """How many messages the head and the tail have; a tail of -1 means that nothing may stand between."""
     return len(template.head), len(template.tail) if template.turns else -1
-
-
-def _headers(seen: Reader, head: int, tail: int, texts: list[str]) -> tuple[str, ...]:
-    """The headers of the first and last messages; their texts are added to `texts`."""
-    headers = []
-    for place in chain(range(head), range(seen.count - tail, seen.count)):
-        header, found = seen.message(place)
-        headers.append(header)
-        texts += found
-    return tuple(headers)
 
 
 class _Group:

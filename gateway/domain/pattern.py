@@ -75,6 +75,8 @@ class TextPattern(msgspec.Struct, frozen=True):
     def fills(self, values: Sequence[str], text: str) -> bool:
         """Whether `fill` of these values is this text, told by laying the pieces over it side by side."""
         literals, at = self.literals, len(self.literals[0])
+        if len(literals) == 1:
+            return not values and text == literals[0]
         if len(values) != len(literals) - 1 or not text.startswith(literals[0]):
             return False
         for value, literal in zip(values, literals[1:], strict=True):

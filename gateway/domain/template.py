@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, count, pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import msgspec
@@ -25,13 +26,13 @@ _WORD = re.compile(r"[^\W\d_]+|\d+")
 _HEADING = re.compile(r"\\*\[[^\[\]\n]*\]")
 
 
-class MessagePattern(msgspec.Struct, frozen=True):
+class MessagePattern(msgspec.Struct, frozen=True, dict=True):
     """One message: its header (see `gateway.domain.layout`) and a pattern for each of its texts."""
 
     header: str
     fields: tuple[TextPattern, ...]
 
-    @property
+    @cached_property
     def role(self) -> str:
         return layout.parse_header(self.header)[0]
 
@@ -39,25 +40,34 @@ class MessagePattern(msgspec.Struct, frozen=True):
     def slots(self) -> Iterator[Slot]:
         return (slot for field in self.fields for slot in field.slots)
 
-    @property
+    @cached_property
     def holes(self) -> int:
         """How many slots the message has."""
-        return sum([len(field.slots) for field in self.fields])
+        return sum(len(field.slots) for field in self.fields)
+
+    @cached_property
+    def is_outside(self) -> bool:
+        """Whether the message is a system prompt outside the message array."""
+        return self.header.startswith("^")
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the message is a role and one text, nothing else."""
+        return layout.parse_header(self.header)[1:] == ("s", "") and len(self.fields) == 1
 
     def writes(self, values: Sequence[str], message: dict[str, Any]) -> bool:
         """Whether these slot values make this message."""
-        role, form, rest = layout.parse_header(self.header)
-        if form == "s" and not rest and len(message) == 2:
-            content = message.get("content")
-            if message.get("role") != role or type(content) is not str or len(self.fields) != 1:
+        if self.is_plain:
+            text = message.get("content")
+            if len(message) != 2 or message.get("role") != self.role or type(text) is not str:
                 return False
-            return self.fields[0].fills(values, content)
+            return self.fields[0].fills(values, text)
         ends = list(accumulate([len(field.slots) for field in self.fields], initial=0))
         texts = [field.fill(values[a:b]) for field, (a, b) in zip(self.fields, pairwise(ends), strict=True)]
         return layout.same(layout.write_message(self.header, texts), message)
 
 
-class PromptTemplate(msgspec.Struct, frozen=True):
+class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
     """The fixed text of one version of a task's requests, with its slots.
 
     `head` are the messages every request begins with. With `turns`, any number of free messages follow, which
@@ -76,19 +86,24 @@ class PromptTemplate(msgspec.Struct, frozen=True):
         """How configuration and tables name it: `task@version`."""
         return f"{self.task}@{self.version}"
 
-    @property
+    @cached_property
     def patterns(self) -> tuple[MessagePattern, ...]:
         return self.head + self.tail
 
-    @property
+    @cached_property
+    def fields(self) -> tuple[TextPattern, ...]:
+        """Every text, in order."""
+        return tuple(field for pattern in self.patterns for field in pattern.fields)
+
+    @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """Every slot, in the order of the text."""
-        return tuple(slot for pattern in self.patterns for slot in pattern.slots)
+        return tuple(slot for field in self.fields for slot in field.slots)
 
     @property
     def literals(self) -> tuple[str, ...]:
         """Every piece of fixed text, in order."""
-        return tuple(text for pattern in self.patterns for field in pattern.fields for text in field.literals)
+        return tuple(text for field in self.fields for text in field.literals)
 
     @property
     def fixed_words(self) -> int:
@@ -108,27 +123,39 @@ class PromptTemplate(msgspec.Struct, frozen=True):
         Raises:
             Unreadable: a message that was looked at has a shape that no chat API knows.
         """
-        head, behind = len(self.head), seen.count - len(self.tail)
-        if (behind < head if self.turns else behind != head) or seen.bucket != self.bucket:
+        behind = seen.count - len(self.tail)
+        if (behind < len(self.head) if self.turns else behind != len(self.head)) or seen.bucket != self.bucket:
             return None
-        values: list[str] = []
+        headers, texts = seen.around(len(self.head), len(self.tail))
+        if any(pattern.header != header for pattern, header in zip(self.patterns, headers, strict=True)):
+            return None
+        return self.strip_texts(seen, texts)
+
+    def strip_texts(self, seen: Reader, texts: Sequence[str]) -> Inputs | None:
+        """As `strip`, for a body with the bucket and the headers of the template; `texts` are those of its
+        head and tail.
+
+        Raises:
+            Unreadable: a turn is no message that can be sent, or there is too much text.
+        """
+        if len(texts) != len(self.fields):
+            return None
+        values: tuple[str, ...] = ()
         size = 0
-        for pattern, index in chain(zip(self.head, count()), zip(self.tail, count(behind))):
-            header, texts = seen.message(index)
-            if header != pattern.header or len(texts) != len(pattern.fields):
+        for field, text in zip(self.fields, texts, strict=True):
+            size += len(text) if len(field.literals) < 3 else 2 * len(text)
+            if size > layout.MAX_CHARACTERS:
+                raise TooLarge(f"its texts have more than {layout.MAX_CHARACTERS} characters")
+            cut = field.cut(text)
+            if cut is None:
                 return None
-            for field, text in zip(pattern.fields, texts, strict=True):
-                size += len(text) * (1 + (len(field.slots) > 1))
-                if size > layout.MAX_CHARACTERS:
-                    raise TooLarge(f"its texts have more than {layout.MAX_CHARACTERS} characters")
-                cut = field.cut(text)
-                if cut is None:
-                    return None
-                values += cut
-        turns = seen.turns(head, behind) if self.turns else ()
+            values += cut
+        turns = seen.turns(len(self.head), seen.count - len(self.tail)) if self.turns else ()
         if self.turns and not values and not turns:
             return None
-        inputs = Inputs(self, tuple(map(layout.sound, values)), turns, seen.envelope)
+        if not all(map(str.isascii, values)):
+            layout.sound("".join(values))
+        inputs = Inputs(self, values, turns, seen.envelope)
         return inputs if rebuilds(inputs, seen.body) else None
 
     def render(self, inputs: Inputs) -> dict[str, Any]:
@@ -197,27 +224,41 @@ def rebuilds(inputs: Inputs, body: dict[str, Any]) -> bool:
 
     Nothing that `strip` found is believed but the inputs: their pieces are laid over the body's own texts.
     """
-    template, messages = inputs.template, body.get("messages")
-    outside = sum(key in body for key in layout.SYSTEM_KEYS)
-    if type(messages) is not list or len(inputs.envelope) + outside + 1 != len(body):
+    template, messages, envelope = inputs.template, body.get("messages"), inputs.envelope
+    outside = layout.outside(body)
+    if type(messages) is not list or len(envelope) + outside + 1 != len(body):
         return False
     if len(template.patterns) + len(inputs.turns) != len(messages) + outside:
         return False
-    if not all(key in body and layout.same(value, body[key]) for key, value in inputs.envelope.items()):
+    for key, value in envelope.items():
+        if key not in body or not (value is body[key] or layout.same(value, body[key])):
+            return False
+    try:
+        return _writes(inputs, messages, body)
+    except (ValueError, RecursionError):  # JSON that cannot be read again
         return False
-    first, place = 0, 0
+
+
+def _writes(inputs: Inputs, messages: list[Any], body: dict[str, Any]) -> bool:
+    """Whether patterns, values and turns make these messages, and the system prompt that stands outside."""
+    template, values = inputs.template, inputs.values
+    first = place = 0
     for index, pattern in enumerate(template.patterns):
         if index == len(template.head):
             place = _past_turns(inputs.turns, messages, place)
         last = first + pattern.holes
-        outer = pattern.header.startswith("^")
-        original = {"role": pattern.role, "content": body.get(pattern.role[1:])} if outer else messages[place]
-        if place < 0 or not pattern.writes(inputs.values[first:last], original):
+        if pattern.is_outside:
+            original = {"role": pattern.role, "content": body.get(pattern.role[1:])}
+        elif 0 <= place < len(messages):
+            original, place = messages[place], place + 1
+        else:
             return False
-        first, place = last, place + (not outer)
+        if not pattern.writes(values[first:last], original):
+            return False
+        first = last
     if len(template.patterns) == len(template.head):
         place = _past_turns(inputs.turns, messages, place)
-    return first == len(inputs.values) and place == len(messages)
+    return first == len(values) and place == len(messages)
 
 
 def _past_turns(turns: Sequence[dict[str, Any]], messages: Sequence[Any], place: int) -> int:
