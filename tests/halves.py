@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gateway.domain.exchange import Begin, End, Usage
+from gateway.stores.journal import Poison
+from gateway.stores.segments import BeginRecord, EndRecord, HalfRecord, SegmentReader
 
 
 def begin(number: int = 1, **changes: Any) -> Begin:
@@ -26,3 +29,33 @@ def end(number: int = 1, **changes: Any) -> End:
         response=b'{"answer":%d}' % number,
     )  # fmt: skip
     return msgspec.structs.replace(last, **changes)
+
+
+def stored(*halves: Begin | End) -> list[HalfRecord]:
+    """The same as the recorder reads them from a segment."""
+    return [_stored(half) for half in halves]
+
+
+def _stored(half: Begin | End) -> HalfRecord:
+    data = msgspec.msgpack.encode(half)
+    if isinstance(half, Begin):
+        return msgspec.msgpack.decode(data, type=BeginRecord)
+    return msgspec.msgpack.decode(data, type=EndRecord)
+
+
+class Reader:
+    """Reads segments as what was appended to them."""
+
+    def __init__(self, *size: int) -> None:
+        self._reader = SegmentReader(*size)
+
+    def read(self, segment: Path, offset: int) -> tuple[list[Begin | End | Poison], int]:
+        records, behind = self._reader.read(segment, offset)
+        return [one if isinstance(one, Poison) else _whole(one) for one in records], behind
+
+
+def _whole(record: HalfRecord) -> Begin | End:
+    data = msgspec.msgpack.encode(record)
+    if isinstance(record, BeginRecord):
+        return msgspec.msgpack.decode(data, type=Begin)
+    return msgspec.msgpack.decode(data, type=End)

@@ -94,7 +94,7 @@ def keep(store: SqliteStore, exchanges: Sequence[Exchange], *templates: PromptTe
     with store.transaction():
         for prompt in templates or (template(),):
             store.add_template(prompt)
-        store.absorb("segment", 0, exchanges, [])
+        store.absorb("segment", 0, exchanges)
         for one in exchanges:
             found = (one.task, one.task_version) if one.task and one.task_version else None
             store.assign({one.id: found})

@@ -19,11 +19,13 @@ from typing import Any
 import msgspec
 
 from gateway.stores import space, traces
-from gateway.stores.rows import repacked
+from gateway.stores.rows import moved_to_blocks
 from gateway.stores.sqlite import SqliteStore
 
 ROWS_AT_ONCE = 500
 """Deleted in one transaction: some milliseconds."""
+_BLOCKS_AT_ONCE = 40
+"""Written anew in one transaction, at some 2 ms each."""
 _SCANNED_AT_ONCE = 5000
 _PAGES_AT_ONCE = 500
 PAUSE_SECONDS = 0.01
@@ -86,11 +88,9 @@ def prune(
         _note(store, criteria.ids)  # also of what never became a row
     deleted = 0
     for ids in _selected(store, criteria, oldest_first):
-        deleted += _delete(store, ids)
-        rest(PAUSE_SECONDS)
+        deleted += _delete(store, ids, rest)
     for ids in _oldest(store, criteria.most_bytes):
-        deleted += _delete(store, ids)
-        rest(PAUSE_SECONDS)
+        deleted += _delete(store, ids, rest)
     if not _deletions(store):
         return Pruned(exchanges=deleted, bytes_before=before, bytes_after=space.used_bytes(store))
     return _without_traces(store, journal, criteria, deleted, before, rewrite, rest)
@@ -181,7 +181,9 @@ def _forget_dictionaries(store: SqliteStore, rest: Callable[[float], None]) -> i
     again, (position, last) = 0, _rowids(store)
     while position <= last:
         with store.transaction():
-            again += repacked(store.run, store.dictionaries, retired, position, position + ROWS_AT_ONCE - 1)
+            again += moved_to_blocks(
+                store.run, store.blocks, store.dictionaries, retired, position, position + ROWS_AT_ONCE - 1
+            )
         position += ROWS_AT_ONCE
         rest(PAUSE_SECONDS)
     store.dictionaries.drop(retired)
@@ -204,13 +206,44 @@ def _deletions(store: SqliteStore) -> set[str]:
     return {row["exchange_id"] for row in store.records("SELECT exchange_id FROM deletions")}
 
 
-def _delete(store: SqliteStore, ids: list[str]) -> int:
-    """The rows and what was said of them, in one transaction; gives the number of rows."""
+def _delete(store: SqliteStore, ids: list[str], rest: Callable[[float], None]) -> int:
+    """The rows, their bodies and what was said of them; gives the number of rows. As many in one transaction as
+    stand in some blocks, since each block is written anew."""
+    deleted = 0
+    for part in _by_blocks(store, ids):
+        with store.transaction(), store.recounted(part):
+            deleted += _delete_at_once(store, part)
+        rest(PAUSE_SECONDS)
+    return deleted
+
+
+def _by_blocks(store: SqliteStore, ids: list[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    written: set[int] = set()
+    rows = _bodies(store, ids)
+    homes = store.blocks.homes([number for _, *both in rows for number in both if number is not None])
+    for exchange_id, *both in rows:
+        written.update(homes[number] for number in both if number in homes)
+        part.append(exchange_id)
+        if len(written) >= _BLOCKS_AT_ONCE:
+            yield part
+            part, written = [], set()
+    if part:
+        yield part
+
+
+def _bodies(store: SqliteStore, ids: list[str]) -> list[tuple[str, int | None, int | None]]:
+    query = "SELECT id, request_at, response_at FROM exchanges WHERE id IN (SELECT value FROM json_each(?))"
+    return store.run(f"{query} ORDER BY rowid", [json.dumps(ids)]).fetchall()
+
+
+def _delete_at_once(store: SqliteStore, ids: list[str]) -> int:
     named = [json.dumps(ids)]
-    with store.transaction(), store.recounted(ids):
-        _note(store, ids)
-        store.run("DELETE FROM feedback WHERE exchange_id IN (SELECT value FROM json_each(?))", named)
-        return store.run("DELETE FROM exchanges WHERE id IN (SELECT value FROM json_each(?))", named).rowcount
+    _note(store, ids)
+    numbers = [number for _, *both in _bodies(store, ids) for number in both if number is not None]
+    store.blocks.forget(numbers)
+    store.run("DELETE FROM feedback WHERE exchange_id IN (SELECT value FROM json_each(?))", named)
+    return store.run("DELETE FROM exchanges WHERE id IN (SELECT value FROM json_each(?))", named).rowcount
 
 
 # --- the file --------------------------------------------------------------------------------------------

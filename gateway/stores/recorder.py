@@ -9,8 +9,8 @@ from pathlib import Path
 from gateway.errors import StoreError
 from gateway.files import write_whole
 from gateway.stores import journal
-from gateway.stores.journal import Poison, Record
-from gateway.stores.segments import SegmentReader
+from gateway.stores.journal import Poison
+from gateway.stores.segments import HalfRecord, SegmentReader, framed
 from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -100,12 +100,12 @@ class Recorder:
             except (StoreError, OverflowError, ValueError) as error:
                 if not _is_poison(error):
                     raise
-                bad.append(Poison(journal.encode(record)))
+                bad.append(Poison(framed(record)))
         self._set_aside(segment, bad)
         self._store.absorb_records(segment.name, behind, [])
         return len(records)
 
-    def _read(self, segment: Path) -> tuple[list[Record | Poison], int]:
+    def _read(self, segment: Path) -> tuple[list[HalfRecord | Poison], int]:
         try:
             return self._reader.read(segment, self._store.offset(segment.name))
         except FileNotFoundError:  # another recorder was faster

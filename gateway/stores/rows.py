@@ -7,52 +7,79 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
-from gateway.domain.exchange import Begin, End, Exchange
-from gateway.stores.dictionaries import Dictionaries, Kind, Run
-from gateway.stores.frames import content, dictionary_of, split
+from gateway.domain.exchange import Exchange
+from gateway.stores.blocks import Blocks, Content, Run
+from gateway.stores.dictionaries import Dictionaries, dictionary_of
+from gateway.stores.segments import BeginRecord, EndRecord
 
 Row = tuple[Any, ...]
 
 _FIRST = (
-    "id", "started_at", "route", "task", "task_hint", "provider", "method", "endpoint", "model_requested", "tags",
-    "key_id", "request", "truncated",
+    "id", "started_at", "method", "endpoint", "provider", "route", "task", "task_hint", "model_requested", "key_id",
+    "tags", "request_at", "truncated",
 )  # fmt: skip
+_PLAIN = _FIRST.index("tags")
+"""So many columns are bound as a record has them, in its order."""
 _LAST = (
     "model_served", "target", "stripped", "status", "streamed", "complete", "error_type", "finish_reason",
     "latency_ms", "ttft_ms", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "usage_source",
-    "cost_usd", "attempts", "response",
+    "cost_usd", "attempts", "response_at",
 )  # fmt: skip
 
 
 def _insert(columns: tuple[str, ...]) -> str:
-    places = ", ".join("?" * len(columns))
-    return f"INSERT INTO exchanges ({', '.join(columns)}) VALUES ({places}) ON CONFLICT (id) DO NOTHING"
+    return f"INSERT INTO exchanges ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
-INSERT_BEGUN = _insert((*_FIRST, "packed"))
-INSERT_ENDED = (  # the row of a large request may be there already, with its body
-    _insert((*_FIRST, *_LAST, "packed")).removesuffix("NOTHING")
-    + f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _LAST)}, response_headers = '{{}}',"
-    " packed = packed | 2, truncated = MAX(truncated, excluded.truncated)"
-)
-INSERT_WHOLE = _insert((*_FIRST, *_LAST, "packed", "task_version"))
+INSERT_BEGUN = _insert(_FIRST)
+INSERT_ENDED = _insert((*_FIRST, *_LAST))
+INSERT_WHOLE = _insert((*_FIRST, *_LAST, "task_version"))
 UPDATE_ENDED = (
-    f"UPDATE exchanges SET {', '.join(f'{name} = ?' for name in _LAST)}, response_headers = '{{}}',"
-    " packed = packed | 2, truncated = MAX(truncated, ?) WHERE id = ?"
+    f"UPDATE exchanges SET {', '.join(f'{name} = ?' for name in _LAST)}, truncated = MAX(truncated, ?) WHERE id = ?"
 )
-FILL_REQUEST = (
-    "UPDATE exchanges SET request = ?, request_headers = '{}', packed = packed | 1, truncated = MAX(truncated, ?)"
-    " WHERE id = ?"
-)
-SELECT = (
-    f"SELECT id, {', '.join((*_FIRST[1:], *_LAST))}, task_version, request_headers, response_headers, packed"
-    " FROM exchanges"
-)
-_NAMES = ("id", *_FIRST[1:], *_LAST, "task_version", "request_headers", "response_headers")
+FILL_REQUEST = "UPDATE exchanges SET request_at = ?, truncated = MAX(truncated, ?) WHERE id = ?"
+_PLACES = ("request_at", "response_at")
+_COLUMNS = tuple(name for name in (*_FIRST, *_LAST) if name not in _PLACES)
+_NAMES = (*_COLUMNS, "task_version", "request", "response", "request_headers", "response_headers")
+SELECT = f"SELECT {', '.join(_NAMES)}, packed, {', '.join(_PLACES)} FROM exchanges"
 _FLAGS = ("stripped", "streamed", "complete", "truncated")
 
 _json = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
+_content = msgspec.msgpack.Decoder(tuple[dict[str, str], bytes]).decode
+
+
+def content(headers: dict[str, str], body: bytes) -> Content:
+    """What is kept of a request or a response: its headers and its body, each in MessagePack."""
+    return (_pack(headers), _pack(body))
+
+
+def split(content: bytes) -> tuple[dict[str, str], bytes]:
+    """The headers and the body that `content` put together.
+
+    Raises:
+        ValueError: it is no such content.
+    """
+    return _content(b"\x92" + content)  # MessagePack: an array of two
+
+
+def asked(begin: BeginRecord) -> Content:
+    """What is kept of a request."""
+    return (begin.request_headers, begin.request)
+
+
+def answered(end: EndRecord) -> Content:
+    """What is kept of a response."""
+    return (end.response_headers, end.response)
+
+
+def contents(exchange: Exchange) -> list[Content]:
+    """What is kept of both."""
+    return [
+        content(exchange.request_headers, exchange.request), content(exchange.response_headers, exchange.response)
+    ]  # fmt: skip
 
 
 def _text(value: dict[str, str] | list[str]) -> str:
@@ -61,114 +88,90 @@ def _text(value: dict[str, str] | list[str]) -> str:
 
 
 # Flags are bound as integers: the driver looks for an adapter for each value of another type, which costs a
-# microsecond.
+# microsecond. `request_at` and `response_at` are the numbers of the bodies in the store's blocks.
 
 
-def _first(begin: Begin | Exchange, dictionaries: Dictionaries, truncated: bool) -> Row:
-    kind = _asked(begin.endpoint, begin.model_requested, begin.task_hint)
-    request = dictionaries.pack(kind, begin.id, content(begin.request_headers, begin.request))
-    return (
-        begin.id, begin.started_at, begin.route, begin.task, begin.task_hint, begin.provider, begin.method,
-        begin.endpoint, begin.model_requested, _text(begin.tags), begin.key_id, request, int(truncated),
-    )  # fmt: skip
-
-
-def _last(end: End, dictionaries: Dictionaries) -> Row:
+def _last(end: EndRecord, response_at: int) -> Row:
     usage = end.usage
-    kind = _answered(end.target, end.streamed)
-    response = dictionaries.pack(kind, end.id, content(end.response_headers, end.response))
     return (
         end.model_served, end.target, int(end.stripped), end.status, int(end.streamed), int(end.complete),
         end.error_type, end.finish_reason, end.latency_ms, end.ttft_ms, usage.input, usage.cached, usage.output,
-        usage.reasoning, usage.source, end.cost_usd, _text(end.attempts), response,
+        usage.reasoning, usage.source, end.cost_usd, _text(end.attempts), response_at,
     )  # fmt: skip
 
 
-def begun(begin: Begin, dictionaries: Dictionaries) -> Row:
+def begun(begin: BeginRecord, request_at: int | None) -> Row:
     """What `INSERT_BEGUN` binds."""
-    return (*_first(begin, dictionaries, begin.request_truncated), 1)
+    return (*astuple(begin)[:_PLAIN], _text(begin.tags), request_at, int(begin.request_truncated))
 
 
-def body(begin: Begin, dictionaries: Dictionaries) -> Row:
-    """What `FILL_REQUEST` binds."""
-    kind = _asked(begin.endpoint, begin.model_requested, begin.task_hint)
-    request = dictionaries.pack(kind, begin.id, content(begin.request_headers, begin.request))
-    return (request, int(begin.request_truncated), begin.id)
-
-
-def ended(begin: Begin, end: End, dictionaries: Dictionaries) -> Row:
+def ended(begin: BeginRecord, end: EndRecord, request_at: int, response_at: int) -> Row:
     """What `INSERT_ENDED` binds."""
     truncated = begin.request_truncated or end.response_truncated
-    return (*_first(begin, dictionaries, truncated), *_last(end, dictionaries), 3)
+    return (*astuple(begin)[:_PLAIN], _text(begin.tags), request_at, int(truncated), *_last(end, response_at))
 
 
-def late(end: End, dictionaries: Dictionaries) -> Row:
+def late(end: EndRecord, response_at: int) -> Row:
     """What `UPDATE_ENDED` binds."""
-    return (*_last(end, dictionaries), int(end.response_truncated), end.id)
+    return (*_last(end, response_at), int(end.response_truncated), end.id)
 
 
-def whole(exchange: Exchange, dictionaries: Dictionaries) -> Row:
+def filled(begin: BeginRecord, request_at: int) -> Row:
+    """What `FILL_REQUEST` binds."""
+    return (request_at, int(begin.request_truncated), begin.id)
+
+
+def whole(exchange: Exchange, request_at: int, response_at: int) -> Row:
     """What `INSERT_WHOLE` binds, for an exchange that does not come from the journal."""
-    kind = _answered(exchange.target, exchange.streamed)
-    response = dictionaries.pack(kind, exchange.id, content(exchange.response_headers, exchange.response))
+    first = (getattr(exchange, name) for name in _FIRST[:_PLAIN])
     last = (getattr(exchange, name) for name in _LAST[:-2])
-    first = _first(exchange, dictionaries, exchange.truncated)
-    return (*first, *last, _text(exchange.attempts), response, 3, exchange.task_version)
+    return (
+        *first, _text(exchange.tags), request_at, int(exchange.truncated),
+        *last, _text(exchange.attempts), response_at, exchange.task_version,
+    )  # fmt: skip
 
 
-def exchange(row: Iterable[Any], dictionaries: Dictionaries) -> Exchange:
+def exchange(row: Iterable[Any], blocks: Blocks, dictionaries: Dictionaries) -> Exchange:
     """The exchange in a row of `SELECT`, with the bytes as they were recorded.
 
     Raises:
         ValueError: a body is damaged.
-        StoreError: the dictionary of a body is not in the store.
+        StoreError: the dictionary of a body of an earlier release is not in the store.
     """
-    *columns, packed = row
+    *columns, packed, request_at, response_at = row
     values = dict(zip(_NAMES, columns, strict=True))
     for name in ("tags", "attempts", "request_headers", "response_headers"):
         values[name] = json.loads(values[name])
     for name in _FLAGS:
         values[name] = bool(values[name])
-    for bit, body, headers in ((1, "request", "request_headers"), (2, "response", "response_headers")):
-        values[body] = values[body] or b""
-        if packed & bit:
-            values[headers], values[body] = split(dictionaries.unpack(values[body]))
+    for bit, name, at in ((1, "request", request_at), (2, "response", response_at)):
+        values[name] = values[name] or b""
+        if at is not None:
+            values[f"{name}_headers"], values[name] = split(blocks.content(at))
+        elif packed & bit:
+            values[f"{name}_headers"], values[name] = dictionaries.unpack(values[name])
     return Exchange(**values)
 
 
-def repacked(run: Run, dictionaries: Dictionaries, numbers: Collection[int], first: int, last: int) -> int:
-    """Pack the bodies of these rows (by rowid) again that need one of these dictionaries; gives how many rows."""
+def moved_to_blocks(
+    run: Run, blocks: Blocks, dictionaries: Dictionaries, numbers: Collection[int], first: int, last: int
+) -> int:
+    """Move the bodies of these rows (by rowid) into a block that need one of these dictionaries; gives how many."""
     heads = run(
         "SELECT rowid, packed, substr(request, 1, 18), substr(response, 1, 18) FROM exchanges"
         " WHERE rowid BETWEEN ? AND ? AND packed > 0", [first, last],
     ).fetchall()  # fmt: skip
-    dictionaries.refresh()
-    changed = 0
-    for rowid, packed, *bodies in heads:
-        bits = [
-            bit for bit, body in zip((1, 2), bodies, strict=True) if packed & bit and dictionary_of(body) in numbers
-        ]
-        if bits:
-            _repack(run, dictionaries, rowid, bits)
-            changed += 1
-    dictionaries.improve()
-    return changed
-
-
-def _repack(run: Run, dictionaries: Dictionaries, rowid: int, bits: list[int]) -> None:
-    query = "SELECT id, endpoint, model_requested, task_hint, target, streamed, request, response FROM exchanges"
-    row = run(f"{query} WHERE rowid = ?", [rowid]).fetchone()
-    key, endpoint, model, hint, target, streamed, request, response = row
-    kinds = {1: _asked(endpoint, model, hint), 2: _answered(target, streamed)}
-    frames = {1: request, 2: response}
-    for bit in bits:
-        frames[bit] = dictionaries.pack(kinds[bit], key, dictionaries.unpack(frames[bit]))
-    run("UPDATE exchanges SET request = ?, response = ? WHERE rowid = ?", [frames[1], frames[2], rowid])
-
-
-def _asked(endpoint: str, model: str | None, hint: str | None) -> Kind:
-    return (">", endpoint, model, hint)
-
-
-def _answered(target: str | None, streamed: bool) -> Kind:
-    return ("<", target, "stream" if streamed else "")
+    concerned = [
+        (rowid, bit, name)
+        for rowid, packed, *frames in heads
+        for bit, name, frame in zip((1, 2), ("request", "response"), frames, strict=True)
+        if packed & bit and dictionary_of(frame) in numbers
+    ]
+    contents = []
+    for rowid, _, name in concerned:
+        (frame,) = run(f"SELECT {name} FROM exchanges WHERE rowid = ?", [rowid]).fetchone()
+        contents.append(content(*dictionaries.unpack(frame)))
+    for (rowid, bit, name), number in zip(concerned, blocks.add_all(contents), strict=True):
+        run(f"UPDATE exchanges SET {name} = NULL, {name}_at = ?, packed = packed & ~? WHERE rowid = ?",
+            [number, bit, rowid])  # fmt: skip
+    return len(concerned)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.domain.exchange import Begin, End
-from gateway.stores.journal import Poison, Record
+from gateway.domain.exchange import Usage
+from gateway.stores.journal import Poison
 
 READ_BYTES = 8 * 1024 * 1024
 """So much is moved in one transaction, about 2,000 exchanges."""
@@ -23,12 +23,60 @@ _BLANK = b"\x93\xc0\xc0\xc6"  # MessagePack: an array of nil, nil and bytes whos
 _LEAST_BLANK = len(_BLANK) + 4
 
 
+class BeginRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A `Begin` as it stands in a segment: its headers and body are MessagePack still, since they go into the store
+    as they are. They lie in the reader's buffer, and are gone with its next `read`."""
+
+    id: str
+    started_at: float
+    method: str
+    endpoint: str
+    provider: str
+    route: str | None
+    task: str | None
+    task_hint: str | None
+    model_requested: str | None
+    key_id: str | None
+    tags: dict[str, str]
+    request_headers: msgspec.Raw
+    request: msgspec.Raw
+    request_truncated: bool = False
+
+
+class EndRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An `End` as it stands in a segment, as `BeginRecord`."""
+
+    id: str
+    target: str | None
+    stripped: bool
+    status: int
+    streamed: bool
+    complete: bool
+    error_type: str | None
+    latency_ms: float
+    ttft_ms: float | None
+    model_served: str | None
+    finish_reason: str | None
+    usage: Usage
+    cost_usd: float | None
+    attempts: list[str]
+    response_headers: msgspec.Raw
+    response: msgspec.Raw
+    response_truncated: bool = False
+
+
+NO_BODY = b"\xc4\x00"
+"""An empty body, in MessagePack."""
+HalfRecord = BeginRecord | EndRecord
+
+
 class _Framed(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    begin: Begin | None = None
-    end: End | None = None
+    begin: BeginRecord | None = None
+    end: EndRecord | None = None
 
 
 _decode = msgspec.msgpack.Decoder(_Framed).decode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class SegmentReader:
@@ -37,7 +85,7 @@ class SegmentReader:
     def __init__(self, size: int = READ_BYTES) -> None:
         self._buffer = bytearray(size)
 
-    def read(self, segment: Path, offset: int) -> tuple[list[Record | Poison], int]:
+    def read(self, segment: Path, offset: int) -> tuple[list[HalfRecord | Poison], int]:
         """The whole records from `offset` on, as many as the buffer holds but at least one, and the offset behind
         the last.
 
@@ -46,7 +94,7 @@ class SegmentReader:
         """
         with segment.open("rb", buffering=0) as file:
             size = self._fill(file.fileno(), offset)
-        records: list[Record | Poison] = []
+        records: list[HalfRecord | Poison] = []
         used = 0
         for record, end in _whole(memoryview(self._buffer)[:size]):
             if record is not None:
@@ -64,7 +112,7 @@ class SegmentReader:
         return size
 
 
-def _whole(data: memoryview) -> Iterator[tuple[Record | Poison | None, int]]:
+def _whole(data: memoryview) -> Iterator[tuple[HalfRecord | Poison | None, int]]:
     """Each whole record with the position behind it; None stands for a blank."""
     position, size, head = 0, len(data), _HEAD.size
     while position + head <= size:
@@ -77,13 +125,19 @@ def _whole(data: memoryview) -> Iterator[tuple[Record | Poison | None, int]]:
             return
         try:
             framed = _decode(payload)
-            record: Record | Poison | None = framed.begin or framed.end
+            record: HalfRecord | Poison | None = framed.begin or framed.end
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             record = None
         if record is None and payload[: len(_BLANK)] != _BLANK:
             record = Poison(bytes(data[position:end]))
         yield record, end
         position = end
+
+
+def framed(record: HalfRecord) -> bytes:
+    """A record as it stood in its segment."""
+    payload = _encode(_Framed(begin=record) if isinstance(record, BeginRecord) else _Framed(end=record))
+    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 
 def exchange_id(framed: bytes) -> str | None:

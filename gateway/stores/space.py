@@ -20,7 +20,7 @@ def give_back(store: SqliteStore, pages: int) -> bool:
     """Give so many free pages back to the file system; whether there were any."""
     if _pragma(store, "freelist_count") == 0:
         return False
-    store.run(f"PRAGMA incremental_vacuum({pages})").fetchall()  # each row that is fetched is a page
+    store.run_whole(f"PRAGMA incremental_vacuum({pages})")
     return True
 
 

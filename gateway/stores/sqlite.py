@@ -9,20 +9,23 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gateway.domain.dataset import Dataset
-from gateway.domain.exchange import Begin, End, Exchange
+from gateway.domain.exchange import Exchange
 from gateway.domain.finetune import FineTune
 from gateway.domain.template import PromptTemplate
 from gateway.errors import StoreError
 from gateway.stores import rows as row_of
+from gateway.stores.blocks import Blocks, in_blocks
 from gateway.stores.dictionaries import Dictionaries
 from gateway.stores.journal import LARGE_ENDING
 from gateway.stores.migrations import migrations
+from gateway.stores.segments import NO_BODY, BeginRecord, EndRecord, HalfRecord
 
 if TYPE_CHECKING:
     import sqlite_utils
@@ -54,7 +57,6 @@ _DAMAGED = (
     " what can be saved with 'sqlite3 FILE .recover', and start again"
 )
 Record = dict[str, Any]
-T = TypeVar("T")
 _AT_ONCE = 128
 
 
@@ -71,6 +73,7 @@ class SqliteStore:
             StoreError: the file cannot be opened, is not ours, or is of a later release.
         """
         self.path = path
+        self.blocks = Blocks(self.run)
         self.dictionaries = Dictionaries(self.run)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,6 @@ class SqliteStore:
             yield
             self.run("COMMIT")
         except BaseException:
-            self.dictionaries.forget()
             if self._connection.in_transaction:  # a full disk has rolled it back already
                 self.run("ROLLBACK")
             raise
@@ -149,6 +151,13 @@ class SqliteStore:
         """One statement for each of the rows to bind."""
         try:
             self._connection.executemany(sql, rows)
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+
+    def run_whole(self, sql: str) -> None:
+        """A statement without columns that works row by row: `run` would do its first step only."""
+        try:
+            self._connection.executescript(sql)
         except sqlite3.Error as error:
             raise self._refusal(error) from error
 
@@ -189,15 +198,18 @@ class SqliteStore:
         row = self.run("SELECT offset FROM journal WHERE segment = ?", [segment]).fetchone()
         return int(row[0]) if row else 0
 
-    def absorb(self, segment: str, offset: int, begun: Iterable[Exchange], ended: Iterable[End]) -> None:
+    def absorb(self, segment: str, offset: int, exchanges: Iterable[Exchange]) -> None:
         """Rows and the new offset of their segment in one transaction; a row that is there stays as it is."""
-        self.dictionaries.refresh()
-        exchanges = list(begun)
-        with self.recounted([one.id for one in exchanges]):
-            self.run_many(row_of.INSERT_WHOLE, (row_of.whole(one, self.dictionaries) for one in exchanges))
-        self._end(segment, offset, list(ended))
+        given = {one.id: one for one in exchanges}
+        there = self._there(given)
+        with self.recounted(given):
+            for key, one in given.items():
+                if key not in there:
+                    at = self.blocks.add(row_of.contents(one))
+                    self.run(row_of.INSERT_WHOLE, row_of.whole(one, at, at + 1))
+        self._moved(segment, offset)
 
-    def absorb_records(self, segment: str, offset: int, records: Iterable[Begin | End]) -> None:
+    def absorb_records(self, segment: str, offset: int, records: Iterable[HalfRecord]) -> None:
         """The same for records of the journal, in their order; an exchange with both its halves is one insert.
 
         Records of a segment of large bodies fill in rows that are there.
@@ -205,42 +217,77 @@ class SqliteStore:
         Raises:
             OverflowError, ValueError: a record holds a value that cannot be kept.
         """
-        first: dict[str, Begin] = {}
-        last: dict[str, End] = {}
+        first: dict[str, BeginRecord] = {}
+        last: dict[str, EndRecord] = {}
         for record in records:
-            if isinstance(record, Begin):
+            if isinstance(record, BeginRecord):
                 first.setdefault(record.id, record)
             else:
                 last[record.id] = record
-        packs = self.dictionaries
-        packs.refresh()
         if segment.endswith(LARGE_ENDING):
-            self._fill_in(segment, offset, first, last)
-            return
-        with self.recounted([begin.id for begin in first.values() if begin.task is not None]):
-            both = [(begin, last.pop(key)) for key, begin in first.items() if key in last]
-            for begin, _ in both:
-                del first[begin.id]
-            for part in _parts(both):
-                self.run_many(row_of.INSERT_ENDED, (row_of.ended(begin, end, packs) for begin, end in part))
-                packs.improve()
-            for begun in _parts(list(first.values())):
-                self.run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, packs) for begin in begun))
-                packs.improve()
-        self._end(segment, offset, list(last.values()))
+            self._fill_in(first)
+        else:
+            self._begin(first, last)
+        self._end(list(last.values()))
+        self.blocks.merge()
+        self._moved(segment, offset)
 
-    def _fill_in(self, segment: str, offset: int, first: dict[str, Begin], last: dict[str, End]) -> None:
+    def _begin(self, first: dict[str, BeginRecord], last: dict[str, EndRecord]) -> None:
+        """Rows for these, and what ends them taken from `last`; where a row is there already, the end stays."""
+        there = self._there(first) if self._may_be_there(first) else {}
+        fresh = [begin for key, begin in first.items() if key not in there] if there else list(first.values())
+        both = [(begin, last.pop(begin.id)) for begin in fresh if begin.id in last]
+        done = {begin.id for begin, _ in both}
+        with self.recounted([begin.id for begin in fresh if begin.task is not None]):
+            for pairs in in_blocks(both, _size_of_both):
+                self._insert_ended(pairs)
+            for part in in_blocks([begin for begin in fresh if begin.id not in done], _size):
+                numbered = zip(part, count(self.blocks.add([row_of.asked(begin) for begin in part])), strict=False)
+                self.run_many(row_of.INSERT_BEGUN, [row_of.begun(*one) for one in numbered])
+
+    def _insert_ended(self, pairs: list[tuple[BeginRecord, EndRecord]]) -> None:
+        """Requests first, then answers: what is alike stands together."""
+        bodies = [row_of.asked(begin) for begin, _ in pairs] + [row_of.answered(end) for _, end in pairs]
+        at = self.blocks.add(bodies)
+        numbered = zip(pairs, count(at), count(at + len(pairs)), strict=False)
+        self.run_many(row_of.INSERT_ENDED, [row_of.ended(*pair, asked, told) for pair, asked, told in numbered])
+
+    def _fill_in(self, first: dict[str, BeginRecord]) -> None:
+        there = self._there(first)
         with self.recounted(first):
-            self.run_many(row_of.INSERT_BEGUN, (row_of.begun(begin, self.dictionaries) for begin in first.values()))
-            bodies = (row_of.body(begin, self.dictionaries) for begin in first.values() if begin.request)
-            self.run_many(row_of.FILL_REQUEST, bodies)
-        self._end(segment, offset, list(last.values()))
+            fresh = [row_of.begun(begin, None) for begin in first.values() if begin.id not in there]
+            self.run_many(row_of.INSERT_BEGUN, fresh)
+            for begin in first.values():
+                if bytes(begin.request) != NO_BODY:
+                    old = there.get(begin.id, (None, None))[0]
+                    self.blocks.forget([] if old is None else [old])
+                    self.run(row_of.FILL_REQUEST, row_of.filled(begin, self.blocks.add([row_of.asked(begin)])))
 
-    def _end(self, segment: str, offset: int, late: list[End]) -> None:
+    def _end(self, late: list[EndRecord]) -> None:
+        """Complete rows that are there. What has no row was deleted, and no trace of it may come back."""
+        there = self._there(end.id for end in late)
+        late = [end for end in late if end.id in there]
+        self.blocks.forget([at for end in late if (at := there[end.id][1]) is not None])
         with self.recounted([end.id for end in late]):
-            for part in _parts(late):
-                self.run_many(row_of.UPDATE_ENDED, (row_of.late(end, self.dictionaries) for end in part))
-                self.dictionaries.improve()
+            for part in in_blocks(late, _size):
+                numbered = zip(part, count(self.blocks.add([row_of.answered(end) for end in part])), strict=False)
+                self.run_many(row_of.UPDATE_ENDED, [row_of.late(*one) for one in numbered])
+
+    def _may_be_there(self, exchange_ids: Iterable[str]) -> bool:
+        """Ids are ordered by time: what is recorded now is as a rule younger than all that is there."""
+        newest = self.run("SELECT MAX(id) FROM exchanges").fetchone()[0]
+        return newest is not None and min(exchange_ids, default=newest) <= newest
+
+    def _there(self, exchange_ids: Iterable[str]) -> dict[str, tuple[int | None, int | None]]:
+        """Which of these have a row, and the numbers of its bodies."""
+        named = json.dumps(list(exchange_ids))
+        if named == "[]":
+            return {}
+        query = "SELECT id, request_at, response_at FROM exchanges WHERE id IN (SELECT value FROM json_each(?))"
+        found = self._fetched(self.run(query, [named]))
+        return {key: (request_at, response_at) for key, request_at, response_at in found}
+
+    def _moved(self, segment: str, offset: int) -> None:
         self.run(
             "INSERT INTO journal VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET offset = excluded.offset",
             [segment, offset],
@@ -279,12 +326,25 @@ class SqliteStore:
         for start in range(0, len(found), _AT_ONCE):
             part = json.dumps(found[start : start + _AT_ONCE].tolist())
             query = f"{row_of.SELECT} WHERE rowid IN (SELECT value FROM json_each(?)) ORDER BY id"
-            for row in list(self._fetched(self.run(query, [part]))):
-                yield self._exchange(row)
+            with self._snapshot():
+                exchanges = [self._exchange(row) for row in list(self._fetched(self.run(query, [part])))]
+            yield from exchanges
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """What is read meanwhile is of one moment: no row whose body is deleted in between."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self.run("BEGIN")
+        try:
+            yield
+        finally:
+            self.run("COMMIT")
 
     def _exchange(self, row: tuple[Any, ...]) -> Exchange:
         try:
-            return row_of.exchange(row, self.dictionaries)
+            return row_of.exchange(row, self.blocks, self.dictionaries)
         except (StoreError, ValueError) as error:
             raise StoreError(f"store {self.path}: exchange {row[0]}: {error}") from error
 
@@ -414,7 +474,9 @@ class SqliteStore:
         return msgspec.convert(decoded, list[FineTune])
 
 
-def _parts(all_of_them: list[T]) -> Iterator[list[T]]:
-    """So many at once that the next ones can be packed with a dictionary of the ones before."""
-    for start in range(0, len(all_of_them), _AT_ONCE):
-        yield all_of_them[start : start + _AT_ONCE]
+def _size(half: HalfRecord) -> int:
+    return len(half.request if isinstance(half, BeginRecord) else half.response)
+
+
+def _size_of_both(pair: tuple[BeginRecord, EndRecord]) -> int:
+    return len(pair[0].request) + len(pair[1].response)

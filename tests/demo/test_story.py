@@ -49,10 +49,10 @@ def test_cost_is_unknown_as_long_as_one_request_has_no_price(tmp_path: Path) -> 
     unpriced = Exchange(id="b", started_at=2.0, tags={"phase": "after"}, cost_usd=None, input_tokens=300)
     replies = [Reply(text="x", right=True, milliseconds=10.0), Reply(text="y", milliseconds=30.0)]
     with store.transaction():
-        store.absorb("s", 0, [priced], [])
+        store.absorb("s", 0, [priced])
     assert phase_figures(store, "after", replies[:1])["cost_per_1k_usd"] == 500
     with store.transaction():
-        store.absorb("s", 0, [unpriced], [])
+        store.absorb("s", 0, [unpriced])
     figures = phase_figures(store, "after", replies)
     assert figures["cost_per_1k_usd"] is None
     assert figures["input_tokens"] == 200

@@ -24,7 +24,7 @@ def new(number: int, text: str, **columns: object) -> Exchange:
 
 def record(store: SqliteStore, exchanges: list[Exchange]) -> None:
     with store.transaction():
-        store.absorb("segment", 0, exchanges, [])
+        store.absorb("segment", 0, exchanges)
 
 
 WORDS = [row.text for row in customers_words(seed=0)]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from halves import begin
+from halves import Reader, begin
 from relaying import soon, story
 
 from gateway.domain.exchange import Begin
@@ -18,7 +18,6 @@ from gateway.errors import StoreUnavailable
 from gateway.proxy.capture import Capture
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, Record
-from gateway.stores.segments import SegmentReader
 
 
 @contextlib.asynccontextmanager
@@ -79,7 +78,7 @@ async def test_a_failing_sync_is_told_until_one_succeeds_with_or_without_traffic
         await asyncio.sleep(0.2)
         assert capture.healthy
         assert (counted.count("unsynced"), counted.count("written")) == (failures, 2)
-        found = [SegmentReader().read(segment, 0)[0] for segment in journal.segments(tmp_path)]
+        found = [Reader().read(segment, 0)[0] for segment in journal.segments(tmp_path)]
         assert [records for records in found if records] == [[one], [two]]  # in two segments
 
 
@@ -91,4 +90,4 @@ async def test_a_disk_that_is_bad_to_the_end_does_not_stop_the_end(
         monkeypatch.setattr("os.fsync", bad)
         capture.begin(begin(1))
     assert "cannot be forced to the disk: Input/output error" in caplog.text
-    assert SegmentReader().read(journal.segments(tmp_path)[0], 0)[0] == [begin(1)]
+    assert Reader().read(journal.segments(tmp_path)[0], 0)[0] == [begin(1)]

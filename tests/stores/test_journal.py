@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from halves import begin, end
+from halves import Reader, begin, end
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,6 @@ from gateway.errors import StoreError
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, Poison, Record, Unencodable, encode
 from gateway.stores.recorder import Recorder
-from gateway.stores.segments import SegmentReader
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -46,7 +45,7 @@ def test_what_is_appended_is_in_the_file_before_append_returns(tmp_path: Path) -
     writer = JournalWriter(tmp_path / "journal")
     writer.append(begin())
     writer.append(end())
-    records, offset = SegmentReader().read(only(tmp_path / "journal"), 0)  # the writer has not been closed
+    records, offset = Reader().read(only(tmp_path / "journal"), 0)  # the writer has not been closed
     assert records == [begin(), end()]
     assert offset == only(tmp_path / "journal").stat().st_size
 
@@ -70,7 +69,7 @@ def test_whatever_the_tail_the_records_before_it_are_read(
             break
         sound.append(record)
         size += len(piece)
-    records, offset = SegmentReader().read(segment, 0)
+    records, offset = Reader().read(segment, 0)
     assert records[: len(sound)] == sound
     if junk == bytes(64):  # a file system may leave zeros after a power failure: they are no records
         assert (records, offset) == (sound, size)
@@ -84,7 +83,7 @@ def test_reading_goes_on_where_it_stopped_and_takes_large_records_whole(tmp_path
     found: list[object] = []
     offset = 0
     while True:
-        records, behind = SegmentReader(1000).read(only(tmp_path), offset)
+        records, behind = Reader(1000).read(only(tmp_path), offset)
         if not records:
             break
         found, offset = found + records, behind
@@ -99,7 +98,7 @@ def test_segments_are_finished_when_full_and_keep_their_order_if_the_clock_jumps
     writer = JournalWriter(tmp_path, segment_bytes=50)
     for number in range(3):
         writer.append(begin(number))
-    found = [SegmentReader().read(segment, 0)[0] for segment in journal.segments(tmp_path)]
+    found = [Reader().read(segment, 0)[0] for segment in journal.segments(tmp_path)]
     assert found == [[begin(0)], [begin(1)], [begin(2)]]
     assert [journal.is_finished(segment) for segment in journal.segments(tmp_path)] == [True, True, False]
     writer.close()
@@ -116,7 +115,7 @@ def test_a_segment_that_was_deleted_is_written_again_with_the_next_sync(tmp_path
     writer.append(written[3])
     writer.sync()
     writer.append(written[4])
-    assert SegmentReader().read(only(tmp_path / "journal"), 0)[0] == written
+    assert Reader().read(only(tmp_path / "journal"), 0)[0] == written
     assert not journal.is_finished(only(tmp_path / "journal"))
 
 
@@ -141,7 +140,7 @@ def test_a_deleted_segment_is_kept_until_there_is_room_for_it(
     assert [segment.stat().st_size for segment in journal.segments(tmp_path)] == [0]
     writer.append(written[1])
     writer.sync()
-    assert SegmentReader().read(journal.segments(tmp_path)[-1], 0)[0] == written
+    assert Reader().read(journal.segments(tmp_path)[-1], 0)[0] == written
 
 
 class Disk:
@@ -196,7 +195,7 @@ def test_after_a_failed_fsync_the_segment_is_not_written_on(tmp_path: Path, disk
     writer.sync()
     writer.append(begin(4))
     found = journal.segments(tmp_path)
-    read = [SegmentReader().read(segment, 0)[0] for segment in found]
+    read = [Reader().read(segment, 0)[0] for segment in found]
     assert read == [[begin(1)], [begin(2)], [begin(3), begin(4)]]
     assert disk.holds(found[2])
     assert disk.holds(tmp_path)
@@ -227,7 +226,7 @@ def test_a_record_that_must_be_forced_down_and_cannot_be_leaves_nothing_behind(t
     disk.bad = False
     writer.append(begin(3))
     found = journal.segments(tmp_path)
-    assert [SegmentReader().read(segment, 0)[0] for segment in found] == [[begin(1)], [begin(3)]]
+    assert [Reader().read(segment, 0)[0] for segment in found] == [[begin(1)], [begin(3)]]
     assert all(disk.holds(file) for file in (*found, tmp_path))
 
 
@@ -254,7 +253,7 @@ def test_no_descriptor_for_a_sync_says_nothing_against_the_disk(
     writer.append(begin(3))
     writer.sync()
     expected = [begin(1), begin(3)] if sync_ms == 0 else [begin(1), begin(2), begin(3)]
-    assert SegmentReader().read(only(tmp_path), 0)[0] == expected
+    assert Reader().read(only(tmp_path), 0)[0] == expected
     assert disk.holds(only(tmp_path))
 
 
@@ -268,7 +267,7 @@ def test_where_folders_cannot_be_forced_down_files_can(tmp_path: Path, monkeypat
     writer.append(begin(1))
     writer.sync()
     writer.append(begin(2))
-    assert SegmentReader().read(only(tmp_path), 0)[0] == [begin(1), begin(2)]
+    assert Reader().read(only(tmp_path), 0)[0] == [begin(1), begin(2)]
 
 
 @pytest.mark.parametrize("bad", [{"model_requested": "\ud800"}, {"started_at": 1.0, "tags": {"n": 1 << 70}}])
@@ -396,7 +395,7 @@ def test_a_record_that_makes_no_sense_is_put_aside(tmp_path: Path, store: Sqlite
     segment = tmp_path / "j" / "1.journal"
     segment.parent.mkdir()
     segment.write_bytes(encode(begin(1)) + strange + encode(begin(2)))
-    assert SegmentReader().read(segment, 0)[0][1] == Poison(strange)
+    assert Reader().read(segment, 0)[0][1] == Poison(strange)
     recorder = Recorder(tmp_path / "j", store)
     assert recorder.drain() == 3
     assert ids(store) == ["e000001", "e000002"]

@@ -17,9 +17,11 @@ from gateway.domain.exchange import Exchange
 from gateway.domain.finetune import FineTune
 from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.stores import journal
+from gateway.stores.blocks import Block
 from gateway.stores.journal import JournalWriter, encode
 from gateway.stores.pruning import Criteria, Pruned, prune
 from gateway.stores.recorder import Recorder
+from gateway.stores.space import checkpoint
 from gateway.stores.sqlite import SqliteStore
 
 CANARY = "Marta-Muster-0815"
@@ -53,6 +55,11 @@ class House:
         files = (file for file in self.home.rglob("*") if file.is_file())
         return sorted(file.name for file in files if text.encode() in file.read_bytes())
 
+    def bodies_with(self, text: str) -> list[bytes]:
+        """All bodies in blocks, also those that no row refers to, in which these bytes stand."""
+        blocks = [Block(*row) for row in self.store.run("SELECT first, body FROM blocks").fetchall()]
+        return [body for block in blocks for body, _ in block.contents() if text.encode() in body]
+
     def dataset(self, name: str, *rows: str) -> Path:
         """A dataset with rows of these exchanges, as the pipeline writes it."""
         folder = self.home / "datasets" / "mail" / name
@@ -82,13 +89,13 @@ def ids(house: House) -> list[str]:
 
 
 def test_after_a_prune_the_text_is_in_no_file_and_the_rest_is_as_it_was(house: House) -> None:
-    """The canary is in a row, in the dictionaries that were made of such rows, in feedback, a dataset, a live
-    journal segment, a record that was put aside and a torn one."""
+    """The canary is in blocks beside what is kept, in feedback, a dataset, a live journal segment, a record put
+    aside and a torn one."""
     for number in range(300):
         house.record(number, text=CANARY if number % 3 == 0 else "plain", tags={"user": f"u{number % 3}"})
-        house.recorder.drain()
-    used_dictionaries = [row["id"] for row in house.store.records("SELECT id FROM dictionaries")]
-    assert used_dictionaries  # or else this tests nothing
+        if number % 50 == 49:
+            house.recorder.drain()
+    assert len(house.bodies_with(CANARY)) == 200
     house.store.put("feedback", {"id": "f1", "exchange_id": "e000003", "comment": CANARY, "created_at": 1.0})
     house.store.put("feedback", {"id": "f2", "exchange_id": "e000001", "comment": "kept", "created_at": 1.0})
     house.dataset("with", "e000003", "e000001")
@@ -97,12 +104,14 @@ def test_after_a_prune_the_text_is_in_no_file_and_the_rest_is_as_it_was(house: H
     (house.journal / "2.torn").write_bytes(encode(other)[:-1])
     house.record(303, text=CANARY, tags={"user": "u0"})  # only in the journal so far
     before = {one.id: one for one in house.store.exchanges()}
+    assert checkpoint(house.store)
     assert {"1.poison", "2.torn", "train.jsonl", "unprompt.db"} <= set(house.files_with(CANARY))
 
     done = house.prune(tags={"user": "u0"})
 
     assert (done.exchanges, done.datasets, done.left) == (101, ["with"], [])
     assert house.files_with(CANARY) == []
+    assert house.bodies_with(CANARY) == []
     kept = house.store.exchanges()
     assert kept == [one for key, one in before.items() if int(key[1:]) % 3]
     assert [row["comment"] for row in house.store.rows("feedback")] == ["kept"]
@@ -178,6 +187,16 @@ def test_a_dataset_without_deleted_rows_stays_and_one_with_a_model_says_so(house
     assert house.prune(ids=("e000001",)).datasets == []  # and once more: nothing else is deleted
 
 
+def test_free_pages_are_given_back_many_at_a_time(house: House) -> None:
+    for number in range(400):
+        house.writer.append(begin(number, request=os.urandom(20_000)))
+    house.recorder.drain()
+    pauses: list[float] = []
+    done = prune(house.store, house.journal, Criteria(before=5000.0), rest=pauses.append)
+    assert done.bytes_before - done.bytes_after > 450 * 16_384
+    assert len(pauses) < 50
+
+
 def test_recording_waits_for_no_prune(house: House) -> None:
     """Another recorder moves its records between a prune's transactions."""
     house.record(*range(3000))
@@ -192,7 +211,7 @@ def test_recording_waits_for_no_prune(house: House) -> None:
         waited.append(time.monotonic() - start)
 
     prune(house.store, house.journal, Criteria(before=3500.0), rest=beside)
-    assert len(waited) > 6
+    assert len(waited) > 4
     assert max(waited) < 2.0
     assert ids(house)[:500] == [f"e{number:06}" for number in range(2500, 3000)]
     assert ids(house)[500:] == [f"e{number:06}" for number in range(3000, 3000 + len(waited))]
@@ -258,20 +277,27 @@ def test_an_answer_that_comes_after_its_request_was_deleted_is_not_kept(house: H
     assert ids(house) == []
 
 
-def test_what_is_kept_is_read_with_the_dictionaries_of_its_time(house: House) -> None:
-    """Prompts change, so dictionaries do; rows of all times stay readable, also in another process."""
-    written: dict[str, bytes] = {}
-    for number in range(1200):
-        body = json.dumps(
-            {"system": f"prompt {number // 400} " + FIXED[number // 400 :], "user": f"{number}"}
-        ).encode()
-        written[f"e{number:06}"] = body
-        house.writer.append(begin(number, request=body))
-        if number % 50 == 49:
-            house.recorder.drain()
-    assert {one.id: one.request for one in SqliteStore(house.store.path).exchanges()} == written
-    stored = house.store.records("SELECT SUM(LENGTH(request)) AS size FROM exchanges WHERE rowid > 600")[0]["size"]
-    assert stored < sum(map(len, written.values())) / 2 / 10
+def test_a_prune_beside_a_second_writer_gives_the_room_back(house: House) -> None:
+    """Every other row goes, from all over the file, while another process records: what is left takes half."""
+    other = Recorder(house.journal, SqliteStore(house.store.path))
+    for number in range(2000):
+        house.writer.append(begin(number, request=os.urandom(1500), tags={"user": f"u{number % 2}"}))
+    house.recorder.drain()
+    assert checkpoint(house.store)
+    before = house.store.path.stat().st_size
+    added: list[int] = []
+
+    def beside(_: float) -> None:
+        added.append(5000 + len(added))
+        house.writer.append(begin(added[-1], request=b"{}"))
+        assert other.drain() == 1
+
+    done = prune(house.store, house.journal, Criteria(tags={"user": "u1"}), rest=beside)
+    assert (done.exchanges, done.left) == (1000, [])
+    assert len(added) > 1
+    assert house.store.path.stat().st_size < before * 0.65
+    assert house.prune(tags={"user": "u0"}).exchanges == 1000
+    assert house.store.path.stat().st_size < before * 0.15
 
 
 def test_the_struct_of_what_was_done_is_json() -> None:

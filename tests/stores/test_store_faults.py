@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from halves import begin, end
+from halves import Reader, begin, end
 
 from gateway.domain.exchange import Usage
 from gateway.errors import StoreError
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, encode
 from gateway.stores.recorder import Recorder
-from gateway.stores.segments import SegmentReader, blank, exchange_id, framed_records, set_aside
+from gateway.stores.segments import blank, exchange_id, framed_records, set_aside
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -239,7 +239,7 @@ def test_moved_records_are_blanked_in_place_and_what_follows_is_read_as_before(t
     assert not blank(segment, len(first))  # nothing is left to do
     assert segment.read_bytes()[len(first) :] == second
     assert b"e000001" not in segment.read_bytes()
-    reader = SegmentReader()
+    reader = Reader()
     assert reader.read(segment, 0) == ([begin(2), end(2)], len(first + second))
     assert reader.read(segment, len(first)) == ([begin(2), end(2)], len(first + second))
 
@@ -248,7 +248,7 @@ def test_a_reader_grows_for_a_record_larger_than_its_buffer(tmp_path: Path) -> N
     segment = tmp_path / "1.journal"
     large = begin(2, request=os.urandom(5000))
     segment.write_bytes(encode(begin(1)) + encode(large) + encode(begin(3)))
-    reader, offset, found = SegmentReader(1000), 0, []
+    reader, offset, found = Reader(1000), 0, []
     while offset < segment.stat().st_size:
         records, offset = reader.read(segment, offset)
         found += records
