@@ -66,7 +66,7 @@ async def _alone(app: App, announce: Callable[[str], None], offline: list[str] |
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(app.reload()))
     announce(url := await app.start())
-    _spare_the_collector()
+    _tune_interpreter()
     told = app.metrics
     keeper = asyncio.create_task(keep_running(offline, told.writer, told.restarted)) if offline else None
     with _watched(loop, app.config.server.hang_seconds, url.rpartition(":")[2]):
@@ -103,7 +103,12 @@ def _become(command: list[str]) -> None:
         os._exit(1)
 
 
-def _spare_the_collector() -> None:
+SWITCH_SECONDS = 0.0005
+"""So long may a thread that writes a large body down keep the event loop's waiting; else it is 5 ms."""
+
+
+def _tune_interpreter() -> None:
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what is loaded stays: looking it through again and again costs a tenth of each request
     gc.set_threshold(50_000, 20, 50)
 
@@ -125,7 +130,7 @@ async def _seated(app: App, seat: Seat) -> None:
     loop.add_reader(seat.supervisor, on_end_of_supervisor)
     await app.start()
     seat.pulse.follow(loop)
-    _spare_the_collector()
+    _tune_interpreter()
     await stop.wait()
     await app.stop()
 

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import httptools
 
 from gateway.errors import BadRequest, BodyTooLarge, GatewayError, Overloaded
+from gateway.joining import Joined
 from gateway.providers.huge import HUGE, RequestScanner
 from gateway.proxy.asked import Asked
 from gateway.proxy.forward import Exchanging
@@ -65,8 +66,8 @@ class Host(Protocol):
 class _Request:
     """A request whose head is there, and the part of its body that nobody has taken yet."""
 
-    __slots__ = ("asked", "complete", "continued", "handed_over", "keep_alive", "length", "pieces", "scanner",
-                 "size", "streams", "too_large", "tunnel")  # fmt: skip
+    __slots__ = ("asked", "complete", "continued", "handed_over", "joined", "keep_alive", "length", "pieces",
+                 "scanner", "size", "streams", "too_large", "tunnel")  # fmt: skip
 
     def __init__(self, asked: Asked, length: int | None, limit: int) -> None:
         head = asked.head
@@ -77,7 +78,22 @@ class _Request:
         self.size = 0  # of the pieces
         is_huge = length is not None and length >= HUGE and not head.streams
         self.scanner = RequestScanner() if is_huge else None
+        self.joined: Joined | None = None
         self.complete = self.handed_over = self.continued = False
+
+    def fill(self, piece: bytes) -> None:
+        """The next piece of a huge body: to join it at the end would hold up everybody else."""
+        if self.joined is None:
+            self.joined = Joined(self.length or 0)
+        self.joined.put(piece)
+
+    def take_body(self) -> bytes:
+        """The body, which is complete, once."""
+        if self.joined is not None:
+            body, self.joined = self.joined.take(), None
+            return body
+        pieces, self.pieces = self.pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Connection(asyncio.Protocol):
@@ -307,10 +323,12 @@ class Connection(asyncio.Protocol):
             self._pace.received(len(piece))
         if request.too_large or not piece:
             return
-        request.pieces.append(piece)
-        request.size += len(piece)
-        if request.scanner is not None:
+        if request.scanner is None:
+            request.pieces.append(piece)
+        else:
+            request.fill(piece)
             request.scanner.feed(piece)
+        request.size += len(piece)
         if not request.streams and not request.tunnel and request.size > self._server.limits.body_bytes:
             request.too_large = True
             request.pieces.clear()
@@ -354,8 +372,7 @@ class Connection(asyncio.Protocol):
         if request.streams:
             body = None
         elif not request.tunnel:
-            body = request.pieces[0] if len(request.pieces) == 1 else b"".join(request.pieces)
-            request.pieces = []
+            body = request.take_body()
         self._upload_ready = False
         exchange = self._exchange = Exchanging(self._server.house, self, request.asked)
         if self._writing_paused:  # the client has not taken the answer before this one

@@ -50,6 +50,7 @@ class Exchanging:
     _is_sent = False
     _is_streamed = False
     _taker: UsageTaker | None = None
+    _held: list[tuple[Head | None, bytes, bool] | UpstreamError] | None = None
 
     def __init__(self, house: House, client: Client, asked: Asked) -> None:
         self._house, self._client, self._asked = house, client, asked
@@ -225,6 +226,9 @@ class Exchanging:
     def on_failure(self, error: UpstreamError) -> None:
         if self._ended:
             return
+        if self._held is not None:
+            self._held.append(error)
+            return
         if self._attempts is not None:
             self._attempts.failed(error)
         if self._answering:  # no second answer and no invented end after the first byte
@@ -246,6 +250,9 @@ class Exchanging:
     def on_data(self, head: Head | None, piece: bytes, done: bool) -> None:
         if self._ended:
             return
+        if self._held is not None:
+            self._held.append((head, piece, done))
+            return
         try:
             if head is None and not done and self._flows:
                 self._pass_on(b"%x\r\n%b\r\n" % (len(piece), piece), piece)
@@ -262,7 +269,7 @@ class Exchanging:
         self.refuse(GatewayError("the gateway failed to relay this answer; its log says why"))
 
     def on_chunk(self, framed: bytes, piece: bytes) -> None:
-        if self._ended or not self._flows:
+        if self._ended or not self._flows or self._held is not None:
             self.on_data(None, piece, False)
             return
         try:
@@ -297,6 +304,9 @@ class Exchanging:
         else:
             self._wait(self._timeouts.idle, now)
             if self._recording.streamed and self._is_whole(piece):
+                if self._recording.is_large:
+                    self._hold_back(out)
+                    return
                 self._record_end(self._recording.outcome_by_status, complete=True)
         if out:
             self._client.write(out)
@@ -316,18 +326,46 @@ class Exchanging:
         outcome = self._recording.outcome_by_status
         self._recording.end_aside(outcome, self._attempt, self._failures, written)
 
+    def _hold_back(self, out: bytes) -> None:
+        """What tells the client that a large stream is whole leaves when a thread has written the stream down. What
+        comes from the upstream meanwhile waits behind it."""
+        held: list[tuple[Head | None, bytes, bool] | UpstreamError] = []
+        self._held, self.deadline = held, _NEVER
+        if self._call is not None:
+            self._call.pause()
+
+        def written() -> None:
+            self._held = None
+            if self._ended:
+                return
+            self._wait(self._timeouts.idle, time.perf_counter())
+            self._client.write(out)
+            if self._call is not None and not self._paused:
+                self._call.resume()
+            for one in held:
+                if isinstance(one, UpstreamError):
+                    self.on_failure(one)
+                else:
+                    self.on_data(*one)
+
+        outcome = self._recording.outcome_by_status
+        self._recording.end_aside(outcome, self._attempt, self._failures, written)
+
     def _pass_on(self, framed: bytes, piece: bytes) -> None:
         """A further piece of a stream: what `_take` does with one, in the fewest steps. `framed`: as a chunk."""
         now = time.perf_counter()
         self._wait(self._timeouts.idle, now)
         self._recording.piece(piece, now)
-        if self._is_whole(piece):
+        is_whole = self._is_whole(piece)
+        if is_whole and not self._recording.is_large:
             self._record_end(self._recording.outcome_by_status, complete=True)
         if self._taker is not None:
             kept = self._taker.feed(piece)
             if kept is not piece:
                 framed = b"%x\r\n%b\r\n" % (len(kept), kept) if kept else b""
-        if framed:
+        if is_whole and self._recording.is_large:
+            self._hold_back(framed)
+        elif framed:
             self._client.write(framed)
 
     def _relayed(self, piece: bytes, now: float, done: bool) -> bytes:

@@ -26,6 +26,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from gateway.joining import join
 from gateway.providers import ResponseFacts
 from gateway.proxy.asked import Asked
 from gateway.proxy.capture import LARGE, Capture, kept_headers
@@ -227,7 +228,7 @@ class Recording:
     @property
     def is_large(self) -> bool:
         """Whether writing the answer down would hold up everybody else."""
-        return self._kept >= LARGE and self._is_recorded and self._end is None
+        return self._kept >= LARGE and self._is_recorded and self._passed != self._ended_at
 
     def end_aside(
         self, outcome: Outcome, attempt: Attempt | None, failures: list[str], then: Callable[[], None]
@@ -246,7 +247,7 @@ class Recording:
 
     def _make_end(self, outcome: Outcome, complete: bool, attempt: Attempt | None, failures: list[str]) -> End:
         pieces, answer, secrets = self._pieces, self._answer, self._secrets
-        raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        raw = pieces[0] if len(pieces) == 1 else b"".join(pieces) if self._kept < LARGE else join(pieces)
         headers = {} if answer is None else kept_headers(answer.first, secrets)
         cut, plain = self._passed > len(raw), _plain(raw, headers.get("content-encoding"), self._books.record_bytes)
         kept, encoding_kept = self._clean(raw, plain, cut=cut or not complete)
@@ -296,7 +297,7 @@ class Recording:
 
     def _estimate(self, plain: bytes) -> Usage:
         """Four bytes a token; a stream's events carry about one token each."""
-        made = plain.count(b"\ndata:") if self.streamed else len(plain) // 4
+        made = _count(plain, b"\ndata:") if self.streamed else len(plain) // 4
         return Usage(input=self._request_bytes // 4, output=max(made, 1), source="estimated")
 
     def _cost(self, facts: ResponseFacts, attempt: Attempt | None) -> float | None:
@@ -322,6 +323,11 @@ class Recording:
                 fallback=fallback,
             )
         )
+
+
+def _count(data: bytes, text: bytes) -> int:
+    """How often it stands there; in steps, between which other threads may run."""
+    return sum(data.count(text, start, start + LARGE + len(text) - 1) for start in range(0, len(data), LARGE))
 
 
 def _plain(data: bytes, coding: str | None, limit: int) -> bytes | None:
