@@ -127,3 +127,131 @@ def test_a_page_shows_tools_turns_and_a_template_without_slots(desk: Desk) -> No
     assert "No slots: only the turns stay." in page
     assert "turns of the conversation: 9" in page
     assert "… and 3 more" in page
+
+
+# --- reading and changing templates as files --------------------------------------------------------------
+
+
+def exported(desk: Desk, *words: str) -> str:
+    result = desk.types("export", *words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_template_goes_out_as_yaml_and_comes_back_unchanged(told: Desk) -> None:
+    text = exported(told, "mail")
+    assert "based_on: mail@2\n" in text
+    assert stories.NEW_SYSTEM in text
+    file = told.folder / "mail.yaml"
+    assert "written to" in exported(told, "mail@1", "--out", str(file))
+    assert "based_on: mail@1\n" in file.read_text()
+    back = told.types("import", str(file))
+    assert back.exit_code == 0, back.output
+    assert back.stdout.splitlines()[-1] == "nothing to store"
+    assert [one.name for one in told.store.templates()] == ["mail@1", "mail@2"]
+
+
+def test_the_tools_of_a_recorded_request_go_out_with_its_template(desk: Desk) -> None:
+    body = asked("hi", response_format={"type": "json_object"})
+    keep(desk.store, [exchange(1, body, "ok")], msgspec.structs.replace(template(), bucket=layout.bucket_of(body)))
+    assert '{"response_format": {"type": "json_object"}}' in exported(desk, "mail")
+
+
+def test_a_changed_file_becomes_a_version_after_its_effect_was_shown(told: Desk) -> None:
+    file = told.folder / "mail.yaml"
+    file.write_text(
+        exported(told, "mail").replace("a small shop", "a {{size}} shop").replace("slots:", "slots:\n  size: {}")
+    )
+    dry = told.types("import", str(file), "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert dry.stdout.startswith(f"mail@3  takes the place of mail@2  ({file})")
+    assert "[-small-]{+{{size}}+}" in dry.stdout
+    assert "of the last 60 requests of mail@2, 60 match it" in dry.stdout
+    assert dry.stdout.endswith("nothing is stored (--dry-run)\n")
+    assert len(told.store.templates()) == 2
+
+    done = told.reads("import", str(file))
+    assert (done["stored"], done["moved"], done["templates"][0]["template"]) == (True, 60, "mail@3")
+    page = told.types("show", "mail").stdout
+    assert page.startswith("mail@3")
+    assert page.partition(" @3 ")[2].split()[2] == "hand"
+    assert told.reads("show", "mail")["versions"][2]["replaces"] == "mail@2"
+
+
+def test_a_folder_is_checked_whole_and_one_mistake_stores_nothing(told: Desk) -> None:
+    folder = told.folder / "templates"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(exported(told, "mail").replace("pin: false", "pin: true"))
+    (folder / "b.yml").write_text(
+        "task: letters\nmessages:\n- role: user\n  text: '{{a}}{{b}} is too short'\nx: 1\n"
+    )
+    (folder / "notes.txt").write_text("not a template")
+    result = told.types("import", str(folder))
+    assert result.exit_code == 1
+    assert f"{folder}/b.yml:5: x: unknown key" in result.stderr
+    assert "pinned" not in told.types("show", "mail").stdout
+    (folder / "b.yml").write_text("task: letters\nmessages:\n- role: user\n  text: 'Answer this letter: {{a}}'\n")
+    result = told.types("import", str(folder))
+    assert result.exit_code == 0, result.output
+    assert "mail@2: the template is as it was" in result.stdout
+    assert "stored letters@1; 0 recorded requests belong to it now" in result.stdout
+    assert told.types("show", "mail").stdout.startswith("mail@2  pinned, ")
+    assert "letters@1" in told.types().stdout
+
+
+def test_a_folder_without_templates_and_a_file_that_is_not_there(told: Desk) -> None:
+    (told.folder / "empty").mkdir()
+    empty = told.types("import", str(told.folder / "empty"))
+    assert (empty.exit_code, "no .yaml file in" in empty.stderr) == (1, True)
+    assert told.types("import", str(told.folder / "nowhere.yaml")).exit_code == 2
+    assert told.types("import").exit_code == 2
+    unwritable = told.types("export", "mail", "--out", str(told.folder / "no" / "where.yaml"))
+    assert (unwritable.exit_code, "cannot be written" in unwritable.stderr) == (1, True)
+
+
+def editor(monkeypatch: pytest.MonkeyPatch, folder: Path, *commands: str) -> None:
+    """$EDITOR is a script that runs one sed command each time, in turn."""
+    script = folder / "editor.sh"
+    turns = "\n".join(
+        f'if [ "$n" = {n} ]; then sed -i -e \'{command}\' "$1"; fi' for n, command in enumerate(commands)
+    )
+    script.write_text(
+        f'#!/bin/sh\nn=$(cat "{folder}/n" 2>/dev/null || echo 0)\n{turns}\necho $((n + 1)) > "{folder}/n"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(script))
+
+
+def test_a_template_is_changed_in_an_editor_shown_and_stored(told: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor(monkeypatch, told.folder, "s/{{message}}/{{letter}}/;s/  message: /  letter: /")
+    result = told.types("edit", "mail", says="y\n")
+    assert result.exit_code == 0, result.output
+    assert "{+letter+}" in result.stdout
+    assert "Store it as mail@3?" in result.output
+    assert [slot.name for slot in told.store.templates()[-1].slots] == ["letter"]
+
+
+def test_an_edit_can_be_mended_given_up_or_change_nothing(told: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor(monkeypatch, told.folder, "s/^pin:/pinn:/", "s/^pinn: false/pin: true/", "s/x/x/", "s/^task:/tusk:/")
+    mended = told.types("edit", "mail", says="y\ny\n")
+    assert "mail.yaml:9: pinn: unknown key; did you mean 'pin'?" in mended.stderr
+    assert mended.stdout.endswith("stored: the pin\n")
+    assert told.types("edit", "mail").stdout == "nothing was changed\n"
+    given_up = told.types("edit", "mail", says="n\n")
+    assert (given_up.exit_code, len(told.store.templates())) == (1, 2)
+
+
+def test_a_task_is_pinned_and_let_go(told: Desk) -> None:
+    assert told.types("pin", "mail").stdout == "mail: inference adds no versions\n"
+    assert told.reads("show", "mail")["pinned"] is True
+    assert told.types("pin", "mail", "--off").stdout == "mail: inference may add versions\n"
+    assert told.reads()[0]["pinned"] is False
+    assert told.types("pin", "post").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["show", "export", "import", "edit", "pin"])
+def test_every_sub_command_has_help_with_an_example_and_is_in_the_reference(name: str) -> None:
+    said = CliRunner().invoke(main, ["tasks", name, "--help"]).output
+    assert f"unprompt tasks {name} " in said.partition("Example:")[2]
+    reference = (Path(__file__).parent.parent / "docs" / "reference.md").read_text("utf-8")
+    assert f"`tasks {name} " in reference

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
+import msgspec
 from rich.console import Console, RenderableType
 from rich.rule import Rule
 from rich.text import Text
@@ -16,6 +17,7 @@ from gateway.domain import layout
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.pipeline.differences import Piece, shorten
 from gateway.pipeline.explain import RECENT, Explanation, Tokens, VersionFacts
+from gateway.pipeline.revise import Revision
 
 _SLOT = "bold cyan"
 _PIECES = {"same": "", "skipped": "dim", "gone": "red", "new": "green"}
@@ -57,7 +59,12 @@ def _page(found: Explanation, colour: bool) -> Iterator[RenderableType]:
 
 def _title(found: Explanation) -> Text:
     row = found.row
-    facts = [row["kind"] or "kind not known yet", f"{row['exchanges']:,} requests", f"{row['stripped']:,} stripped"]
+    facts = ["pinned"] if row["pinned"] else []
+    facts += [
+        row["kind"] or "kind not known yet",
+        f"{row['exchanges']:,} requests",
+        f"{row['stripped']:,} stripped",
+    ]
     if found.match_rate is not None:
         facts.append(f"{tables.share(found.match_rate)} of the last {RECENT:,} match")
     return Text.assemble((found.template.name, "bold"), f"  {', '.join(facts)}\nnext: {row['next']}")
@@ -180,10 +187,11 @@ def _tokens(tokens: Tokens) -> str:
 
 
 def _versions(found: Explanation) -> RenderableType:
-    columns = ("version", "found", "fixed words", "requests", "share")
+    columns = ("version", "since", "by", "fixed words", "requests", "share")
     return tables.table(f"\nVersions (requests: of the task's last {RECENT:,})", columns, [
-        (one.template.name, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created_at)),
-         f"{one.template.fixed_words:,}", f"{one.requests:,}", tables.share(one.share))
+        (f"@{one.template.version}", time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created_at)),
+         "hand" if one.edited else "inference", f"{one.template.fixed_words:,}", f"{one.requests:,}",
+         tables.share(one.share))
         for one in found.versions
     ])  # fmt: skip
 
@@ -217,3 +225,44 @@ def _non_matches(found: Explanation) -> RenderableType:
     return tables.table(title, ("reason", "requests", "example"), [
         (one.code, f"{one.count:,}", f"{one.sentence} ({one.exchange_id})") for one in found.non_matches
     ])  # fmt: skip
+
+
+# --- what an import changes -----------------------------------------------------------------------------
+
+
+def show_revision(revision: Revision, console: Console) -> None:
+    """Print what a template that a person wrote would change."""
+    name, before = revision.template.name, revision.before
+    heading = name if revision.is_new else f"{name}: the template is as it was"
+    place = f"  takes the place of {before.name}" if before and revision.is_new else ""
+    console.print(Text.assemble((heading, "bold"), f"{place}  ({revision.draft.document.name})"), soft_wrap=True)
+    if before is not None:
+        console.print(changed_lines(revision.changes, console.is_terminal), soft_wrap=True)
+    for sentence in _effects(revision):
+        console.print(Text(f"  {sentence}"), soft_wrap=True)
+
+
+def _effects(revision: Revision) -> Iterator[str]:
+    effect = revision.effect
+    if not revision.is_new:
+        return
+    if revision.before is not None:
+        yield f"of the last {effect.own:,} requests of {revision.before.name}, {effect.still:,} match it"
+    yield f"of the last {effect.unexplained:,} requests without a task, {effect.found:,} match it"
+    for task, count in sorted(effect.claimed.items()):
+        yield f"CLAIMS requests like {count:,} of the last ones of {task}, from now on"
+    if effect.ambiguous:
+        yield f"{effect.ambiguous:,} could be cut in more than one way, and go whole"
+
+
+def revision_as_json(revision: Revision) -> dict[str, object]:
+    """The same values for programs."""
+    return {
+        "file": revision.draft.document.name,
+        "template": revision.template.name,
+        "replaces": revision.before.name if revision.before and revision.is_new else None,
+        "is_new": revision.is_new,
+        "pin": revision.draft.pin,
+        "changes": [list(map(list, line)) for line in revision.changes],
+        "effect": msgspec.to_builtins(revision.effect),
+    }

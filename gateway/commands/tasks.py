@@ -9,9 +9,16 @@ import click
 
 from gateway import tables
 from gateway.commands import config_option, json_option, open_shop, print_json, task_page
+from gateway.config import InvalidConfig
+from gateway.errors import TaskError
+from gateway.files import write_whole
+from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.explain import as_json as explanation_as_json
-from gateway.pipeline.explain import explain
+from gateway.pipeline.explain import explain, find_version, recorded_settings
 from gateway.pipeline.overview import overview
+from gateway.pipeline.revise import Revision, plan, store_all
+from gateway.pipeline.template_text import Draft, read_draft, write_template
+from gateway.stores.edited import pin, pinned_tasks
 
 
 class _Task(click.ParamType[tuple[str, int | None]]):
@@ -84,3 +91,157 @@ def show_command(context: click.Context, task: tuple[str, int | None], config: P
         print_json(explanation_as_json(found))
     else:
         task_page.show(found, tables.console)
+
+
+@tasks_command.command("export")
+@click.argument("task", type=_Task(), metavar="TASK[@VERSION]")
+@config_option
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default standard output.")
+@click.pass_context
+def export_command(
+    context: click.Context, task: tuple[str, int | None], config: Path | None, out: Path | None
+) -> None:
+    """Write a task's template as YAML, to read, keep or change.
+
+    The version in use, unless you name one.
+
+    \b
+    Example: unprompt tasks export support-intent --out support-intent.yaml
+    """
+    with open_shop(_given(context, "config", config), alone=False) as shop:
+        text = _exported(shop, *task)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        try:
+            write_whole(out, text.encode())
+        except OSError as error:
+            raise TaskError(f"{out}: cannot be written ({error.strerror})") from error
+        click.echo(f"written to {out}; store it again with 'unprompt tasks import {out}'")
+
+
+def _exported(shop: Workshop, task: str, version: int | None) -> str:
+    used = next((row["version"] for row in overview(shop.store, shop.config) if row["name"] == task), None)
+    template = find_version(shop.store, task, version or used)
+    pinned = task in pinned_tasks(shop.store)
+    return write_template(template, pin=pinned, settings=recorded_settings(shop.store, template))
+
+
+@tasks_command.command("import")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="FILE...")
+@config_option
+@click.option("--dry-run", is_flag=True, help="Only check, and show what would change.")
+@json_option
+@click.pass_context
+def import_command(
+    context: click.Context, paths: tuple[Path, ...], config: Path | None, dry_run: bool, as_json: bool
+) -> None:
+    """Store templates from YAML files as new versions.
+
+    A folder means all its .yaml files. Everything is checked first: with a problem in one file nothing is
+    stored. No stored version ever changes, and a route goes on stripping the version that it names.
+
+    \b
+    Example: unprompt tasks import support-intent.yaml --dry-run
+             unprompt tasks import templates/
+    """
+    with open_shop(_given(context, "config", config), alone=not dry_run) as shop:
+        revisions = plan(shop.store, _drafts(paths))
+        moved = 0 if dry_run else store_all(shop.store, revisions)
+    if _given(context, "as_json", as_json):
+        print_json(
+            {"stored": not dry_run, "moved": moved, "templates": [task_page.revision_as_json(r) for r in revisions]}
+        )
+        return
+    for revision in revisions:
+        task_page.show_revision(revision, tables.console)
+    click.echo(_outcome(revisions, moved, dry_run))
+
+
+def _outcome(revisions: list[Revision], moved: int, dry_run: bool) -> str:
+    names = [revision.template.name for revision in revisions if revision.is_new]
+    if dry_run:
+        return "nothing is stored (--dry-run)"
+    if not names:
+        return "stored: the pin" if any(revision.pin_changes for revision in revisions) else "nothing to store"
+    them = "it" if len(names) == 1 else "them"
+    return f"stored {', '.join(names)}; {moved:,} recorded requests belong to {them} now"
+
+
+def _drafts(paths: tuple[Path, ...]) -> list[Draft]:
+    """Every file's draft.
+
+    Raises:
+        InvalidConfig: with the problems of all files.
+    """
+    files = [f for path in paths for f in (sorted(path.glob("*.y*ml")) if path.is_dir() else [path])]
+    if not files:
+        raise TaskError(f"no .yaml file in {', '.join(map(str, paths))}")
+    drafts, problems = [], []
+    for file in files:
+        try:
+            drafts.append(read_draft(str(file), file.read_bytes()))
+        except OSError as error:
+            raise TaskError(f"{file}: cannot be read ({error.strerror})") from error
+        except InvalidConfig as error:
+            problems += error.problems
+    if problems:
+        raise InvalidConfig(problems)
+    return drafts
+
+
+@tasks_command.command("edit")
+@click.argument("task", type=_Task(), metavar="TASK[@VERSION]")
+@config_option
+@click.pass_context
+def edit_command(context: click.Context, task: tuple[str, int | None], config: Path | None) -> None:
+    """Change a task's template in your editor.
+
+    $VISUAL or $EDITOR gets its YAML; what you save is checked, shown beside what it was and, when you agree,
+    stored as a new version.
+
+    \b
+    Example: EDITOR=nano unprompt tasks edit support-intent
+    """
+    config = _given(context, "config", config)
+    with open_shop(config, alone=False) as shop:
+        text = _exported(shop, *task)
+    while True:
+        changed = click.edit(text, extension=".yaml")
+        if changed is None or changed == text:
+            click.echo("nothing was changed")
+            return
+        try:
+            with open_shop(config) as shop:
+                revisions = plan(shop.store, [read_draft(f"{task[0]}.yaml", changed.encode())])
+            break
+        except InvalidConfig as error:
+            click.echo(str(error), err=True)
+            click.confirm("Edit it again?", default=True, abort=True, err=True)
+            text = changed
+    for revision in revisions:
+        task_page.show_revision(revision, tables.console)
+    click.confirm(f"Store it as {revisions[0].template.name}?", default=False, abort=True)
+    with open_shop(config) as shop:
+        again = plan(shop.store, [revision.draft for revision in revisions])
+        click.echo(_outcome(again, store_all(shop.store, again), dry_run=False))
+
+
+@tasks_command.command("pin")
+@click.argument("task")
+@config_option
+@click.option("--off", is_flag=True, help="Let inference add versions again.")
+@click.pass_context
+def pin_command(context: click.Context, task: str, config: Path | None, off: bool) -> None:
+    """Keep inference from adding versions to a task.
+
+    Requests of a changed prompt then match nothing and go whole, until you add a version yourself.
+
+    \b
+    Example: unprompt tasks pin support-intent
+             unprompt tasks pin support-intent --off
+    """
+    with open_shop(_given(context, "config", config), alone=False) as shop:
+        find_version(shop.store, task, None)
+        pin(shop.store, task, not off)
+    click.echo(f"{task}: inference {'may add' if off else 'adds no'} versions")

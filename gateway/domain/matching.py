@@ -18,8 +18,9 @@ MAX_CANDIDATES = 16
 MAX_TRIED = 1 << 18
 """Characters that may be searched for fixed text with one request, over all templates that are tried."""
 
-_Ranked = tuple[tuple[int, int, str], PromptTemplate]
-_Candidate = tuple[tuple[int, int, str], PromptTemplate, list[str]]
+_Rank = tuple[bool, int, int, str]
+_Ranked = tuple[_Rank, PromptTemplate]
+_Candidate = tuple[_Rank, PromptTemplate, list[str]]
 _Key = tuple[str, int, int, tuple[str, ...]]
 
 
@@ -55,7 +56,8 @@ class Reason(NamedTuple):
 class TemplateIndex:
     """Finds the template of a request among many.
 
-    Of several that match, the one with the most fixed text wins, then the latest version. A request is looked
+    Of several that match, the one with the most fixed text wins, then the latest version; one that another replaces
+    comes after all that none does. A request is looked
     up by its bucket and message headers, then by what its texts begin and end with; of the templates that are
     left, `MAX_CANDIDATES` at most are tried, fewer where the texts are long.
     """
@@ -66,7 +68,8 @@ class TemplateIndex:
         for template in usable:
             headers = tuple(pattern.header for pattern in template.patterns)
             groups[(template.bucket, *_form(template), headers)].append(template)
-        self._groups = {key: _Group(members) for key, members in groups.items()}
+        replaced = frozenset(template.replaces for template in usable)
+        self._groups = {key: _Group(members, replaced) for key, members in groups.items()}
         self._forms = sorted({_form(template) for template in usable}, reverse=True)
 
     def match(self, body: dict[str, Any]) -> Match | None:
@@ -127,8 +130,9 @@ def _form(template: PromptTemplate) -> tuple[int, int]:
 class _Group:
     """Templates of equal headers, found by what their texts begin and end with."""
 
-    def __init__(self, templates: Sequence[PromptTemplate]) -> None:
-        self._ranked = sorted(((_rank(template), template) for template in templates), key=itemgetter(0))
+    def __init__(self, templates: Sequence[PromptTemplate], replaced: frozenset[str]) -> None:
+        ranked = ((_rank(template, template.name in replaced), template) for template in templates)
+        self._ranked = sorted(ranked, key=itemgetter(0))
         rows = [[field for pattern in t.patterns for field in pattern.fields] for _, t in self._ranked]
         columns = list(enumerate(zip(*rows, strict=True)))
         self._searched = [i for i, column in columns if any(len(field.slots) > 1 for field in column)]
@@ -162,9 +166,9 @@ def _trees(column: Sequence[TextPattern]) -> tuple[Prefixes, Prefixes]:
     )
 
 
-def _rank(template: PromptTemplate) -> tuple[int, int, str]:
-    """Smaller is better: the most fixed text, then the latest version."""
-    return (-sum(map(len, template.literals)), -template.version, template.task)
+def _rank(template: PromptTemplate, is_replaced: bool) -> _Rank:
+    """Smaller is better: none that is replaced, the most fixed text, then the latest version."""
+    return (is_replaced, -sum(map(len, template.literals)), -template.version, template.task)
 
 
 def show(template: PromptTemplate) -> str:

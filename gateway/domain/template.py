@@ -72,6 +72,8 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
 
     `head` are the messages every request begins with. With `turns`, any number of free messages follow, which
     stay real turns, and `tail` are the messages every request ends with. Without, `head` is all there is.
+    `replaces` names the version whose place this one takes, where a person made it: of a request that matches
+    both, this one is the template.
     """
 
     task: str
@@ -80,6 +82,7 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
     turns: bool = False
     tail: tuple[MessagePattern, ...] = ()
     bucket: str = ""
+    replaces: str = ""
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from gateway.domain.matching import TemplateIndex
 from gateway.encoding import decoded
 from gateway.pipeline.infer import Recorded, infer
 from gateway.providers.openai import read_chat
+from gateway.stores.edited import pinned_tasks
 from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,15 @@ class Discovery:
         exchanges = self._store.unassigned(RESIDUE)
         requests = [request for exchange in exchanges if (request := recorded(exchange)) is not None]
         inference = infer(requests, self._store.templates())
-        found = {key: value for key, value in inference.assignments.items() if value is not None}
+        pinned = pinned_tasks(self._store)
+        templates = [template for template in inference.templates if template.task not in pinned]
+        left_out = {(t.task, t.version) for t in inference.templates if t.task in pinned}
+        found = {key: value for key, value in inference.assignments.items() if value and value not in left_out}
         with self._store.transaction():
-            for template in inference.templates:
+            for template in templates:
                 self._store.add_template(template)
             self._store.assign(found)
         uses = Counter(found.values())
-        for template in inference.templates:
+        for template in templates:
             log.info("found %s: %d exchanges", template.name, uses[template.task, template.version])
-        return [template.name for template in inference.templates]
+        return [template.name for template in templates]

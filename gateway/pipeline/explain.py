@@ -59,11 +59,12 @@ class Tokens(msgspec.Struct, frozen=True):
 
 
 class VersionFacts(msgspec.Struct, frozen=True):
-    """A version of the template; `share` of the task's newest requests that were made with it. `changes`: against
-    the version before."""
+    """A version of the template; `share` of the task's newest requests that were made with it. `edited`: a person
+    made it. `changes`: against the version before."""
 
     template: PromptTemplate
     created_at: float
+    edited: bool
     requests: int
     share: float | None
     changes: list[list[Piece]] = []
@@ -108,7 +109,7 @@ def explain(store: SqliteStore, config: Config, task: str, version: int | None =
     if row is None:
         raise TaskError(f"no task {task!r}; 'unprompt tasks' lists those that there are")
     template = find_version(store, task, version or row["version"])
-    pairs = _sample(store, template)
+    pairs = _sample(store, template, SAMPLE)
     misses = _misses(store, task)
     fitting = sum(store.version_counts(task, RECENT).values())
     return Explanation(
@@ -139,14 +140,19 @@ def find_version(store: SqliteStore, task: str, version: int | None) -> PromptTe
     return templates[version or max(templates)]
 
 
-def _sample(store: SqliteStore, template: PromptTemplate) -> list[tuple[Exchange, Inputs]]:
+def recorded_settings(store: SqliteStore, template: PromptTemplate) -> dict[str, Any]:
+    """The tools, response format and so on of the version's newest request; empty where none is recorded."""
+    return _settings(_sample(store, template, 1))
+
+
+def _sample(store: SqliteStore, template: PromptTemplate, most: int) -> list[tuple[Exchange, Inputs]]:
     """The version's newest requests, taken apart, oldest first."""
     newest = (
         "rowid IN (SELECT rowid FROM exchanges WHERE task = ? AND task_version = ? AND complete = 1"
         " ORDER BY rowid DESC LIMIT ?)"
     )
     pairs = []
-    for exchange in store.each_exchange(newest, [template.task, template.version, SAMPLE]):
+    for exchange in store.each_exchange(newest, [template.task, template.version, most]):
         request = recorded(exchange)
         inputs = template.strip(request.body) if request is not None else None
         if inputs is not None:
@@ -198,14 +204,14 @@ def _mean(values: Sequence[float]) -> float:
 def _versions(store: SqliteStore, task: str) -> list[VersionFacts]:
     counts = store.version_counts(task, RECENT)
     total = sum(counts.values())
-    made = {row["version"]: row["created_at"] for row in store.rows("templates", "task = ?", [task])}
+    made = {row["version"]: row for row in store.rows("templates", "task = ?", [task])}
     found: list[VersionFacts] = []
     for template in store.templates(task):
         before = show(found[-1].template) if found else None
         requests = counts.get(template.version, 0)
         found.append(VersionFacts(
-            template, made[template.version], requests, requests / total if total else None,
-            changes(before, show(template)) if before is not None else [],
+            template, made[template.version]["created_at"], bool(made[template.version]["edited"]), requests,
+            requests / total if total else None, changes(before, show(template)) if before is not None else [],
         ))  # fmt: skip
     return found
 
@@ -244,11 +250,20 @@ def as_json(found: Explanation) -> dict[str, Any]:
         },
         "tokens": msgspec.to_builtins(found.tokens),
         "match_rate": found.match_rate,
-        "versions": [
-            {"version": one.template.version, "created_at": one.created_at, "requests": one.requests,
-             "share": one.share, "fixed_words": one.template.fixed_words, "prompt": show(one.template),
-             "changes": [list(map(list, line)) for line in one.changes]}
-            for one in found.versions
-        ],
+        "versions": [_version_as_json(one) for one in found.versions],
         "non_matches": msgspec.to_builtins(found.non_matches),
     }  # fmt: skip
+
+
+def _version_as_json(one: VersionFacts) -> dict[str, Any]:
+    return {
+        "version": one.template.version,
+        "created_at": one.created_at,
+        "edited": one.edited,
+        "replaces": one.template.replaces or None,
+        "requests": one.requests,
+        "share": one.share,
+        "fixed_words": one.template.fixed_words,
+        "prompt": show(one.template),
+        "changes": [list(map(list, line)) for line in one.changes],
+    }

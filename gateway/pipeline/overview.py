@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from gateway.config import Config
+from gateway.stores.edited import pinned_tasks
 from gateway.stores.sqlite import SqliteStore
 
 
 def overview(store: SqliteStore, config: Config) -> list[dict[str, Any]]:
-    """One row a task: counts, the newest template, how many requests fit it, and what happens next."""
-    return [_row(store, config, row) for row in store.tasks()]
+    """One row a task: counts, the newest template, how many requests fit it, and what happens next.
+
+    A task whose templates and requests have all moved to another one is left out.
+    """
+    replaced = {template.replaces for template in store.templates()}
+    pinned = pinned_tasks(store)
+    rows = [_row(store, config, row) | {"pinned": row["name"] in pinned} for row in store.tasks()]
+    return [row for row in rows if row["exchanges"] or not _is_gone(row, replaced)]
+
+
+def _is_gone(row: dict[str, Any], replaced: Collection[str]) -> bool:
+    return bool(row["versions"]) and all(f"{row['name']}@{version}" in replaced for version in row["versions"])
 
 
 def _row(store: SqliteStore, config: Config, row: dict[str, Any]) -> dict[str, Any]:

@@ -190,6 +190,21 @@ def test_of_several_templates_the_most_fixed_text_wins_then_the_latest_version()
     assert other.template is wide
 
 
+def test_a_template_that_another_replaces_comes_after_it_whatever_their_text() -> None:
+    wide = PromptTemplate("wide", 1, (message("system", SYSTEM), message("user", "", "")), replaces="intent@1")
+    request = body(("system", SYSTEM), ("user", "Message: a\nIntent:"))
+    for order in ([wide, INTENT], [INTENT, wide]):
+        match = TemplateIndex(order).match(request)
+        assert match is not None
+        assert match.template is wide
+    narrow = msgspec.structs.replace(
+        INTENT, version=2, replaces="wide@1", head=(INTENT.head[0], message("user", "No!"))
+    )
+    old = TemplateIndex([wide, narrow]).match(request)
+    assert old is not None
+    assert old.template is wide
+
+
 def test_a_template_of_hardly_any_text_is_never_matched() -> None:
     bare = PromptTemplate("bare", 1, (message("system", "Be nice"), message("user", "", "")))
     assert TemplateIndex([bare]).match(body(("system", "Be nice"), ("user", "hi"))) is None

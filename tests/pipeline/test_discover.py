@@ -14,6 +14,7 @@ from gateway.domain.exchange import Exchange
 from gateway.pipeline import discover
 from gateway.pipeline.discover import Discovery, recorded
 from gateway.pipeline.infer import Inference, Recorded
+from gateway.stores.edited import pin
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -134,3 +135,19 @@ def test_a_changed_prompt_is_a_new_version_of_the_same_task(store: SqliteStore) 
     found.step()
     assert [one.task for one in store.templates()] == [first.task, first.task]
     assert store.version_counts(first.task, 1000) == {1: 60, 2: 60}
+
+
+def test_inference_adds_no_version_to_a_pinned_task(store: SqliteStore) -> None:
+    record(store, messages(40))
+    (name,) = Discovery(store).step()
+    task = name.partition("@")[0]
+    changed = [exchange(100 + n, asked(text, system=stories.NEW_SYSTEM), "other", version=None)
+               for n, text in enumerate(WORDS[:40])]  # fmt: skip
+    record(store, changed)
+    pin(store, task, True)
+    assert Discovery(store).step() == []
+    assert [template.name for template in store.templates()] == [name]
+    assert store.unexplained_count() == 40
+    pin(store, task, False)
+    assert len(Discovery(store).step()) == 1
+    assert store.unexplained_count() == 0

@@ -155,7 +155,7 @@ text = odd | st.lists(
     st.sampled_from(["{{a}}", "{{", "}}", "<<a>>", "\n", " ", "a", "a: b", "- c", "---\n", "...\n", "# d", "\t"]),
     max_size=6,
 ).map("".join)  # fmt: skip
-scalar = st.sampled_from([None, True, 0, 1, 1.0, 1e20, 1e-9, 2**70, "", "a", "\ud800", "é\n", "2024-01-01"])
+scalar = st.sampled_from([None, True, 0, 1, 1.0, 1e20, 1e-9, 2**70, "", "a", "é\n", "2024-01-01"])
 value = (
     scalar | st.lists(scalar, max_size=2) | st.dictionaries(st.sampled_from(["a", "on", "1"]), scalar, max_size=2)
 )
