@@ -239,10 +239,14 @@ def _bits(token: str) -> float:
     return 4.0 if token in ".,'-" else 7.0
 
 
-def by_chance(occurrences: float, slot_tokens: float, bits: float, samples: int) -> bool:
+def by_chance(
+    occurrences: float, slot_tokens: float, bits: float, samples: int, *, once: bool = False, ways: int = 0
+) -> bool:
     """Whether values could share a run just so: it is likely in one text, and there are few samples.
 
-    `occurrences`: how often the run stands in a sample on average; `slot_tokens`: how long a slot beside is.
+    `occurrences`: how often the run stands in a sample on average, and `once` that it is one time in each, which
+    no Poisson process makes likelier than 1/e; `slot_tokens`: how long a slot beside is; `ways`: how many
+    runs such a slot could share (the longest one's tokens).
     """
-    likely = min(1 - math.exp(-occurrences), 1 - math.exp(-slot_tokens * 2**-bits))
-    return likely ** (samples - 1) * 20 >= 0.01
+    likely = min(math.exp(-1) if once else 1 - math.exp(-occurrences), 1 - math.exp(-slot_tokens * 2**-bits))
+    return likely ** (samples - 1) * max(20, ways) >= 0.01

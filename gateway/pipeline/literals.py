@@ -8,18 +8,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-from gateway.domain.template import DATE, ID
-from gateway.pipeline.alignment import COMMON, WORD, Run, by_chance, shared_runs, surprise, tokens
+from gateway.domain.template import DATE, ID, Slot, TextPattern
+from gateway.pipeline.alignment import WORD, Run, by_chance, shared_runs, surprise, tokens
+from gateway.pipeline.edges import Gap, settled
 
 _VOLATILE = re.compile(rf"(?<!\w)(?:{DATE}|{ID})(?!\w)")
 _CUE = re.compile(r"(?i)\b(today|todays|date|time|now|current|currently|timestamp|id|trace|session|request)\b")
-_FEW = 16
-_SOME = 150
-_SENTENCE = 12
-_SENTENCE_ENDS = (".", "?", "!", '"', "'")
-_QUOTES = ('"', "'")
-_DELIMITERS = frozenset("\n:>\"'`([{=.?!;#*-|<)]},/")
+Values = tuple[str, ...]
+"""What stands in one slot, sample by sample."""
+_PUNCTUATION = frozenset(".,;?!'")
+_PROMPT = 3
+"""Words of fixed text from which on signs between two slots may be fixed text too."""
+_SOME = 16
+"""Samples from which on a bare word between two slots may be prompt."""
 
 
 def field_literals(texts: Sequence[str]) -> list[str]:
@@ -29,24 +32,47 @@ def field_literals(texts: Sequence[str]) -> list[str]:
     """
     if len(set(texts)) == 1:
         return _without_volatile(texts[0])
+    literals, columns = _cut_by_runs(texts)
+    for i, values in enumerate(columns):
+        literals[i], columns[i], literals[i + 1] = settled(Gap(literals[i], values, literals[i + 1]))
+    _keep_separators(literals, columns, texts)
+    return [piece for literal in literals for piece in _without_volatile(literal)]
+
+
+def _cut_by_runs(texts: Sequence[str]) -> tuple[list[str], list[Values]]:
+    """The runs that texts do not share by chance, as literals, and the values that stand between them."""
     before, after = _shared_lines(texts)
     split = [tokens(text[before : len(text) - after]) for text in texts]
-    runs = shared_runs(split)
-    first, inner, last = _edges(runs, split)
+    first, inner, last = _edges(shared_runs(split), split)
     inner = _likely(inner, split, first, last)
-    edge, ends = Run((0,) * len(split), first), tuple(len(text) - last for text in split)
-    runs = [edge, *inner, Run(ends, last)]
-    pieces = [split[0][run.starts[0] : run.starts[0] + run.length] for run in runs]
-    literals = [_trim_right(pieces[0], len(texts))]
-    for i in range(1, len(runs)):
-        values = _between(split, runs[i - 1], runs[i])
-        piece = _trim_left(pieces[i], literals[-1], values)
-        literals.append(piece if i == len(runs) - 1 else _trim_right(piece, len(texts)))
-    joined = ["".join(piece) for piece in literals]
-    joined[0] = texts[0][:before] + joined[0]
-    joined[-1] += texts[0][len(texts[0]) - after :]
-    joined = [joined[0], *filter(_is_separator, joined[1:-1]), joined[-1]]
-    return [piece for literal in joined for piece in _without_volatile(literal)]
+    runs = [Run((0,) * len(split), first), *inner, Run(tuple(len(text) - last for text in split), last)]
+    literals = ["".join(split[0][run.starts[0] : run.starts[0] + run.length]) for run in runs]
+    literals[0] = texts[0][:before] + literals[0]
+    literals[-1] += texts[0][len(texts[0]) - after :]
+    columns = [tuple(map("".join, _between(split, left, right))) for left, right in pairwise(runs)]
+    return literals, columns
+
+
+def _keep_separators(literals: list[str], columns: list[Values], texts: Sequence[str]) -> None:
+    """Drop inner literals, weakest first, until each text can be cut in one way only, which is the columns' way."""
+    prompt = len(WORD.findall(" ".join(literals))) >= _PROMPT
+    for i in range(len(literals) - 2, 0, -1):
+        telling = "\n" in literals[i] or literals[i].strip() if prompt else WORD.search(literals[i])
+        if not telling:
+            _drop(i, literals, columns)
+    while len(literals) > 2 and not _cuts_to(literals, columns, texts):
+        _drop(min(range(1, len(literals) - 1), key=lambda i: surprise(tokens(literals[i]))), literals, columns)
+
+
+def _drop(i: int, literals: list[str], columns: list[Values]) -> None:
+    given = literals.pop(i)
+    right = columns.pop(i)
+    columns[i - 1] = tuple(a + given + b for a, b in zip(columns[i - 1], right, strict=True))
+
+
+def _cuts_to(literals: Sequence[str], columns: Sequence[Values], texts: Sequence[str]) -> bool:
+    pattern = TextPattern(tuple(literals), tuple(Slot("") for _ in columns))
+    return all(pattern.cut(text) == values for text, values in zip(texts, zip(*columns, strict=True), strict=True))
 
 
 def _shared_lines(texts: Sequence[str]) -> tuple[int, int]:
@@ -94,11 +120,6 @@ def _between(split: Sequence[list[str]], left: Run, right: Run) -> list[list[str
     return [text[start + left.length : end] for text, start, end in spans]
 
 
-def _is_separator(literal: str) -> bool:
-    """Whether a piece of text between two slots is telling enough: it has words, or empty or marked lines."""
-    return bool(WORD.search(literal)) or literal.count("\n") > 1
-
-
 def _edges(runs: list[Run], split: Sequence[list[str]]) -> tuple[int, list[Run], int]:
     """Length of the run that begins every text, the runs inside, length of the run that ends every text."""
     inner, first, last = list(runs), 0, 0
@@ -125,60 +146,29 @@ def _likely(inner: list[Run], split: Sequence[list[str]], first: int, last: int)
 def _weakness(i: int, run: Run, kept: list[Run], split: Sequence[list[str]], first: int, last: int) -> float:
     """The run's bits when it may be there by chance; negative when it is not."""
     piece = split[0][run.starts[0] : run.starts[0] + run.length]
-    bits = surprise(piece)
-    names = [token for token in piece if WORD.fullmatch(token)]
-    if len(split) < 12 and not names:
+    bits, count = surprise(piece), len(split)
+    lows = [kept[i - 1].starts[n] + kept[i - 1].length if i else first for n in range(count)]
+    highs = [kept[i + 1].starts[n] if i + 1 < len(kept) else len(split[n]) - last for n in range(count)]
+    if all(_is_typed(s[low:at]) for s, low, at in zip(split, lows, run.starts, strict=True)):
+        return -1.0  # a number or a date ends by itself
+    if _is_plain(piece, count):
         return bits
-    if names and len(names) < 3 and all(name.lower() in COMMON for name in names) and "".join(piece).isalpha():
-        return bits
-    total, occurrences = 0, 0
     text = "".join(piece)
-    for n, sample in enumerate(split):
-        low = kept[i - 1].starts[n] + kept[i - 1].length if i else first
-        high = kept[i + 1].starts[n] if i + 1 < len(kept) else len(sample) - last
-        total += high - low - run.length
-        occurrences += "".join(sample[low:high]).count(text)
-    count = len(split)
-    return bits if by_chance(occurrences / count, total / count / 2, bits, count) else -1.0
+    found = ["".join(sample[low:high]).count(text) for sample, low, high in zip(split, lows, highs, strict=True)]
+    lengths = [high - low - run.length for low, high in zip(lows, highs, strict=True)]
+    once = set(found) == {1}
+    chance = by_chance(sum(found) / count, sum(lengths) / count / 2, bits, count, once=once, ways=max(lengths))
+    return bits if chance else -1.0
 
 
-def _trim_right(piece: list[str], count: int) -> list[str]:
-    """Give words at the right edge back to the value, unless a delimiter or function word ends the piece."""
-    if count >= _FEW or not piece:
-        return piece
-    end = len(piece)
-    for i in range(len(piece) - 1, max(-1, len(piece) - 9), -1):
-        token = piece[i]
-        if token in _DELIMITERS or (token.lower() in COMMON and token.islower()):
-            return piece[:end]
-        if not token.isspace():
-            end = i
-    return piece
+def _is_typed(value: Sequence[str]) -> bool:
+    return len(value) == 1 and (value[0].isdigit() or _VOLATILE.fullmatch(value[0]) is not None)
 
 
-def _trim_left(piece: list[str], before: list[str], values: Sequence[list[str]]) -> list[str]:
-    """Give back to the values what ends them: a full stop or a quote of theirs; for few samples, words.
-
-    `before`: the literal in front of the slot; `values`: what each sample has in it.
-    """
-    if not piece:
-        return piece
-    if piece[0] in _SENTENCE_ENDS and _ends_values(piece, before, values):
-        piece = piece[1:]
-    if len(values) >= _FEW:
-        return piece
-    for i, token in enumerate(piece[:8]):
-        if token in _DELIMITERS or (token.lower() in COMMON and token.islower()):
-            return piece[i:] if i and not piece[0].isspace() else piece
-    return piece
-
-
-def _ends_values(piece: list[str], before: list[str], values: Sequence[list[str]]) -> bool:
-    """Whether the sign that begins the piece belongs to the values in front of it."""
-    sign = piece[0]
-    if len(values) >= _SOME or piece[1:2] == [sign]:
-        return False
-    if sign in _QUOTES:
-        return before[-1:] != [sign]
-    ended = any(value and value[-1] in _SENTENCE_ENDS for value in values)
-    return not ended and sum(len(value) >= _SENTENCE for value in values) > len(values) / 2
+def _is_plain(piece: Sequence[str], count: int) -> bool:
+    """Whether these are only the signs of any sentence, or a bare word that texts on one subject may share."""
+    names = [token for token in piece if WORD.fullmatch(token)]
+    marks = [token for token in piece if token == "\n" or not (token.isspace() or token in names)]
+    if not names:
+        return all(mark in _PUNCTUATION for mark in marks)
+    return not marks and len(names) == 1 and (count < _SOME or len(piece) == 1)

@@ -1,0 +1,225 @@
+"""Where values begin and end: which signs at a slot's edges are prompt, and which are every value's own.
+
+All samples share the text on both sides of a slot, and some of it may be of the values: the full stop of
+sentences, a quote that a value opened, the first marker of a list. A rule moves such text over; what a literal
+and its neighbours say together never changes, so a mistake costs quality and never a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gateway.pipeline.alignment import COMMON, WORD, tokens
+
+_FEW = 16
+"""Samples below which words at an edge may be there by chance."""
+_SOME = 150
+"""Samples from which on a sign that ends all values is prompt: some value would lack it."""
+_SENTENCE = 6
+_LONG = 8
+"""Words in front of a slot from which on they are more than how people happen to begin."""
+_REACH = 8
+_MARKER = 80
+_SEVERAL = 0.4
+"""Share of values that must hold another item before the text in front is taken for an item's marker."""
+_ENDS = ".?!。？！"
+_QUOTES = "\"'"
+_OPENED = re.compile(r"(?<!\w)'")
+_CODE = re.compile(r"\n[ \t]{2,}\S|[{};=<>\\]")
+
+
+class Gap(NamedTuple):
+    """A slot as the samples show it: the literal before, the value in each sample, the literal after."""
+
+    left: str
+    values: tuple[str, ...]
+    right: str
+
+
+def settled(gap: Gap) -> Gap:
+    """The gap with its edges where they most likely are in the prompt that was filled in."""
+    for rule in (_sign_after, _words_before, _words_after, _rotated, _listed):
+        gap = rule(gap)
+    return gap
+
+
+def _give_left(gap: Gap, count: int) -> Gap:
+    """The last `count` characters of the literal before become the values'."""
+    if not count:
+        return gap
+    given = gap.left[-count:]
+    return Gap(gap.left[:-count], tuple(given + value for value in gap.values), gap.right)
+
+
+def _give_right(gap: Gap, count: int) -> Gap:
+    """The first `count` characters of the literal after become the values'."""
+    given = gap.right[:count]
+    return Gap(gap.left, tuple(value + given for value in gap.values), gap.right[count:])
+
+
+def _sign_after(gap: Gap) -> Gap:
+    """Give a sign back to the values when it ends their sentences, or a quote that they opened."""
+    sign, few = gap.right[:1], len(gap.values) < _SOME
+    if not sign or not few or gap.right[1:2] == sign:
+        return gap
+    if sign in _QUOTES:
+        return _give_right(gap, 1) if _opened(sign, gap.left, gap.values) else gap
+    return _give_right(gap, 1) if sign in _ENDS and _are_sentences(gap.values) else gap
+
+
+def _opened(quote: str, left: str, values: Sequence[str]) -> bool:
+    """Whether most values open a quote of this kind that they do not close."""
+    if left.endswith(quote):
+        return False
+    pattern = _OPENED if quote == "'" else re.compile(re.escape(quote))
+    open_ones = sum(len(pattern.findall(value)) % 2 for value in values)
+    return open_ones > len(values) / 2
+
+
+def _are_sentences(values: Sequence[str]) -> bool:
+    """Whether most values are sentences that lack nothing but the sign behind them."""
+    if any(value.rstrip("\"')]").endswith(tuple(_ENDS)) for value in values):
+        return False
+    return sum(map(_is_sentence, values)) > len(values) / 2
+
+
+def _is_sentence(value: str) -> bool:
+    names = WORD.findall(value[:400])
+    if not names or names[0].islower() or _CODE.search(value):
+        return False
+    # A title has more capitals; a script without capitals or spaces tells neither.
+    plain = sum(not name[0].isupper() for name in names[1:])
+    return not value.isascii() or (len(names) >= _SENTENCE and plain > len(names) / 2)
+
+
+def _words_before(gap: Gap) -> Gap:
+    """With few samples: give words in front back to the values, up to a sign or into a sentence under way."""
+    if len(gap.values) >= _FEW or not gap.left or all(map(str.isdigit, gap.values)):
+        return gap
+    piece = tokens(gap.left[-200:])
+    end, long = len(piece), len(WORD.findall(gap.left[-200:])) >= _LONG
+    for i in range(len(piece) - 1, max(-1, len(piece) - 1 - _REACH), -1):
+        token = piece[i]
+        if token.isspace() and token != "\n":
+            continue
+        if not token.isalnum() or (token.islower() and (token in COMMON or (long and _goes_on(piece, i)))):
+            return _give_left(gap, len("".join(piece[end:])))
+        end = i
+    return gap
+
+
+def _goes_on(piece: Sequence[str], i: int) -> bool:
+    """Whether a word follows another word: then the sentence is the prompt's, and so is the word."""
+    return i >= 2 and piece[i - 1] == " " and piece[i - 2].isalpha()
+
+
+def _words_after(gap: Gap) -> Gap:
+    """With few samples: give words behind back to the values that they follow without a space."""
+    if len(gap.values) >= _FEW or gap.right[:1].isspace():
+        return gap
+    piece = tokens(gap.right[:200])
+    for i, token in enumerate(piece[:_REACH]):
+        if token == ":":
+            return gap  # a label
+        if not token.isalnum() and not token.isspace():
+            return _give_right(gap, len("".join(piece[:i])))
+        if token == "\n" or (token.lower() in COMMON and token.islower()):
+            return _give_right(gap, len("".join(piece[:i])))
+    return gap
+
+
+def _rotated(gap: Gap) -> Gap:
+    """Choose among the cuts that differ only in whose text comes first: after `A`, of `x\\n` or `\\nx`.
+
+    There is such a choice where some samples have no value. A line is kept whole, and items of a list have as
+    many new lines before as after them, or one more after.
+    """
+    if all(gap.values) or not any(gap.values):
+        return gap
+    best = current = _first_turn(gap)
+    while turned := _turn(current):
+        current = turned
+        best = max(best, current, key=_orderliness)
+    return best
+
+
+def _first_turn(gap: Gap) -> Gap:
+    """The cut of these that has the least text before."""
+    while gap.left and all(not value or value[-1] == gap.left[-1] for value in gap.values):
+        sign = gap.left[-1]
+        gap = Gap(gap.left[:-1], tuple(sign + v[:-1] if v else v for v in gap.values), sign + gap.right)
+    return gap
+
+
+def _turn(gap: Gap) -> Gap | None:
+    """One character from behind the values to the front of them, where that changes no sample."""
+    sign = gap.right[:1]
+    if not sign or any(value and value[0] != sign for value in gap.values):
+        return None
+    return Gap(gap.left + sign, tuple(v[1:] + sign if v else v for v in gap.values), gap.right[1:])
+
+
+def _orderliness(gap: Gap) -> tuple[bool, int, int]:
+    value = next(value for value in gap.values if value)
+    before, after = len(value) - len(value.lstrip("\n")), len(value) - len(value.rstrip("\n"))
+    return gap.left.endswith("\n"), -abs(after - before), len(gap.left)
+
+
+def _listed(gap: Gap) -> Gap:
+    """Give the values the marker of a list's first item and what ends its last, where further items have both."""
+    for start in _line_starts(gap.left):
+        marker = gap.left[start:]
+        if not marker.strip() or marker.startswith("\n"):
+            continue
+        pattern = _like(marker)
+        ends = _ends_of_items(pattern, gap.values)
+        if ends:
+            lines = sum(value.count("\n") for value in gap.values) <= len(ends)
+            return _with_items(gap, start, ends, lines=lines)
+    return gap
+
+
+def _line_starts(left: str) -> list[int]:
+    """Where the last lines of this text begin, the longest stretch of them first."""
+    starts: list[int] = []
+    at = len(left)
+    while len(starts) < 4 and at >= 0 and len(left) - at <= _MARKER:
+        at = left.rfind("\n", 0, at)
+        if at >= 0 and len(left) - at <= _MARKER:
+            starts.append(at + 1)
+    return starts[::-1]
+
+
+def _like(marker: str) -> re.Pattern[str]:
+    """The marker at the beginning of a line, with any number where it has one."""
+    return re.compile(r"(?<=\n)" + re.sub(r"\d+", r"\\d+", re.escape(marker)))
+
+
+def _ends_of_items(marker: re.Pattern[str], values: Sequence[str]) -> list[str]:
+    """What stands before each further item, when enough of the values have further ones; else nothing."""
+    found = [[value[max(0, m.start() - _MARKER) : m.start()] for m in marker.finditer(value)] for value in values]
+    enough = sum(map(bool, found)) >= max(2, _SEVERAL * len(values))
+    return [end for ends in found for end in ends] if enough else []
+
+
+def _with_items(gap: Gap, start: int, ends: Sequence[str], *, lines: bool) -> Gap:
+    """The list begins at `start` or at new lines before it, and ends with what ends its other items.
+
+    `lines`: each item is one line.
+    """
+    blank = start - len(gap.left[:start].rstrip("\n"))
+    least = min(len(end) - len(end.rstrip("\n")) for end in ends)
+    choices = []
+    for own in range(min(blank, least) + 1):
+        bodies = [end[: len(end) - own] for end in ends]
+        shared = next(
+            n for n in range(min(len(gap.right), _MARKER), -1, -1) if all(b.endswith(gap.right[:n]) for b in bodies)
+        )
+        after = shared - len(gap.right[:shared].rstrip("\n"))
+        choices.append((own + after == least, own < blank, -abs(after - own), -own, shared))
+    _, _, _, own, shared = max(choices)
+    if gap.right[:shared] == "\n" and not own and not lines:
+        shared = 0  # turns of a dialogue, joined by new lines
+    return _give_right(_give_left(gap, len(gap.left) - start - own), shared)

@@ -1,0 +1,95 @@
+"""Where a value begins and ends: signs, quotes, words, lists, and slots that may be empty."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.pipeline.edges import Gap, settled
+from gateway.pipeline.literals import field_literals
+
+MANY = 20
+TOWNS = ["Rome", "Oslo", "Lima", "Kyoto", "Cairo", "Quito", "Bern", "Perth", "Accra", "Porto", "Riga", "Turin"]
+
+
+def gap(left: str, values: list[str], right: str) -> Gap:
+    """The gap with its values repeated to a number from which on words are no accident."""
+    return Gap(left, tuple(values[i % len(values)] for i in range(max(MANY, len(values)))), right)
+
+
+def edges(settled_gap: Gap) -> tuple[str, str]:
+    return settled_gap.left, settled_gap.right
+
+
+@pytest.mark.parametrize(
+    ("values", "right", "left_over"),
+    [
+        # what ends sentences belongs to them; what follows titles, code and bare words is the prompt's
+        (["The train to Oslo was late again", "Nobody in Bern ever looks at a map"], ".\n\nGerman:", "\n\nGerman:"),
+        (["Trains and Their Towns", "A History of Tea"], ".\nBe brief.", ".\nBe brief."),
+        (["def area(r):\n    return r * r", "for x in y:\n    print(x)"], ". Fix it.", ". Fix it."),
+        (["rome", "a map of bern"], ". Be brief.", ". Be brief."),
+        (["The train to Oslo was late again.", "Nobody in Bern ever looks at a map!"], ".\nGo.", ".\nGo."),
+        # a quote is the values' when they opened it
+        (['He said: "come', 'They cried "no'], '"\nWho?', "\nWho?"),
+        (['the word "tea"', "plain"], '" is what?', '" is what?'),
+        (["the captain", "Mary"], "'s ship", "'s ship"),
+    ],
+)
+def test_a_sign_behind_a_slot(values: list[str], right: str, left_over: str) -> None:
+    assert edges(settled(gap("Text: ", values, right))) == ("Text: ", left_over)
+
+
+def test_words_in_front_of_a_slot_when_there_are_few_samples() -> None:
+    few = ("please", "I do, twice", "tomorrow", "or no")
+    assert settled(Gap("Message: Yes ", few, "\nAnswer:")).left == "Message: "
+    sentence = "You have the tools below and may call at most "
+    assert settled(Gap(sentence, ("3", "4", "11", "7"), " of them.")).left == sentence
+    assert settled(Gap("whats the difference between ", few, "")).left == "whats the "
+
+
+def test_a_label_behind_a_slot_is_no_part_of_the_value() -> None:
+    assert settled(Gap("Task: ", ("f(x)", "g(y)", "h(z)"), "Response: ")).right == "Response: "
+    assert settled(Gap("Task: ", ("f(x)", "g(y)", "h(z)"), "Yes, do")).right == ", do"
+
+
+@pytest.mark.parametrize(
+    ("left", "values", "right", "expected"),
+    [
+        ("Facts:\n\n- ", ["red\n\n- blue", "one", "up\n\n- down\n\n- left"], "\nEnd.", ("Facts:\n", "End.")),
+        ("Context:\n[1] ", ["red\n\n[2] blue", "one", "up\n\n[2] down"], "\n\n---\n", ("Context:\n", "---\n")),
+        ("Read.\nDoc 1:\n", ["a\n---\nDoc 2:\nb", "c", "d\n---\nDoc 2:\ne"], "\n---\nNow", ("Read.\n", "Now")),
+        # turns joined by new lines: the one behind the last turn is the prompt's
+        ("Chat:\nUser: ", ["hi\nBot: yo\nUser: bye\nBot: so", "a\nBot: b\nUser: c"], "\nEnd", ("Chat:\n", "\nEnd")),
+        # one value in ten that quotes the label is no list
+        ("Question: ", [*TOWNS, "x\nQuestion: y"], "\nAnswer:", ("Question: ", "\nAnswer:")),
+    ],
+)
+def test_the_marker_of_a_first_item_and_the_end_of_the_last_belong_to_the_list(
+    left: str, values: list[str], right: str, expected: tuple[str, str]
+) -> None:
+    assert edges(settled(gap(left, values, right))) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "items"),
+    [
+        ("Context:\n{}---\nAnswer now.", "- {}\n"),
+        ("The options are:\n{}", "\n- {}\n"),
+        ("Facts, if any:\n{}\nWrite a line on them.", "\n\n- {}\n\n"),
+        ("Read all of this.\n```\n\n{}\n\n```\nWhat is it?", "Document:\n{}\n---\n"),
+    ],
+)
+def test_a_list_that_may_be_empty_is_one_slot_with_all_its_separators(prompt: str, items: str) -> None:
+    lists = ["".join(items.format(town) for town in TOWNS[i % 7 : i % 7 + i % 4]) for i in range(24)]
+    assert field_literals([prompt.format(value) for value in lists]) == prompt.split("{}")
+
+
+texts = st.text(alphabet='ab A."\n-1', max_size=14)
+
+
+@given(texts, st.lists(texts, min_size=2, max_size=20), texts)
+def test_no_rule_changes_what_a_sample_says(left: str, values: list[str], right: str) -> None:
+    after = settled(Gap(left, tuple(values), right))
+    assert [after.left + v + after.right for v in after.values] == [left + v + right for v in values]
