@@ -31,6 +31,8 @@ TRAIN_SHARE = 80
 RECENT = 1000
 """So many of the newest answered exchanges decide which model is the teacher and which prompt is in use."""
 _SESSION_CHARS = 20
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+"""Many programs that read lines end one at these, too; JSON leaves them as they are."""
 _BEYOND = frozenset({"tool calls", "refusal", "empty answer"})
 """Answers that cannot be learnt, but that a candidate must not replace by one of its own."""
 _FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn"})
@@ -337,7 +339,7 @@ def _digest(parts: Mapping[str, bytes]) -> str:
 def _line(row: Row) -> bytes:
     """One example in OpenAI's chat format for supervised fine-tuning."""
     messages = [*row.messages, {"role": "assistant", "content": row.output}]
-    return json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
+    return json.dumps({"messages": messages}, ensure_ascii=False).translate(_LINE_ENDS).encode() + b"\n"
 
 
 def load(store: SqliteStore, dataset_id: str) -> Dataset:
