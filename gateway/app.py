@@ -35,6 +35,7 @@ from gateway.stores.sqlite import SqliteStore
 from gateway.upstreams import Upstream
 from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
 from gateway.upstreams.http import HttpUpstream
+from gateway.withheld import FILE, withheld
 from gateway.workers import Seat
 
 log = logging.getLogger(__name__)
@@ -94,12 +95,13 @@ def build_switchboard(files: Files, config: Config) -> tuple[Switchboard, dict[s
                 models[target.model] = EmbeddedModel.load(places.models, target.model)
             except UnpromptError as error:
                 problems.append(problem_at(files.routes, [*path, "model"], str(error)))
-    switchboard = Switchboard.build(table, [])
+    kept_back = withheld(config.store.home)
+    switchboard = Switchboard.build(table, [], kept_back)
     tasks = {name.partition("@")[0] for name in table.strips()}
     tasks |= {route.match.task for route in table.routes if route.match.task is not None}
     if tasks:
         templates = _templates(places.store, sorted(tasks))
-        switchboard = Switchboard.build(table, templates)
+        switchboard = Switchboard.build(table, templates, kept_back)
         for path, target in targets:
             if target.strip is not None and target.strip not in switchboard.by_name:
                 reason = f"no template {target.strip}; 'unprompt tasks' lists the templates that there are"
@@ -180,6 +182,7 @@ class App:
             worker=seat.number if seat else 0,
         )
         self._routes_seen, switchboard, self.local.models = loaded.seen, loaded.switchboard, loaded.models
+        self._withheld_seen: tuple[int, ...] | None = None
         self.metrics.reloaded(switchboard.table, time.time())
         capture = config.capture
         self.house = House(
@@ -274,13 +277,27 @@ class App:
     # --- routes ----------------------------------------------------------------------------------
 
     async def _watch_routes(self) -> None:
-        """Reload when the file changes: by its identity, time and size, which also sees swapped symlinks."""
+        """Reload when the file changes: by its identity, time and size, which also sees swapped symlinks. And when
+        a template that the routes strip is withheld from now on, or no more."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now = fingerprint(self.files.routes)
-            if now != self._routes_seen:
+            if now != self._routes_seen or self._is_withheld_anew():
                 self._routes_seen = now
                 await self.reload()
+
+    def _is_withheld_anew(self) -> bool:
+        """The worker writes the file; one that cannot be read is reported by the reload, which changes nothing."""
+        home = self.config.store.home
+        now = fingerprint(home / FILE)
+        if now == self._withheld_seen:
+            return False
+        self._withheld_seen = now
+        try:
+            names = self.house.switchboard.table.strips() & frozenset(withheld(home))
+        except ConfigError:
+            return True
+        return names != self.house.switchboard.withheld
 
     async def reload(self) -> bool:
         """Build the whole new switchboard, then swap it in one assignment; on any problem nothing changes."""

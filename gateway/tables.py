@@ -54,7 +54,8 @@ def tasks(rows: Sequence[dict[str, Any]]) -> Table:
     columns = ("task", "calls", "stripped", "fits", "next")
     return table("Tasks", columns, [
         (f"{row['name']}@{row['version']}", str(row["exchanges"]), str(row["stripped"]), share(row["match_rate"]),
-         " ".join(filter(None, (row["kind"] and f"{row['kind']};", row["next"]))))
+         " ".join(filter(None, (row["kind"] and f"{row['kind']};", row["alarm"] and f"ALARM: {row['alarm']};",
+                                row["next"]))))
         for row in rows
     ])  # fmt: skip
 

@@ -24,6 +24,7 @@ from gateway.files import write_whole
 from gateway.pipeline.card import card, card_text
 from gateway.providers.openai import read_chat
 from gateway.stores.sqlite import SqliteStore
+from gateway.stores.watched import untrusted
 
 AT_LEAST = 50
 """Fewer rows are refused: nothing can be learnt from them, and less be proved."""
@@ -113,11 +114,16 @@ def scope_of(store: SqliteStore, task: str) -> Scope:
 
     Raises:
         TaskError: there is no such task.
+        DatasetError: none of its templates is trusted.
     """
-    templates = store.templates(task)
-    if not templates:
+    found = store.templates(task)
+    if not found:
         known = ", ".join(row["name"] for row in store.tasks()) or "none yet"
         raise TaskError(f"no task {task!r}; known tasks: {known}")
+    kept_back = untrusted(store)
+    templates = [template for template in found if template.name not in kept_back]
+    if not templates:
+        raise DatasetError(f"task {task}: {found[-1].name} gives no rows: {kept_back[found[-1].name]}")
     students = frozenset(f"{f.upstream}/{f.model}" for f in store.finetunes("state = 'succeeded'"))
     recent = [row for row in store.answered(task, RECENT) if _target(row) not in students]
     teachers = Counter(Teacher(row["provider"], row["model_requested"], _target(row)) for row in recent)

@@ -16,9 +16,9 @@ from gateway.domain.matching import show
 from gateway.domain.template import Inputs, PromptTemplate, Slot
 from gateway.errors import TaskError
 from gateway.pipeline.differences import Piece, changes
-from gateway.pipeline.discover import recorded
 from gateway.pipeline.misses import NearMiss, near_misses
 from gateway.pipeline.overview import overview
+from gateway.pipeline.records import recorded
 from gateway.stores.sqlite import SqliteStore
 
 RECENT = 1000

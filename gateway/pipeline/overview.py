@@ -6,8 +6,10 @@ from collections.abc import Collection
 from typing import Any
 
 from gateway.config import Config
+from gateway.pipeline.discover import TRUSTED_AFTER
 from gateway.stores.edited import pinned_tasks
 from gateway.stores.sqlite import SqliteStore
+from gateway.stores.watched import Standing, standings
 
 
 def overview(store: SqliteStore, config: Config) -> list[dict[str, Any]]:
@@ -32,13 +34,22 @@ def _row(store: SqliteStore, config: Config, row: dict[str, Any]) -> dict[str, A
     total = sum(recent.values())
     newest = versions[-1].version if versions else None
     used = max(recent, key=lambda version: recent[version]) if recent else newest
+    standing = standings(store).get(f"{task}@{used}", Standing("trusted"))
+    row["alarm"] = row["alarm"] or standing.remark
     return row | {
         "version": used,
         "versions": [template.version for template in versions],
         "slots": [slot.name for slot in versions[-1].slots] if versions else [],
+        "state": standing.state,
         "match_rate": recent.get(used or 0, 0) / total if total else None,
-        "next": _next(store, config, task),
+        "next": _known(standing, row["exchanges"]) or _next(store, config, task),
     }
+
+
+def _known(standing: Standing, seen: int) -> str:
+    if standing.state == "proposed":
+        return f"proposed, trusted after {max(1, TRUSTED_AFTER - seen)} more exchanges"
+    return "not stripped until its prompt is clear again" if standing.state == "drifting" else ""
 
 
 def _next(store: SqliteStore, config: Config, task: str) -> str:

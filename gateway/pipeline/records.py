@@ -6,6 +6,10 @@ from typing import Any
 
 import msgspec
 
+from gateway.domain.exchange import Exchange, task_name
+from gateway.encoding import decoded
+from gateway.providers.openai import read_chat
+
 
 class Recorded(msgspec.Struct, frozen=True):
     """One request as it was recorded.
@@ -19,3 +23,15 @@ class Recorded(msgspec.Struct, frozen=True):
     body: dict[str, Any]
     key: str = ""
     hint: str | None = None
+
+
+def recorded(exchange: Exchange) -> Recorded | None:
+    """The exchange as inference sees it; None when it is no readable chat request."""
+    body = decoded(exchange.request, exchange.request_headers.get("content-encoding"))
+    parsed = read_chat(body) if body else None
+    if parsed is None:
+        return None
+    key = f"{exchange.provider} {exchange.endpoint} {exchange.key_id}"
+    return Recorded(
+        id=exchange.id, ts=exchange.started_at, body=parsed, key=key, hint=task_name(exchange.task_hint)
+    )

@@ -12,7 +12,7 @@ from gateway.config import InvalidConfig, Problem
 from gateway.domain.matching import TemplateIndex, reason
 from gateway.domain.template import PromptTemplate
 from gateway.pipeline.differences import Piece, changes
-from gateway.pipeline.discover import recorded
+from gateway.pipeline.records import recorded
 from gateway.pipeline.template_text import Draft, write_template
 from gateway.stores.edited import add_edited, pin, pinned_tasks
 from gateway.stores.sqlite import UNEXPLAINED, SqliteStore

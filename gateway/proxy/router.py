@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -63,16 +63,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Switchboard(msgspec.Struct, frozen=True):
-    """A route table with the templates of its tasks; replaced whole when either changes."""
+    """A route table with the templates of its tasks; replaced whole when either changes. `withheld` are the
+    templates that must not be stripped for now, whatever the table says."""
 
     table: RouteTable
     templates: TemplateIndex
     by_name: dict[str, PromptTemplate] = {}
+    withheld: frozenset[str] = frozenset()
 
     @classmethod
-    def build(cls, table: RouteTable, templates: Sequence[PromptTemplate]) -> Switchboard:
+    def build(
+        cls, table: RouteTable, templates: Sequence[PromptTemplate], withheld: Collection[str] = ()
+    ) -> Switchboard:
         """`templates`: all versions of every task that the table names."""
-        return cls(table, TemplateIndex(templates), {template.name: template for template in templates})
+        by_name = {template.name: template for template in templates}
+        return cls(table, TemplateIndex(templates), by_name, table.strips() & frozenset(withheld))
 
     def plan(self, request: Incoming, dice: Callable[[], float]) -> Plan:
         """The first route that fits decides; without one, the request goes to its provider as it is."""
@@ -113,13 +118,18 @@ class Switchboard(msgspec.Struct, frozen=True):
     def _aim(
         self, target: Target, request: Incoming, parsed: dict[str, Any] | None, match: Match | None
     ) -> Attempt | None:
-        """The attempt at this target; None when it strips and the request does not match its template."""
+        """The attempt at this target; None when it strips and the request does not match its template, or another
+        version of it better, or when the template is withheld."""
         if target.strip is None:
             return _whole(request, target.upstream, target.model or request.model)
         if parsed is None or (target.upstream == LOCAL and not _asks_for_one_text(parsed)):
             return None
+        if target.strip in self.withheld:
+            return None
         if match is not None and match.template.name == target.strip:
             return _stripped(target, request, match.inputs, parsed)
+        if match is not None and match.template.task == target.strip.partition("@")[0]:
+            return None  # another version says more of it: what that knows as prompt would be input here
         inputs = self.by_name[target.strip].strip(parsed)
         return None if inputs is None else _stripped(target, request, inputs, parsed)
 

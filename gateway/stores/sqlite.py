@@ -416,9 +416,9 @@ class SqliteStore:
         self.run("UPDATE tasks SET kind = ? WHERE name = ?", [kind, task])
 
     def tasks(self) -> list[Record]:
-        """Name, kind and counts of each task; costs a few lookups a task, however many exchanges there are."""
+        """Name, kind, alarm and counts of each task; costs a few lookups for each, however many there are."""
         return self.records(
-            "SELECT t.name, t.kind, t.created_at, COALESCE(s.exchanges, 0) AS exchanges,"
+            "SELECT t.name, t.kind, t.created_at, t.alarm, COALESCE(s.exchanges, 0) AS exchanges,"
             " COALESCE(s.stripped, 0) AS stripped,"
             " (SELECT started_at FROM exchanges WHERE task = t.name ORDER BY rowid DESC LIMIT 1) AS last_at,"
             " CASE WHEN s.priced > 0 THEN s.cost_usd END AS cost_usd"

@@ -11,11 +11,15 @@ from stories import asked, exchange, template
 
 from gateway.demo.messages import messages as customers_words
 from gateway.domain.exchange import Exchange
+from gateway.domain.template import PromptTemplate
 from gateway.pipeline import discover
-from gateway.pipeline.discover import Discovery, recorded
-from gateway.pipeline.infer import Inference, Recorded
+from gateway.pipeline.discover import Discovery
+from gateway.pipeline.infer import Inference
+from gateway.pipeline.records import Recorded, recorded
 from gateway.stores.edited import pin
 from gateway.stores.sqlite import SqliteStore
+from gateway.stores.watched import Standing, alarms, confirm, results, standings, untrusted
+from gateway.withheld import withheld
 
 
 def new(number: int, text: str, **columns: object) -> Exchange:
@@ -64,7 +68,46 @@ def test_a_name_that_is_none_becomes_one(store: SqliteStore, hint: str) -> None:
     assert name.startswith("task-")
 
 
-def test_a_few_requests_are_not_searched_and_a_search_is_not_repeated_for_nothing(
+def test_five_requests_of_a_new_prompt_are_enough_to_propose_it(store: SqliteStore) -> None:
+    discovery = Discovery(store)
+    record(store, messages(4))
+    assert discovery.step() == []
+    record(store, messages(1, start=4))
+    (name,) = discovery.step()
+    assert standings(store)[name] == Standing("proposed")
+    assert store.count("task IS NULL") == 0
+
+
+def test_twenty_requests_are_enough_to_trust_it_and_then_it_does_not_change(store: SqliteStore) -> None:
+    discovery = Discovery(store)
+    found: list[str] = []
+    states: list[str] = []
+    for number in range(60):
+        record(store, messages(1, start=number))
+        found += discovery.step()
+        states.append(next(iter(standings(store).values()), Standing("proposed")).state)
+    assert states.index("trusted") in range(19, 25)
+    (name,) = set(found)
+    (last,) = store.templates()
+    assert last.name == name
+    assert store.version_counts(last.task, 100) == {1: 60}
+
+
+def test_a_proposal_that_is_too_narrow_is_widened_and_keeps_its_name(store: SqliteStore) -> None:
+    """The first five customers happen to begin alike."""
+    discovery = Discovery(store)
+    alike = [f"Hello, dear people of the shop, {text}" for text in WORDS[:6]]
+    record(store, [new(n, text) for n, text in enumerate(alike)])
+    (name,) = discovery.step()
+    record(store, messages(30, start=50))
+    discovery.step()
+    (template,) = store.templates()
+    assert template.name == name
+    assert template.strip(asked("something else")) is not None
+    assert store.count("task IS NULL") == 0
+
+
+def test_a_search_that_finds_nothing_is_repeated_when_twice_as_many_have_come(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searches: list[int] = []
@@ -75,14 +118,24 @@ def test_a_few_requests_are_not_searched_and_a_search_is_not_repeated_for_nothin
 
     monkeypatch.setattr(discover, "infer", nothing)
     found = Discovery(store)
-    for start, count in ((0, 10), (10, 10), (20, 10), (30, 10), (40, 60)):
-        record(store, messages(count, start))
+    for number in range(100):
+        record(store, [new(number, f"{WORDS[number]} number {number}")])
         found.step()
-    assert searches == [20, 40, 100]
+    assert sum(searches) < 1000
+    assert max(searches) <= 100
+    before = len(searches)
+    found.step(search=False)
+    assert len(searches) == before
     found.step(search=True)
     assert searches[-1] == 100
-    found.step(search=False)
-    assert len(searches) == 4
+
+
+def test_what_was_not_explained_before_a_restart_is_remembered(store: SqliteStore) -> None:
+    record(store, messages(4))
+    Discovery(store).step()
+    record(store, messages(1, start=4))
+    assert len(Discovery(store).step()) == 1
+    assert store.count("task IS NULL") == 0
 
 
 def test_what_is_no_chat_is_set_aside_and_never_searched(store: SqliteStore) -> None:
@@ -122,32 +175,114 @@ def test_stripped_requests_are_of_their_task_as_well(store: SqliteStore) -> None
     assert store.exchanges()[0].task == "mail"
 
 
-def test_a_changed_prompt_is_a_new_version_of_the_same_task(store: SqliteStore) -> None:
-    record(store, messages(60))
-    found = Discovery(store)
-    found.step()
-    (first,) = store.templates()
-    changed = [
-        exchange(500 + n, asked(text, system=stories.NEW_SYSTEM), "other", version=None)
-        for n, text in enumerate(WORDS[:60])
+def changed(number: int, text: str, system: str = stories.NEW_SYSTEM) -> Exchange:
+    return exchange(number, asked(text, system=system), "other", version=None)
+
+
+def learned(store: SqliteStore) -> tuple[Discovery, PromptTemplate]:
+    """Forty requests of a prompt, which is trusted now."""
+    record(store, messages(40))
+    discovery = Discovery(store)
+    discovery.step()
+    (template,) = store.templates()
+    assert untrusted(store) == {}
+    return discovery, template
+
+
+def test_a_changed_prompt_is_a_new_version_of_the_same_task_within_ten_requests(store: SqliteStore) -> None:
+    discovery, first = learned(store)
+    after = 0
+    while len(store.templates()) == 1 and after < 20:
+        record(store, [changed(500 + after, WORDS[after])])
+        discovery.step()
+        after += 1
+    assert after <= 10
+    assert [one.name for one in store.templates()] == [first.name, f"{first.task}@2"]
+    record(store, [new(900, "an old app still asks like this"), changed(901, "and a new one like that")])
+    discovery.step()
+    assert store.version_counts(first.task, 2) == {1: 1, 2: 1}
+
+
+def test_while_a_changed_prompt_has_no_version_the_task_has_an_alarm(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discovery, template = learned(store)
+    monkeypatch.setattr(discover, "infer", lambda requests, known: Inference([], {}))
+    for number in range(8):
+        record(store, [changed(500 + number, WORDS[number])])
+        discovery.step()
+    assert "nearly match" in alarms(store)[template.task]
+    assert results(store)[template.task, 1] == {"matched": 40, "literal": 8}
+    record(store, messages(40, start=100))
+    discovery.step()
+    assert alarms(store) == {}
+
+
+INSTRUCTION = "\nAnswer in French, please, and be brief."
+
+
+def test_an_instruction_behind_a_slot_withholds_the_template_until_it_has_a_version(store: SqliteStore) -> None:
+    discovery, first = learned(store)
+    home = store.path.parent
+    for number in range(10):
+        record(store, [new(500 + number, WORDS[number] + INSTRUCTION)])
+        discovery.step()
+    assert standings(store)[first.name].state == "drifting"
+    assert "be brief" in withheld(home)[first.name]
+    second = store.templates()[-1]
+    assert (second.task, second.version) == (first.task, 2)
+    assert INSTRUCTION in second.literals
+    record(store, [new(600 + number, WORDS[number + 20] + INSTRUCTION) for number in range(20)])
+    discovery.step()
+    assert {name: one.state for name, one in standings(store).items()} == dict.fromkeys(
+        (first.name, second.name), "trusted"
+    )
+    assert withheld(home) == {}
+    record(store, [new(700, "as before"), new(701, "as it is now" + INSTRUCTION)])
+    discovery.step()
+    assert store.version_counts(first.task, 2) == {1: 1, 2: 1}
+
+
+def test_a_person_may_say_that_what_is_new_in_a_slot_is_input(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discovery, template = learned(store)
+    monkeypatch.setattr(discover, "infer", lambda requests, known: Inference([], {}))
+    said = [f"Dear people of the shop, {text}" for text in WORDS]
+    for number in range(10):
+        record(store, [new(500 + number, said[number])])
+        discovery.step()
+    assert standings(store)[template.name].state == "drifting"
+    assert confirm(store, template.name)
+    for number in range(20):
+        record(store, [new(600 + number, said[20 + number])])
+        discovery.step()
+    assert untrusted(store) == {}
+    assert withheld(store.path.parent) == {}
+    assert not confirm(store, template.name)
+
+
+def test_a_few_changed_requests_and_one_off_requests_are_nothing(store: SqliteStore) -> None:
+    discovery, template = learned(store)
+    one_offs = [
+        exchange(500 + n, {"model": "m", "messages": [{"role": "user", "content": text}]}, "x", version=None)
+        for n, text in enumerate(WORDS[100:140])
     ]
-    record(store, changed)
-    found.step()
-    assert [one.task for one in store.templates()] == [first.task, first.task]
-    assert store.version_counts(first.task, 1000) == {1: 60, 2: 60}
+    record(store, [*one_offs, changed(600, "hello"), *messages(40, start=50)])
+    assert discovery.step() == []
+    assert untrusted(store) == alarms(store) == {}
+    assert [one.name for one in store.templates()] == [template.name]
 
 
 def test_inference_adds_no_version_to_a_pinned_task(store: SqliteStore) -> None:
     record(store, messages(40))
     (name,) = Discovery(store).step()
     task = name.partition("@")[0]
-    changed = [exchange(100 + n, asked(text, system=stories.NEW_SYSTEM), "other", version=None)
-               for n, text in enumerate(WORDS[:40])]  # fmt: skip
-    record(store, changed)
+    record(store, [changed(100 + n, text) for n, text in enumerate(WORDS[:40])])
     pin(store, task, True)
     assert Discovery(store).step() == []
     assert [template.name for template in store.templates()] == [name]
     assert store.unexplained_count() == 40
     pin(store, task, False)
-    assert len(Discovery(store).step()) == 1
+    assert len(Discovery(store).step(search=True)) == 1
     assert store.unexplained_count() == 0
