@@ -249,14 +249,25 @@ def _why_texts(template: PromptTemplate, seen: Reader) -> Reason | None:
     return None
 
 
+def _agreement(left: str, right: str) -> int:
+    """How many characters two texts begin with alike: halved, since a prompt may have hundreds of thousands."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left.startswith(right[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def _why_text(field: TextPattern, text: str) -> tuple[Code, str]:
     first, last = field.literals[0], field.literals[-1]
     if not field.slots or not text.startswith(first):
-        at = next(
-            (i for i, (a, b) in enumerate(zip(first, text, strict=False)) if a != b),
-            min(len(first), len(text)),
-        )
+        at = _agreement(first, text)
         wanted, found = first[at : at + 40], text[at : at + 40]
+        if not wanted:
+            return "literal", f"more follows the fixed text of {at} characters: {found!r}"
         return "literal", f"the fixed text ends at character {at}: expected {wanted!r}, found {found!r}"
     if not text.endswith(last) or len(text) < len(first) + len(last):
         return "literal", f"the text does not end with {last[-60:]!r}"

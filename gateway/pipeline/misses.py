@@ -60,8 +60,13 @@ def probes(template: PromptTemplate) -> tuple[str, ...]:
 
 
 def nearness(wording: Sequence[str], text: str) -> float:
-    """The share of the stretches that the text holds, 0 to 1."""
-    return sum(stretch in text for stretch in wording) / len(wording) if wording else 0.0
+    """The share of the stretches that the text holds, in their order, 0 to 1."""
+    found, position = 0, 0
+    for stretch in wording:
+        at = text.find(stretch, position)
+        if at >= 0:
+            found, position = found + 1, at + len(stretch)
+    return found / len(wording) if wording else 0.0
 
 
 def text_of(body: dict[str, Any]) -> str:

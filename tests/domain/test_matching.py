@@ -94,3 +94,12 @@ def test_only_so_many_templates_are_tried_and_the_reason_says_so() -> None:
     found = TemplateIndex(some).reason(body)
     assert found is not None
     assert found.code == "crowded"
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 499, 998])
+def test_where_a_long_fixed_text_ends_is_found_whatever_its_place(at: int) -> None:
+    fixed = "the end. " * 111
+    prompt = PromptTemplate("long", 1, (pattern("user", fixed),))
+    found = reason(prompt, chat(("user", fixed[:at] + "#" + fixed[at + 1 :])))
+    assert found is not None
+    assert f"ends at character {at}: expected {fixed[at : at + 40]!r}, found '#" in found.sentence
