@@ -32,6 +32,7 @@ from gateway.proxy.router import Switchboard
 from gateway.proxy.server import Limits, Server
 from gateway.stores.journal import JournalWriter, waiting
 from gateway.stores.sqlite import SqliteStore
+from gateway.ticks import tick
 from gateway.upstreams import Upstream
 from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
 from gateway.upstreams.http import HttpUpstream
@@ -41,7 +42,6 @@ from gateway.workers import Seat
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("config/gateway.yaml")
-WATCH_SECONDS = 0.2
 LAG_SECONDS = 60.0
 DOWN_SECONDS = 2.0
 """Not ready when the store is so far behind the journal, or so long without a process that writes to it."""
@@ -280,7 +280,7 @@ class App:
         """Reload when the file changes: by its identity, time and size, which also sees swapped symlinks. And when
         a template that the routes strip is withheld from now on, or no more."""
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            await tick()
             now = fingerprint(self.files.routes)
             if now != self._routes_seen or self._is_withheld_anew():
                 self._routes_seen = now

@@ -264,7 +264,7 @@ class Metrics:
         self._set(now if is_up else -now, "unprompt_log_writer_up")
 
     def late(self, seconds: float) -> None:
-        """How late a timer of the event loop came; told some fifty times a second (`LoopWatch`)."""
+        """How late a timer of the event loop came; told up to fifty times a second (`LoopWatch`)."""
         cells, first = self._cells, self._lag_max
         cells[self._lag + bisect_left(LAG, seconds)] += 1.0
         cells[self._lag + _LAG_SUM] += seconds

@@ -6,30 +6,40 @@ import asyncio
 import time
 from collections.abc import Callable
 
-EVERY_SECONDS = 0.02
+from gateway.ticks import until_next
+
+OFTEN_SECONDS = 0.02
+BUSY_SHARE = 0.2
+"""Of one core; a process that uses less is looked at with every tick only, since each look wakes it."""
 
 
 class LoopWatch:
-    """Calls `late(seconds)` fifty times a second, from `start` until `stop`."""
+    """Calls `late(seconds)`, from `start` until `stop`: fifty times a second while the process is busy or a timer
+    came late, else four times."""
 
     def __init__(self, late: Callable[[float], None]) -> None:
         self._late = late
-        self._due = 0.0
+        self._due = self._looked = self._used = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """In the loop that is to be watched."""
-        self._set(asyncio.get_running_loop())
+        self._looked, self._used = time.perf_counter(), time.process_time()
+        self._set(asyncio.get_running_loop(), OFTEN_SECONDS)
 
     def stop(self) -> None:
         """From any callback of the same loop."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _set(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._due = time.perf_counter() + EVERY_SECONDS
-        self._timer = loop.call_later(EVERY_SECONDS, self._ring, loop)
+    def _set(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._due = time.perf_counter() + seconds
+        self._timer = loop.call_later(seconds, self._ring, loop)
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._late(max(0.0, time.perf_counter() - self._due))
-        self._set(loop)
+        now, used = time.perf_counter(), time.process_time()
+        late = max(0.0, now - self._due)
+        self._late(late)
+        is_busy = used - self._used > BUSY_SHARE * (now - self._looked) or late > OFTEN_SECONDS
+        self._looked, self._used = now, used
+        self._set(loop, OFTEN_SECONDS if is_busy else until_next(loop.time()))

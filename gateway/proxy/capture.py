@@ -13,11 +13,11 @@ from gateway.domain.exchange import Begin, End
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.proxy.secrets import blank_text
 from gateway.stores.journal import JournalWriter, Record, Unencodable, encode, encode_parts
+from gateway.ticks import QUARTER_SECONDS, tick
 
 log = logging.getLogger(__name__)
 
 SPILL_BYTES = 256 * 1024 * 1024
-RETRY_SECONDS = 0.25
 RECOVER_BYTES = 4 * 1024 * 1024
 """How much of the spill is written at once: the relay waits meanwhile."""
 
@@ -185,7 +185,7 @@ class Capture:
         """Runs as long as the server: forces the journal to the disk, and retries what was spilled."""
         due = 0.0
         while True:
-            await asyncio.sleep(min(RETRY_SECONDS, self._sync_seconds or RETRY_SECONDS))
+            await tick(min(QUARTER_SECONDS, self._sync_seconds or QUARTER_SECONDS))
             self.recover()
             if time.monotonic() >= due:
                 due = time.monotonic() + self._sync_seconds
@@ -204,7 +204,8 @@ class Capture:
         except OSError as error:
             failure = error
         loop = asyncio.get_running_loop()
-        failure = await loop.run_in_executor(self._thread, _attempt, self._large.sync) or failure
+        if self._large.has_to_sync:  # else no thread is woken
+            failure = await loop.run_in_executor(self._thread, _attempt, self._large.sync) or failure
         if failure is not None:
             self._count("unsynced")
             if self._unforced is None:

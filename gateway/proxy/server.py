@@ -21,11 +21,11 @@ from gateway.proxy.connection import Connection
 from gateway.proxy.heads import Heads
 from gateway.proxy.house import House
 from gateway.proxy.listening import Listening
+from gateway.ticks import tick
 from gateway.upstreams.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.25
 BACKLOG = 4096
 _FILES = resource.RLIMIT_NOFILE
 GUEST_SECONDS = 120.0
@@ -99,7 +99,7 @@ class Server:
     async def watch(self) -> None:
         """Runs as long as the server: ends what is over its time."""
         while True:
-            await asyncio.sleep(TICK_SECONDS)
+            await tick()
             await self._listening.mind_files()
             now = time.perf_counter()
             _tick(self.house.active, now)

@@ -191,6 +191,11 @@ class JournalWriter:
             self._full.append(self._file)
             self._file = -1
 
+    @property
+    def has_to_sync(self) -> bool:
+        """Whether `sync` would have something to do; may be asked from another thread."""
+        return self._unsynced or self._distrusted or bool(self._full)
+
     def sync(self) -> None:
         """Force what was appended to the disk; blocks.
 
