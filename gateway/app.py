@@ -36,6 +36,7 @@ from gateway.ticks import tick
 from gateway.upstreams import Upstream
 from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
 from gateway.upstreams.http import HttpUpstream
+from gateway.upstreams.outbox import Outbox
 from gateway.withheld import FILE, withheld
 from gateway.workers import Seat
 
@@ -171,8 +172,9 @@ class App:
         self.host = config.server.host if host is None else host
         self.port = config.server.port if port is None else port
         self.local = EmbeddedUpstream()
+        outbox = Outbox()
         upstreams: dict[str, Upstream] = {
-            name: HttpUpstream(name, p.base_url) for name, p in config.providers.items()
+            name: HttpUpstream(name, p.base_url, outbox) for name, p in config.providers.items()
         }
         upstreams[LOCAL] = self.local
         self.metrics = Metrics(
@@ -198,7 +200,9 @@ class App:
                 fail_closed=capture.on_failure == "fail_closed",
                 count=self.metrics.record,
                 sync_ms=config.store.sync_ms,
+                outbox=outbox,
             ),
+            outbox=outbox,
             switchboard=switchboard,
             new_id=id_maker(),
             dice=random.random,

@@ -14,6 +14,7 @@ from gateway.errors import StoreError, StoreUnavailable
 from gateway.proxy.secrets import blank_text
 from gateway.stores.journal import JournalWriter, Record, Unencodable, encode, encode_parts
 from gateway.ticks import QUARTER_SECONDS, tick
+from gateway.upstreams.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ class Capture:
     `count(result)` is told of each record: `written`, `spooled` (kept in memory), `dropped` (memory full),
     `poison` (it cannot be written down at all), and with `unsynced` of each time that the journal could not be
     forced to the disk.
+
+    `outbox`: the records of one turn of the event loop are written at once, before anything leaves from there. With
+    `fail_closed` each is written when it comes, since its request must not be served without it.
     """
 
     def __init__(
@@ -56,8 +60,13 @@ class Capture:
         fail_closed: bool,
         count: Callable[[str], None],
         sync_ms: int,
+        outbox: Outbox | None = None,
     ) -> None:
         self._journal, self._large = journal, large
+        self._outbox = None if fail_closed else outbox
+        self._waiting: list[bytes] = []
+        if outbox is not None:
+            outbox.before = self.flush
         self._thread = ThreadPoolExecutor(1, "large-bodies")
         self._fail_closed = fail_closed
         self._count = count
@@ -137,10 +146,39 @@ class Capture:
             self._count("poison")
             log.error("exchange %s cannot be written down: %s", record.id, error)
             return
+        if self._outbox is None:
+            self._write(encoded)
+            return
+        if not self._waiting:
+            self._outbox.flush_soon()
+        self._waiting.append(encoded)
+
+    def _write(self, encoded: bytes) -> None:
         if self._spilled and not self.recover():  # behind what came before it
             raise StoreError("earlier records are still waiting to be written")
         self._journal.append_encoded(encoded)
         self._count("written")
+
+    def flush(self) -> None:
+        """Write the records of this turn. Never raises: it runs with `fail_open` only."""
+        waiting = self._waiting
+        if not waiting:
+            return
+        self._waiting = []
+        if len(waiting) > 1 and not self._spilled:
+            try:
+                self._journal.append_encoded(b"".join(waiting))
+            except StoreError:  # perhaps some of them fit
+                pass
+            else:
+                for _ in waiting:
+                    self._count("written")
+                return
+        for encoded in waiting:
+            try:
+                self._write(encoded)
+            except StoreError as error:
+                self._spill(encoded, error)
 
     def _spill(self, encoded: bytes, error: StoreError) -> None:
         if self._spilled_bytes + len(encoded) > SPILL_BYTES:
@@ -216,6 +254,7 @@ class Capture:
 
     def close(self) -> None:
         """Write what is left, if that is possible."""
+        self.flush()
         before = len(self._spilled) + 1
         while len(self._spilled) < before:
             before = len(self._spilled)

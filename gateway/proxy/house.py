@@ -18,6 +18,7 @@ from gateway.proxy.record import Seen
 from gateway.proxy.router import Switchboard
 from gateway.proxy.wire import RequestHead
 from gateway.upstreams import Upstream
+from gateway.upstreams.outbox import Outbox
 
 
 class Client(Protocol):
@@ -55,6 +56,7 @@ class House(msgspec.Struct, kw_only=True, eq=False):
     observe: Callable[[Seen], None]
     stream_usage: Mapping[str, tuple[StreamUsage, str]] = {}
     guard: Guard = msgspec.field(default_factory=Guard)
+    outbox: Outbox = msgspec.field(default_factory=Outbox)
     record_bodies: bool = True
     record_bytes: int = 16 * 1024 * 1024
     active: set[UnderWay] = msgspec.field(default_factory=set)

@@ -22,7 +22,6 @@ from gateway.proxy.heads import Heads
 from gateway.proxy.house import House
 from gateway.proxy.listening import Listening
 from gateway.ticks import tick
-from gateway.upstreams.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Server:
     def __init__(self, house: House, limits: Limits, admin: Callable[[], asyncio.Protocol]) -> None:
         self.house, self.limits, self.admin = house, limits, admin
         self.heads = Heads()
-        self.outbox = Outbox()
+        self.outbox = house.outbox
         self.connections: set[Connection] = set()
         self.draining = False
         self.files_at_most, self.backlog = 0, BACKLOG

@@ -26,7 +26,8 @@ IDLE_AT_MOST = 1024
 class HttpUpstream:
     """One origin and the path in front of every request."""
 
-    def __init__(self, name: str, base_url: str) -> None:
+    def __init__(self, name: str, base_url: str, outbox: Outbox | None = None) -> None:
+        """`outbox`: through which its connections write; one of its own where none is given."""
         parts = urlsplit(base_url)
         self.name = name
         self.prefix = parts.path.rstrip("/").encode("ascii")
@@ -35,7 +36,7 @@ class HttpUpstream:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self.host_header = parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
-        self.outbox = Outbox()
+        self.outbox = outbox or Outbox()
         self._idle: deque[HttpConnection] = deque()
         self._open: set[HttpConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()

@@ -8,30 +8,60 @@ gone to sleep again. Under load, sending in one go costs about a fifth less per 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 FULL_BYTES = 64 * 1024
 """With more than this it does not wait: whoever reads too fast for the other side must be told in time."""
 
 
 class Outbox:
-    """The writes of one turn, in their order. Used in one event loop."""
+    """The writes of one turn, in their order. Used in one event loop.
+
+    `before` is called each time before anything leaves: the records without which nothing may leave are written
+    then. What is given to `afterwards` is called when everything has left: nobody has to wait for it.
+    """
 
     def __init__(self) -> None:
+        self.before: Callable[[], None] | None = None
         self._pending: list[tuple[asyncio.Transport, bytes]] = []
+        self._later: list[Callable[[], None]] = []
         self._size = 0
+        self._is_due = False
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         """Let this leave at the end of the turn; nothing is sent to a transport that is closed by then."""
-        if not self._pending:
-            asyncio.get_running_loop().call_soon(self.flush)
+        if not self._is_due:
+            self.flush_soon()
         self._pending.append((transport, data))
         self._size += len(data)
         if self._size > FULL_BYTES:
             self.flush()
 
+    def afterwards(self, work: Callable[[], None]) -> None:
+        """Call this at the end of the turn, when everything has left."""
+        if not self._is_due:
+            self.flush_soon()
+        self._later.append(work)
+
+    def flush_soon(self) -> None:
+        """At the end of the turn, also when nothing is written."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self.end_turn)
+
     def flush(self) -> None:
         """Send what waits, now. Whoever closes a transport calls this first."""
+        if self.before is not None:
+            self.before()
         pending, self._pending, self._size = self._pending, [], 0
         for transport, data in pending:
             if not transport.is_closing():
                 transport.write(data)
+
+    def end_turn(self) -> None:
+        """Send what waits, and do what was left for afterwards."""
+        self._is_due = False
+        self.flush()
+        later, self._later = self._later, []
+        for work in later:
+            work()

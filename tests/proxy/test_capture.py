@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from halves import Reader, begin
+from halves import Reader, begin, end
 from relaying import soon, story
 
-from gateway.domain.exchange import Begin
+from gateway.domain.exchange import Begin, End
 from gateway.errors import StoreUnavailable
 from gateway.proxy.capture import Capture
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, Record
+from gateway.upstreams.outbox import Outbox
 
 
 @contextlib.asynccontextmanager
@@ -91,3 +92,68 @@ async def test_a_disk_that_is_bad_to_the_end_does_not_stop_the_end(
         capture.begin(begin(1))
     assert "cannot be forced to the disk: Input/output error" in caplog.text
     assert Reader().read(journal.segments(tmp_path)[0], 0)[0] == [begin(1)]
+
+
+def records(folder: Path) -> list[Record]:
+    found = [Reader().read(segment, 0)[0] for segment in journal.segments(folder)]
+    return [record for records in found for record in records if isinstance(record, Begin | End)]
+
+
+@story
+async def test_the_records_of_a_turn_are_written_at_once_before_anything_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, counted, writes, real = Outbox(), list[str](), list[int](), os.write
+    writers = JournalWriter(tmp_path), JournalWriter(tmp_path, large=True)
+    capture = Capture(*writers, fail_closed=False, count=counted.append, sync_ms=1000, outbox=outbox)
+
+    def write(file: int, data: bytes) -> int:
+        writes.append(len(data))
+        return real(file, data)
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.write", write)
+        for number in (1, 2, 3):
+            capture.begin(begin(number))
+        capture.end(end(1))
+        assert (writes, counted) == ([], [])
+        outbox.flush()  # what sends anything calls this
+    assert len(writes) == 1
+    assert counted == ["written"] * 4
+    assert records(tmp_path) == [begin(1), begin(2), begin(3), end(1)]
+    capture.begin(begin(4))
+    await asyncio.sleep(0)  # at the end of the turn, also where nothing is sent
+    assert records(tmp_path)[4:] == [begin(4)]
+    capture.close()
+
+
+@story
+async def test_of_records_that_do_not_fit_together_as_many_as_fit_are_written_and_the_rest_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, counted, real = Outbox(), list[str](), os.write
+    writers = JournalWriter(tmp_path), JournalWriter(tmp_path, large=True)
+    capture = Capture(*writers, fail_closed=False, count=counted.append, sync_ms=1000, outbox=outbox)
+
+    def write(file: int, data: bytes) -> int:
+        return real(file, data) if len(data) < 1000 else real(file, data[:500])  # then the disk is full
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.write", write)
+        for record in (begin(1), begin(2, request=b"x" * 2000), begin(3)):
+            capture.begin(record)
+        outbox.flush()
+    assert counted == ["written", "spooled", "spooled"]  # the third stays behind the second
+    assert records(tmp_path) == [begin(1)]
+    assert capture.recover()
+    assert [record.id for record in records(tmp_path)] == [begin(number).id for number in (1, 2, 3)]
+    capture.close()
+
+
+@story
+async def test_who_must_not_serve_without_a_record_does_not_wait_for_the_end_of_the_turn(tmp_path: Path) -> None:
+    writers = JournalWriter(tmp_path), JournalWriter(tmp_path, large=True)
+    capture = Capture(*writers, fail_closed=True, count=lambda _: None, sync_ms=1000, outbox=Outbox())
+    capture.begin(begin(1))
+    assert records(tmp_path) == [begin(1)]
+    capture.close()
