@@ -17,7 +17,8 @@ _LOG = {b"": "all", b"all": "all", b"on": "all", b"metadata": "metadata", b"off"
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """Read once for each distinct head. `lines` caches, by upstream, the header lines that go there.
+    """Read once for each distinct head. `lines` and `paths` cache, by upstream, the header lines and the path that
+    go there.
 
     `secrets`: the keys that the client presents. `log`: how much the client lets us record (`x-unprompt-log`:
     all, metadata, off). `tags` as routes match them, `tags_kept` and everything else that is text with keys
@@ -41,6 +42,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     headers_kept: dict[str, str] = {}
     error: GatewayError | None = None
     lines: dict[str, bytes] = {}
+    paths: dict[str, bytes] = {}
 
 
 def read(
@@ -81,4 +83,5 @@ def read(
         headers_kept=kept_headers(head.first, presented),
         error=error,
         lines={},
+        paths={},
     )

@@ -65,8 +65,6 @@ class Capture:
         self._journal, self._large = journal, large
         self._outbox = None if fail_closed else outbox
         self._waiting: list[bytes] = []
-        if outbox is not None:
-            outbox.before = self.flush
         self._thread = ThreadPoolExecutor(1, "large-bodies")
         self._fail_closed = fail_closed
         self._count = count
@@ -150,7 +148,7 @@ class Capture:
             self._write(encoded)
             return
         if not self._waiting:
-            self._outbox.flush_soon()
+            self._outbox.before(self.flush)
         self._waiting.append(encoded)
 
     def _write(self, encoded: bytes) -> None:
@@ -165,9 +163,9 @@ class Capture:
         if not waiting:
             return
         self._waiting = []
-        if len(waiting) > 1 and not self._spilled:
+        if not self._spilled:
             try:
-                self._journal.append_encoded(b"".join(waiting))
+                self._journal.append_encoded(waiting[0] if len(waiting) == 1 else b"".join(waiting))
             except StoreError:  # perhaps some of them fit
                 pass
             else:
@@ -283,6 +281,5 @@ def _unavailable(error: StoreError) -> StoreUnavailable:
 
 def kept_headers(first: Mapping[bytes, bytes], secrets: tuple[bytes, ...] = ()) -> dict[str, str]:
     """The headers that are recorded, keys blanked out. `first` by lower-case name."""
-    return {
-        text: blank_text(first[name].decode("latin-1"), secrets) for name, text in _NAMES.items() if name in first
-    }
+    found = sorted(first.keys() & KEPT_HEADERS)
+    return {_NAMES[name]: blank_text(first[name].decode("latin-1"), secrets) for name in found}

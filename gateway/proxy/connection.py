@@ -66,20 +66,20 @@ class Host(Protocol):
 class _Request:
     """A request whose head is there, and the part of its body that nobody has taken yet."""
 
-    __slots__ = ("asked", "complete", "continued", "handed_over", "joined", "keep_alive", "length", "pieces",
-                 "scanner", "size", "streams", "too_large", "tunnel")  # fmt: skip
+    # what it begins with; most requests come whole and change little of it
+    complete = continued = handed_over = too_large = False
+    joined: Joined | None = None
+    scanner: RequestScanner | None = None
+    size = 0  # of the pieces
 
     def __init__(self, asked: Asked, length: int | None, limit: int) -> None:
         head = asked.head
         self.asked, self.length, self.keep_alive = asked, length, head.keep_alive
         self.tunnel, self.streams = head.offers_websocket, head.streams
-        self.too_large = not head.streams and length is not None and length > limit
         self.pieces: list[bytes] = []
-        self.size = 0  # of the pieces
-        is_huge = length is not None and length >= HUGE and not head.streams
-        self.scanner = RequestScanner() if is_huge else None
-        self.joined: Joined | None = None
-        self.complete = self.handed_over = self.continued = False
+        if length is not None and (length >= HUGE or length > limit) and not head.streams:
+            self.too_large = length > limit
+            self.scanner = RequestScanner() if length >= HUGE else None
 
     def fill(self, piece: bytes) -> None:
         """The next piece of a huge body: to join it at the end would hold up everybody else."""
@@ -180,11 +180,6 @@ class Connection(asyncio.Protocol):
             if not self._first:
                 self._since = time.perf_counter()
                 if self._is_known(data):
-                    request = self._queue[0]
-                    if request.complete and not request.streams and not request.too_large:
-                        self._start(request)  # what `_advance` would come to
-                    else:
-                        self._advance()
                     return
             data = self._first + data
             if self._belongs_to_admin(data):
@@ -196,7 +191,7 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def _is_known(self, data: bytes) -> bool:
-        """Whether `data` is a request, or the beginning of one, whose head was met before."""
+        """Whether `data` is a request, or the beginning of one, whose head was met before; then it is under way."""
         found = self._server.heads.find(data)
         if found is None:
             return False
@@ -206,10 +201,16 @@ class Connection(asyncio.Protocol):
             return False
         request = _Request(asked, length, self._server.limits.body_bytes)
         self._queue.append(request)
+        is_plain = not request.streams and not request.too_large and request.scanner is None
+        if not missing and is_plain:  # the usual one, in the fewest steps
+            request.complete = True
+            self._serve(request, data[start:])
+            return True
         self._missing = missing
         if length:
             self._collect(request, data[start:])
         request.complete = not missing
+        self._advance()
         return True
 
     def _count_in(self, data: bytes) -> bytes:
@@ -373,6 +374,9 @@ class Connection(asyncio.Protocol):
             body = None
         elif not request.tunnel:
             body = request.take_body()
+        self._serve(request, body)
+
+    def _serve(self, request: _Request, body: bytes | None) -> None:
         self._upload_ready = False
         exchange = self._exchange = Exchanging(self._server.house, self, request.asked)
         if self._writing_paused:  # the client has not taken the answer before this one
@@ -393,9 +397,8 @@ class Connection(asyncio.Protocol):
     # --- Client, as an exchange sees it --------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        transport = self._transport
-        if transport is not None and not transport.is_closing():
-            self._server.outbox.write(transport, data)
+        if self._transport is not None:
+            self._server.outbox.write(self._transport, data)
 
     def finish(self, *, keep_alive: bool) -> None:
         """The answer is out: the next request, or the end."""

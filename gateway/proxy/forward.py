@@ -41,38 +41,34 @@ class Exchanging:
     failed, refused, or left by the client. After the end nothing more is written or recorded.
     """
 
-    # what most exchanges never need
+    # how it begins; most exchanges never change most of this
     _attempts: Attempts | None = None
     _seats: tuple[str, ...] = ()
     _timer: asyncio.TimerHandle | None = None
-    _upload_limit = _NEVER
+    _plan = _NO_PLAN
+    _attempt: Attempt | None = None
+    _call: Call | None = None
+    _timeouts = _DEFAULT_TIMEOUTS
+    _failures: tuple[str, ...] = ()
     _fell_back: str | None = None
-    _is_sent = False
-    _is_streamed = False
+    _blanker: secrets.Blanker | None = None
     _taker: UsageTaker | None = None
     _held: list[tuple[Head | None, bytes, bool] | UpstreamError] | None = None
+    _number, _turn = -1, 0
+    _takes_upload = _paused = _is_sent = _is_streamed = False
+    _answering = _ended = _chunked = _flows = _tunnel = _marked = False
+    _framed = True
+    _window = b"\n"
+    _upload_limit = deadline = _NEVER
+    _sent = _received = 0
+    _overhead = 0.0
 
     def __init__(self, house: House, client: Client, asked: Asked) -> None:
         self._house, self._client, self._asked = house, client, asked
-        self._started = time.perf_counter()
-        self.id = house.new_id()
-        self._recording = Recording(house, self.id, asked, self._started)
-        self._plan = _NO_PLAN
-        self._number, self._turn = -1, 0
-        self._attempt: Attempt | None = None
-        self._call: Call | None = None
-        self._takes_upload = self._paused = False
-        self._timeouts = _DEFAULT_TIMEOUTS
-        self.deadline = _NEVER
-        self._failures: list[str] = []
-        self._answering = self._ended = self._chunked = self._flows = self._tunnel = self._marked = False
-        self._framed = True
+        self._started = started = time.perf_counter()
+        self.id = exchange_id = house.new_id()
+        self._recording = Recording(house, exchange_id, asked, started)
         self._close = not asked.head.keep_alive
-        self._window = b"\n"
-        self._ends_stream = asked.provider.ends_stream
-        self._blanker: secrets.Blanker | None = None
-        self._sent = self._received = 0
-        self._overhead = 0.0
         house.active.add(self)
 
     # --- the request -----------------------------------------------------------------------------
@@ -91,23 +87,12 @@ class Exchanging:
                 raise Overloaded("the gateway has as many requests under way as server.max_in_flight allows")
             facts = self._facts(body, scanned) if body else _NO_FACTS
             self._is_streamed = facts.streamed
-            incoming = Incoming(
-                provider=said.place.provider,
-                model=facts.model,
-                streamed=facts.streamed,
-                tags=said.tags,
-                key_id=said.key_id,
-                task_hint=said.task_hint,
-                route_name=said.route_name,
-                body=body,
-                is_chat=said.is_chat and scanned is None,
-            )
-            self._plan = plan = house.switchboard.plan(incoming, house.dice)
-            if plan.route is not None:
-                self._timeouts = plan.route.timeouts
-                self._attempts = house.guard.attempts(plan, house.dice)
-                if plan.route.limits is not None:
-                    self._check_size(plan.route, body)
+            if house.switchboard.table.routes:
+                plan = self._plan_along_routes(facts, body, scanned)
+            else:
+                whole = Attempt(upstream=said.place.provider, model=facts.model, body=body)
+                plan = Plan(attempts=(whole,), task=said.task_hint, model=facts.model, original=body)
+            self._plan = plan
             if body is not None and len(body) >= LARGE:
                 self._recording.begin_aside(facts.model, body, plan, self._begun)
                 return
@@ -116,6 +101,27 @@ class Exchanging:
             self.refuse(error)
             return
         self._begun(None)
+
+    def _plan_along_routes(self, facts: RequestFacts, body: bytes | None, scanned: RequestFacts | None) -> Plan:
+        said, house = self._asked, self._house
+        incoming = Incoming(
+            provider=said.place.provider,
+            model=facts.model,
+            streamed=facts.streamed,
+            tags=said.tags,
+            key_id=said.key_id,
+            task_hint=said.task_hint,
+            route_name=said.route_name,
+            body=body,
+            is_chat=said.is_chat and scanned is None,
+        )
+        self._plan = plan = house.switchboard.plan(incoming, house.dice)
+        if plan.route is not None:
+            self._timeouts = plan.route.timeouts
+            self._attempts = house.guard.attempts(plan, house.dice)
+            if plan.route.limits is not None:
+                self._check_size(plan.route, body)
+        return plan
 
     def _facts(self, body: bytes, scanned: RequestFacts | None) -> RequestFacts:
         said = self._asked
@@ -174,22 +180,27 @@ class Exchanging:
 
     def _skip_to(self, number: int) -> None:
         for skipped in self._plan.attempts[self._number : number]:
-            self._failures.append(f"{skipped.label}: circuit_open")
+            self._failures = (*self._failures, f"{skipped.label}: circuit_open")
             self._fell_back = "circuit_open"
         self._number = number
 
     def _ask(self) -> None:
-        house, self._turn = self._house, self._turn + 1
-        turn, self._call, self._takes_upload = self._turn, None, False
+        house, timeouts = self._house, self._timeouts
+        turn = self._turn = self._turn + 1
+        self._call, self._takes_upload = None, False
         attempt = self._attempt = self._plan.attempts[self._number]
+        upstream = attempt.upstream
         if self._attempts is not None:
             self._attempts.asked()
-        self._wait(self._timeouts.first_byte, time.perf_counter())
-        self._guard_our_key(attempt.upstream)
+        self._wait(timeouts.first_byte, time.perf_counter())
+        key = house.keys.get(upstream)
+        self._blanker = None
+        if key is not None:
+            self._guard_our_key(key.encode())
         request = outgoing(house, self._asked, self._plan, attempt, self._length)
         if self._is_streamed:
-            self._ask_for_usage(request, attempt.upstream)
-        call = house.upstreams[attempt.upstream].send(request, self, connect_timeout=self._timeouts.connect)
+            self._ask_for_usage(request, upstream)
+        call = house.upstreams[upstream].send(request, self, connect_timeout=timeouts.connect)
         if turn != self._turn or self._ended:  # it failed or answered within `send`, and we are past it
             return
         self._call = call
@@ -208,13 +219,10 @@ class Exchanging:
                 request.length = None if request.length is None else len(body)
                 self._taker = UsageTaker()
 
-    def _guard_our_key(self, upstream: str) -> None:
+    def _guard_our_key(self, key: bytes) -> None:
         """A key of our own that goes there comes back to nobody."""
-        key = self._house.keys.get(upstream)
-        self._blanker = None
-        if key is not None:
-            self._blanker = secrets.Blanker([key.encode()])
-            self._recording.hide(key.encode())
+        self._blanker = secrets.Blanker([key])
+        self._recording.hide(key)
 
     # --- the answer (Sink) -----------------------------------------------------------------------
 
@@ -253,9 +261,14 @@ class Exchanging:
         if self._held is not None:
             self._held.append((head, piece, done))
             return
+        if self._flows and not done:
+            self.on_chunk(b"%x\r\n%b\r\n" % (len(piece), piece), piece)
+            return
         try:
-            if head is None and not done and self._flows:
-                self._pass_on(b"%x\r\n%b\r\n" % (len(piece), piece), piece)
+            if head is None:
+                self._take(None, piece, done)
+            elif done and head.length is not None and self._is_plain(head):
+                self._pass_whole(head, piece)
             else:
                 self._take(head, piece, done)
         except Exception:
@@ -269,14 +282,52 @@ class Exchanging:
         self.refuse(GatewayError("the gateway failed to relay this answer; its log says why"))
 
     def on_chunk(self, framed: bytes, piece: bytes) -> None:
+        """A further piece of a stream: what `_take` does with one, in the fewest steps."""
         if self._ended or not self._flows or self._held is not None:
             self.on_data(None, piece, False)
             return
         try:
-            self._pass_on(framed, piece)
+            now = time.perf_counter()
+            self._wait(self._timeouts.idle, now)
+            self._recording.piece(piece, now)
+            is_whole = self._is_whole(piece)
+            if self._taker is not None:
+                framed = self._without_usage(framed, piece, self._taker)
+            if is_whole and self._recording.is_large:
+                self._hold_back(framed)
+                return
+            if is_whole:
+                self._record_end(self._recording.outcome_by_status, complete=True)
+            if framed:
+                self._client.write(framed)
         except Exception:
             log.exception("exchange %s failed inside the gateway", self.id)
             self._fail()
+
+    def _is_plain(self, head: Head) -> bool:
+        """Whether nothing can become of this answer but that the client gets it as it is."""
+        return (
+            self._attempts is None
+            and self._number + 1 >= len(self._plan.attempts)
+            and self._taker is None
+            and (self._blanker is None or head.status < 400)
+        )
+
+    def _pass_whole(self, head: Head, body: bytes) -> None:
+        """A plain answer that came in one piece: what `_take` does with one, in the fewest steps."""
+        now = time.perf_counter()
+        if len(body) >= LARGE:
+            self._take(head, body, True)
+            return
+        self._answering = True
+        recording = self._recording
+        recording.answered(head)
+        if body:
+            recording.piece(body, now)
+        out = wire.answer_head(head, self._own_lines(), close=self._close) + body
+        self._end(recording.outcome_by_status, complete=True, last_received=now)
+        self._client.write(out)
+        self._client.finish(keep_alive=not self._close)
 
     def _take(self, head: Head | None, piece: bytes, done: bool) -> None:
         now = time.perf_counter()
@@ -351,22 +402,13 @@ class Exchanging:
         outcome = self._recording.outcome_by_status
         self._recording.end_aside(outcome, self._attempt, self._failures, written)
 
-    def _pass_on(self, framed: bytes, piece: bytes) -> None:
-        """A further piece of a stream: what `_take` does with one, in the fewest steps. `framed`: as a chunk."""
-        now = time.perf_counter()
-        self._wait(self._timeouts.idle, now)
-        self._recording.piece(piece, now)
-        is_whole = self._is_whole(piece)
-        if is_whole and not self._recording.is_large:
-            self._record_end(self._recording.outcome_by_status, complete=True)
-        if self._taker is not None:
-            kept = self._taker.feed(piece)
-            if kept is not piece:
-                framed = b"%x\r\n%b\r\n" % (len(kept), kept) if kept else b""
-        if is_whole and self._recording.is_large:
-            self._hold_back(framed)
-        elif framed:
-            self._client.write(framed)
+    @staticmethod
+    def _without_usage(framed: bytes, piece: bytes, taker: UsageTaker) -> bytes:
+        """The piece as a chunk, without what the client did not ask for."""
+        kept = taker.feed(piece)
+        if kept is piece:
+            return framed
+        return b"%x\r\n%b\r\n" % (len(kept), kept) if kept else b""
 
     def _relayed(self, piece: bytes, now: float, done: bool) -> bytes:
         """A piece as it leaves for the client."""
@@ -387,7 +429,7 @@ class Exchanging:
         """Whether the client may take the stream for whole now: its last event has begun, and a line is full."""
         if not self._marked:
             window = self._window + piece
-            if not self._ends_stream(window):
+            if not self._asked.provider.ends_stream(window):
                 self._window = window[-WINDOW:]
                 return False
             self._marked = True
@@ -414,7 +456,7 @@ class Exchanging:
             return False
         if self._call is not None and not done:
             self._call.abort()
-        self._failures.append(f"{self._plan.attempts[self._number].label}: {reason}")
+        self._failures = (*self._failures, f"{self._plan.attempts[self._number].label}: {reason}")
         self._house.guard.retried(self._route_name, reason)
         self._turn, self._call = self._turn + 1, None
         self._wait(pause + self._timeouts.first_byte, now)
@@ -426,7 +468,7 @@ class Exchanging:
 
     def _fall_back(self, reason: str) -> None:
         self._fell_back = reason
-        self._failures.append(f"{self._plan.attempts[self._number].label}: {reason}")
+        self._failures = (*self._failures, f"{self._plan.attempts[self._number].label}: {reason}")
         self._next_attempt()
 
     def _open(self, head: Head) -> bytes:
@@ -454,9 +496,8 @@ class Exchanging:
     # --- time and back-pressure --------------------------------------------------------------------
 
     def _wait(self, seconds: float, now: float) -> None:
-        self.deadline = now + seconds
-        if self._timeouts.total is not None:
-            self.deadline = min(self.deadline, self._started + self._timeouts.total)
+        total = self._timeouts.total
+        self.deadline = now + seconds if total is None else min(now + seconds, self._started + total)
 
     def tick(self, now: float) -> None:
         """Called about every quarter of a second; `now` as `time.perf_counter()`."""
@@ -562,9 +603,16 @@ class Exchanging:
         self._house.active.discard(self)
         if self._attempts is not None or self._seats:
             self._let_go()
-        self._record_end(outcome, complete=complete)
-        after = time.perf_counter() - last_received if last_received is not None else 0.0
-        self._recording.observe(self._overhead + after, self._fell_back)
+        try:
+            self._record_end(outcome, complete=complete)
+        except Exception:  # the client's answer is not held hostage
+            log.exception("exchange %s: its end cannot be recorded", self.id)
+        if last_received is not None:
+            self._overhead += time.perf_counter() - last_received
+        self._house.outbox.afterwards(self._observe)
+
+    def _observe(self) -> None:
+        self._recording.observe(self._overhead, self._fell_back)
 
     def _let_go(self) -> None:
         """Give back what others wait for."""

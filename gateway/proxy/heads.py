@@ -27,9 +27,17 @@ class Heads:
         end = data.find(b"\r\n\r\n")
         if end < 0:
             return None
-        key, digits = _split(data, end)
-        asked = self._known.get(key)
-        return None if asked is None else (asked, int(digits), end + 4)
+        at = data.find(_MARK, 0, end)
+        if at < 0:
+            asked = self._known.get(data[:end])
+            return None if asked is None else (asked, 0, end + 4)
+        at += len(_MARK)
+        behind = data.find(b"\r\n", at)
+        digits = data[at:behind]
+        asked = self._known.get(data[:at] + data[behind:end])
+        if asked is None or not digits.isdigit() or len(digits) > _DIGITS_AT_MOST:
+            return None
+        return asked, int(digits), end + 4
 
     def keep(self, data: bytes, asked: Asked) -> None:
         """Remember a head that was parsed from the start of `data`."""

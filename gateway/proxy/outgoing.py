@@ -26,14 +26,21 @@ class Sender(Protocol):
 
 def outgoing(sender: Sender, asked: Asked, plan: Plan, attempt: Attempt, length: int | None) -> Outgoing:
     """The request for an attempt's upstream. `length`: of the client's body, None where it came chunked."""
-    head = asked.head
-    unchanged = attempt.body is None or attempt.body is plan.original
+    head, upstream, body = asked.head, attempt.upstream, attempt.body
+    lines = asked.lines.get(upstream)
+    if lines is None:
+        lines = asked.lines[upstream] = header_lines(_headers(sender, asked, attempt))
+    path = asked.paths.get(upstream)
+    if path is None or attempt.model != plan.model:  # a model can stand in the path
+        path = _path(sender, asked, plan, attempt)
+        if attempt.model == plan.model:
+            asked.paths[upstream] = path
     return Outgoing(
         method=head.method,
-        path=_path(sender, asked, plan, attempt),
-        lines=_lines(sender, asked, attempt),
-        body=attempt.body,
-        length=length if unchanged else len(attempt.body or b""),
+        path=path,
+        lines=lines,
+        body=body,
+        length=length if body is None or body is plan.original else len(body),
         has_body=head.has_body,
         websocket=head.offers_websocket,
         model=attempt.model,
@@ -59,14 +66,6 @@ def _path(sender: Sender, asked: Asked, plan: Plan, attempt: Attempt) -> bytes:
     if attempt.model is not None and attempt.model != plan.model:
         path = asked.provider.aim(path, attempt.model)
     return path if is_home(sender, asked, attempt) else secrets.path_without_keys(path)
-
-
-def _lines(sender: Sender, asked: Asked, attempt: Attempt) -> bytes:
-    """The headers that go there; the same for every request with this head."""
-    lines = asked.lines.get(attempt.upstream)
-    if lines is None:
-        lines = asked.lines[attempt.upstream] = header_lines(_headers(sender, asked, attempt))
-    return lines
 
 
 def plain_lines(asked: Asked, request: Outgoing, upstream: str) -> bytes:

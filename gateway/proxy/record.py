@@ -5,6 +5,7 @@ Nothing here may hold up or break the relay: what cannot be read is None, and ke
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -34,6 +35,8 @@ from gateway.proxy.router import Attempt, Plan
 from gateway.proxy.secrets import blank_out, blank_text
 from gateway.stores.journal import Record
 from gateway.upstreams import Head
+
+log = logging.getLogger(__name__)
 
 _NO_FACTS = ResponseFacts()
 _NO_PLAN = Plan(attempts=())
@@ -66,22 +69,20 @@ class Recording:
     """Collects what passes, and writes the two records: `begin` before the upstream is asked, `end` before
     the last byte leaves."""
 
-    __slots__ = ("_answer", "_asked", "_begin", "_books", "_end", "_ended_at", "_first_piece", "_id",
-                 "_is_begun_aside", "_is_recorded", "_kept", "_passed", "_pieces", "_request_bytes", "_secrets",
-                 "_started", "_tunnel", "status", "streamed")  # fmt: skip
+    # how it begins
+    _begin: Begin | None = None
+    _end: End | None = None
+    _is_recorded = _is_begun_aside = False
+    _answer: Head | None = None
+    _request_bytes = _passed = _ended_at = status = 0
+    _first_piece: float | None = None
+    _tunnel: str | None = None
+    streamed = False
 
     def __init__(self, books: Books, exchange_id: str, asked: Asked, started: float) -> None:
         self._books, self._id, self._asked, self._started = books, exchange_id, asked, started
         self._secrets = asked.secrets
-        self._begin: Begin | None = None
-        self._end: End | None = None
-        self._is_recorded = self._is_begun_aside = False
-        self._answer: Head | None = None
         self._pieces: list[bytes] = []
-        self._request_bytes = self._kept = self._passed = self._ended_at = self.status = 0
-        self._first_piece: float | None = None
-        self._tunnel: str | None = None
-        self.streamed = False
 
     # --- the request -----------------------------------------------------------------------------
 
@@ -121,11 +122,18 @@ class Recording:
             then(None)
 
     def refused(self) -> None:
-        """The request was turned down before it was read: what is known of it is noted all the same."""
-        if self._begin is None:
+        """The request was turned down before it was read: what is known of it is noted all the same.
+
+        Never raises.
+        """
+        if self._begin is not None:
+            return
+        try:
             begin = self._note_request(None, None, _NO_PLAN)
             if self._asked.log != "off":
                 self._is_recorded = self._books.capture.note(begin)
+        except Exception:  # it may be turned down because its record cannot be made
+            log.exception("exchange %s: a request that is turned down cannot be recorded", self._id)
 
     def _note_request(self, model: str | None, body: bytes | None, plan: Plan) -> Begin:
         asked = self._asked
@@ -133,7 +141,11 @@ class Recording:
         if body:
             self._request_bytes = len(body)
             coding = headers.get("content-encoding")
-            kept, encoding_kept = self._clean(body, _plain(body, coding, self._books.record_bytes), cut=False)
+            if coding is None:
+                kept, encoding_kept = self._keep(body, cut=False), True
+            else:
+                plain = decoded(body, coding, limit=self._books.record_bytes)
+                kept, encoding_kept = self._clean(body, plain, cut=False)
             if not encoding_kept:
                 headers = {name: value for name, value in headers.items() if name != "content-encoding"}
             truncated = len(kept) < len(body) and encoding_kept
@@ -160,43 +172,49 @@ class Recording:
         if secret not in self._secrets:
             self._secrets = (*self._secrets, secret)
 
+    def _keep(self, data: bytes, *, cut: bool) -> bytes:
+        """What may be kept of a body that is not encoded. `cut`: it may end in the middle of a key."""
+        books = self._books
+        if not data or not books.record_bodies or self._asked.log != "all":
+            return b""
+        if len(data) > books.record_bytes:
+            data, cut = data[: books.record_bytes], True
+        return blank_out(data, self._secrets, cut=cut) if self._secrets else data
+
     def _clean(self, data: bytes, plain: bytes | None, *, cut: bool) -> tuple[bytes, bool]:
-        """What may be kept of a body, and whether that is still in its content encoding.
+        """What may be kept of an encoded body, and whether that is still in its content encoding.
 
         `plain`: the same without its encoding, None when it cannot be read. A compressed body could hide a
         key: one that cannot be read is not kept, and one with a key in it is kept plain, the key blanked out.
         """
-        limit = self._books.record_bytes
-        if not data or not self._books.record_bodies or self._asked.log != "all":
-            return b"", True
-        if plain is data or not self._secrets:
-            kept = data if len(data) <= limit else data[:limit]
-            return blank_out(kept, self._secrets, cut=cut or len(kept) < len(data)), True
+        if not data or not self._books.record_bodies or self._asked.log != "all" or not self._secrets:
+            return self._keep(data, cut=cut), True
+        if plain is data:
+            return self._keep(data, cut=cut), True
         if plain is None:
             return b"", True
         clean = blank_out(plain, self._secrets, cut=cut)
-        return (data[:limit], True) if clean == plain else (clean, False)
+        return (data[: self._books.record_bytes], True) if clean == plain else (clean, False)
 
     # --- the answer ------------------------------------------------------------------------------
 
     def answered(self, head: Head) -> None:
         """The answer's head is there."""
         self._answer, self.status = head, head.status
-        self.streamed = head.first.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        kind = head.first.get(b"content-type")
+        if kind is not None and kind != b"application/json":
+            self.streamed = kind.lower().startswith(b"text/event-stream")
 
     def piece(self, piece: bytes, now: float) -> None:
         """A piece of the answer's body; `now` as `time.perf_counter()`."""
         if self._first_piece is None:
             self._first_piece = now
-        size = len(piece)
-        self._passed += size
-        room = self._books.record_bytes - self._kept
-        if size <= room:
+        before, limit = self._passed, self._books.record_bytes
+        passed = self._passed = before + len(piece)
+        if passed <= limit:
             self._pieces.append(piece)
-            self._kept += size
-        elif room > 0:
-            self._pieces.append(piece[:room])
-            self._kept += room
+        elif before < limit:
+            self._pieces.append(piece[: limit - before])
 
     def tunnelled(self, sent: int, received: int) -> None:
         """How many bytes went through a tunnel in each direction, instead of a body."""
@@ -211,7 +229,7 @@ class Recording:
             return Outcome.UPSTREAM_HTTP_5XX
         return Outcome.UPSTREAM_HTTP_4XX if self.status >= 400 else Outcome.OK
 
-    def end(self, outcome: Outcome, *, complete: bool, attempt: Attempt | None, failures: list[str]) -> None:
+    def end(self, outcome: Outcome, *, complete: bool, attempt: Attempt | None, failures: tuple[str, ...]) -> None:
         """Record the end, or record it again where more has passed since: the last one counts."""
         if self._begin is None:
             return
@@ -228,10 +246,11 @@ class Recording:
     @property
     def is_large(self) -> bool:
         """Whether writing the answer down would hold up everybody else."""
-        return self._kept >= LARGE and self._is_recorded and self._passed != self._ended_at
+        size = min(self._passed, self._books.record_bytes)
+        return size >= LARGE and self._is_recorded and self._passed != self._ended_at
 
     def end_aside(
-        self, outcome: Outcome, attempt: Attempt | None, failures: list[str], then: Callable[[], None]
+        self, outcome: Outcome, attempt: Attempt | None, failures: tuple[str, ...], then: Callable[[], None]
     ) -> None:
         """`end` of a large answer that is whole, by a thread: `then` is called when it is written down."""
 
@@ -245,14 +264,21 @@ class Recording:
             self._books.capture.aside(lambda: begin, lambda _: None)
         self._books.capture.aside(lambda: self._make_end(outcome, True, attempt, failures), written)
 
-    def _make_end(self, outcome: Outcome, complete: bool, attempt: Attempt | None, failures: list[str]) -> End:
+    def _make_end(
+        self, outcome: Outcome, complete: bool, attempt: Attempt | None, failures: tuple[str, ...]
+    ) -> End:
         pieces, answer, secrets = self._pieces, self._answer, self._secrets
-        raw = pieces[0] if len(pieces) == 1 else b"".join(pieces) if self._kept < LARGE else join(pieces)
+        raw = pieces[0] if len(pieces) == 1 else b"".join(pieces) if self._passed < LARGE else join(pieces)
         headers = {} if answer is None else kept_headers(answer.first, secrets)
-        cut, plain = self._passed > len(raw), _plain(raw, headers.get("content-encoding"), self._books.record_bytes)
-        kept, encoding_kept = self._clean(raw, plain, cut=cut or not complete)
-        if not encoding_kept:
-            del headers["content-encoding"]
+        cut, coding = self._passed > len(raw), headers.get("content-encoding")
+        plain: bytes | None = raw
+        if coding is None:
+            kept, encoding_kept = self._keep(raw, cut=cut or not complete), True
+        else:
+            plain = decoded(raw, coding, limit=self._books.record_bytes)
+            kept, encoding_kept = self._clean(raw, plain, cut=cut or not complete)
+            if not encoding_kept:
+                del headers["content-encoding"]
         if self._tunnel is not None:
             headers["x-unprompt-tunnel-bytes"] = self._tunnel
         facts = self._facts(plain)
@@ -273,7 +299,7 @@ class Recording:
             finish_reason=None if facts.finish_reason is None else blank_text(facts.finish_reason, secrets),
             usage=facts.usage,
             cost_usd=self._cost(facts, attempt),
-            attempts=[blank_text(failure, secrets) for failure in failures],
+            attempts=[blank_text(failure, secrets) for failure in failures] if failures else [],
             response_headers=headers,
             response=kept,
             response_truncated=cut or (encoding_kept and len(kept) < len(raw)),
@@ -328,11 +354,6 @@ class Recording:
 def _count(data: bytes, text: bytes) -> int:
     """How often it stands there; in steps, between which other threads may run."""
     return sum(data.count(text, start, start + LARGE + len(text) - 1) for start in range(0, len(data), LARGE))
-
-
-def _plain(data: bytes, coding: str | None, limit: int) -> bytes | None:
-    """The bytes without their content encoding, None where that cannot be undone."""
-    return data if coding is None or not data else decoded(data, coding, limit=limit)
 
 
 def outcome_of(error: GatewayError) -> Outcome:

@@ -121,7 +121,13 @@ class JournalWriter:
         Raises:
             StoreError: as `append`.
         """
-        self._append(len(data), data)
+        try:
+            if self._file < 0 or self._size >= self._segment_bytes:
+                self._open_segment()
+            self._appended(os.write(self._file, data), len(data))
+        except OSError as error:
+            self._take_back()
+            raise StoreError(f"journal {self._folder}: {error.strerror}") from error
 
     def append_parts(self, parts: list[bytes]) -> None:
         """The same for what `encode_parts` made.
@@ -129,22 +135,21 @@ class JournalWriter:
         Raises:
             StoreError: as `append`.
         """
-        self._append(sum(map(len, parts)), parts)
-
-    def _append(self, size: int, data: bytes | list[bytes]) -> None:
         try:
             if self._file < 0 or self._size >= self._segment_bytes:
                 self._open_segment()
-            written = os.write(self._file, data) if isinstance(data, bytes) else os.writev(self._file, data)
-            if written < size:
-                raise OSError(errno.ENOSPC, f"only {written} of {size} bytes could be written")
-            self._size += written
-            self._unsynced = True
-            if self._sync_ms == 0:
-                self._force_at_once(written)
+            self._appended(os.writev(self._file, parts), sum(map(len, parts)))
         except OSError as error:
             self._take_back()
             raise StoreError(f"journal {self._folder}: {error.strerror}") from error
+
+    def _appended(self, written: int, size: int) -> None:
+        if written < size:
+            raise OSError(errno.ENOSPC, f"only {written} of {size} bytes could be written")
+        self._size += written
+        self._unsynced = True
+        if self._sync_ms == 0:
+            self._force_at_once(written)
 
     def _force_at_once(self, written: int) -> None:
         try:

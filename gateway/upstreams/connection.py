@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import os
-import re
 import ssl
 import time
 from typing import Protocol
@@ -22,9 +22,6 @@ SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 MAX_HEAD_BYTES = 256 * 1024
 LARGE_BODY = 256 * 1024
 """Written for itself: a copy behind its head would cost more than a second call."""
-
-
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 
 
 class Served(Protocol):
@@ -56,6 +53,8 @@ class HttpConnection(asyncio.Protocol):
     def __init__(self, name: str, host_header: bytes, pool: Pool) -> None:
         self._name, self._host_line, self._pool = name, b" HTTP/1.1\r\nHost: " + host_header, pool
         self._transport: asyncio.Transport | None = None
+        self._lines: dict[bytes, bytes] = {}
+        self.on_header = self._lines.setdefault  # the parser's callback: of a name's values the first counts
         self._parser = httptools.HttpResponseParser(self)
         self._call: Served | None = None
         self._usable_until = 0.0
@@ -66,8 +65,8 @@ class HttpConnection(asyncio.Protocol):
     def _reset(self, *, reused: bool) -> None:
         self._reused = reused
         self._reason = b""
-        self._headers: Headers = []
-        self._segment: bytes | None = None
+        self._lines.clear()
+        self._opening = b""
         self._quiet_bytes = 0
         self._head: Head | None = None
         self._between_chunks = self._in_chunk = False
@@ -122,8 +121,8 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._between_chunks and self._is_one_chunk(call, data):
             return
-        if not self._answered:
-            self._answered, self._segment = True, data
+        if not self._in_body:
+            self._answered, self._opening = True, self._opening + data
         self._quiet_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -137,7 +136,6 @@ class HttpConnection(asyncio.Protocol):
                 self._break(f"the upstream's answer is not valid HTTP: {error}")
                 return
             self._spoiled = True
-        self._segment = None
         self._between_chunks = self._in_body and not self._in_chunk and data.endswith(b"\r\n")
         if self._quiet_bytes == 0 and self._head is None and not self._complete:  # more of a body, and only that
             pieces, self._pieces = self._pieces, []
@@ -151,13 +149,11 @@ class HttpConnection(asyncio.Protocol):
     def _is_one_chunk(self, call: Served, data: bytes) -> bool:
         """Whether `data` is one chunk, as servers flush the events of a stream; then it is handed on as it is,
         and the parser, which stands between two chunks, need not see it."""
-        size = _CHUNK_SIZE.match(data)
-        if size is None:
+        at = data.find(b"\r\n", 0, 10)
+        length = len(data) - at - 4
+        if at < 1 or length < 1 or data[:at] != b"%x" % length or not data.endswith(b"\r\n"):
             return False
-        start, length = size.end(), int(size[1], 16)
-        if length == 0 or len(data) != start + length + 2 or not data.endswith(b"\r\n"):
-            return False
-        call.sink.on_chunk(data, data[start:-2])
+        call.sink.on_chunk(data, data[at + 2 : -2])
         return True
 
     def _deliver(self, call: Served) -> None:
@@ -204,10 +200,6 @@ class HttpConnection(asyncio.Protocol):
         if not self._complete:
             self._reason += reason
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # after the head these are trailers, which HTTP lets a proxy drop
-            self._headers.append((name, value))
-
     def on_headers_complete(self) -> None:
         if self._complete:  # an answer to no request
             self._spoiled = True
@@ -225,7 +217,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _frame(self, status: int) -> Head:
         """The head with its body's length, where it is known, and whether the end is marked (RFC 9112, 6.3)."""
-        first = by_name(self._headers)
+        first = _by_lower_name(self._lines)
         length = first.get(b"content-length")
         chunked = b"transfer-encoding" in first
         self._framed = chunked or length is not None or status in (204, 304)
@@ -236,13 +228,13 @@ class HttpConnection(asyncio.Protocol):
         )
 
     def _raw_head(self, status: int) -> bytes:
-        """The head as it came, where it came in one piece and one line a header; else its like."""
-        segment = self._segment
-        if segment is not None and segment.startswith(b"HTTP/1.1 %d" % status):
-            raw = segment[: segment.find(b"\r\n\r\n")]
-            if raw.count(b"\n") == len(self._headers):
-                return raw
-        return b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(self._headers)
+        """The head as it came, where it came with one line a header; else its like."""
+        opening, self._opening = self._opening, b""
+        raw = opening[: opening.find(b"\r\n\r\n")]
+        is_plain = raw.count(b"\n") == len(self._lines) or _has_plain_lines(raw)
+        if is_plain and raw.startswith(b"HTTP/1.1 %d" % status):
+            return raw
+        return b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(_headers(opening))
 
     def on_chunk_header(self) -> None:
         self._in_chunk = True
@@ -262,9 +254,10 @@ class HttpConnection(asyncio.Protocol):
             self._complete = True
             self._keep = self._framed and self._parser.should_keep_alive()  # only known in here
         else:  # an interim answer (1xx); the real one follows
-            status, headers, reason = self._parser.get_status_code(), self._headers, self._reason
+            status, headers, reason = self._parser.get_status_code(), _headers(self._opening), self._reason
+            opening = self._opening.partition(b"\r\n\r\n")[2]
             self._reset(reused=self._reused)
-            self._answered = True
+            self._answered, self._opening = True, opening
             if status not in (100, 101) and self._call is not None:
                 self._call.sink.on_interim(Head.of(status, reason, headers, 0))
 
@@ -319,6 +312,43 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is not None:
             self._pool.outbox.flush()
             self._transport.close()
+
+
+class _Listed:
+    """What llhttp tells of one head, every line of it."""
+
+    def __init__(self) -> None:
+        self.headers: Headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+
+def _headers(opening: bytes) -> Headers:
+    """All headers of the head that an answer begins with, which llhttp has read before."""
+    listed = _Listed()
+    head, mark, _ = opening.partition(b"\r\n\r\n")
+    with contextlib.suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
+        httptools.HttpResponseParser(listed).feed_data(head + mark)
+    return listed.headers
+
+
+def _by_lower_name(lines: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    names = _lower(tuple(lines))
+    first = dict(zip(names, lines.values(), strict=True))
+    if len(first) < len(lines):  # one name in two spellings
+        return by_name(list(lines.items()))
+    return first
+
+
+@functools.lru_cache(256)
+def _lower(names: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    return tuple(name.lower() for name in names)
+
+
+def _has_plain_lines(raw: bytes) -> bool:
+    """Whether each header stands on one line that ends as it should."""
+    return raw.count(b"\n") == raw.count(b"\r\n") and b"\n " not in raw and b"\n\t" not in raw
 
 
 def _request_bytes(host_line: bytes, request: Outgoing, length: int | None) -> bytes:

@@ -63,13 +63,13 @@ def test_nothing_is_sent_to_who_has_gone() -> None:
 def test_what_must_be_done_before_anything_leaves_is_done_then_and_the_rest_when_all_has_left() -> None:
     async def told() -> None:
         outbox, one, order = Outbox(), Transport(), list[str]()
-        outbox.before = lambda: order.append(f"before, {len(one.sent)} sent")
+        outbox.before(lambda: order.append(f"before, {len(one.sent)} sent"))
         outbox.afterwards(lambda: order.append(f"afterwards, {len(one.sent)} sent"))
         outbox.write(one, b"a")
         await asyncio.sleep(0)
         assert order == ["before, 0 sent", "afterwards, 1 sent"]
-        outbox.flush_soon()  # with nothing to send
+        outbox.before(lambda: order.append("before nothing"))
         await asyncio.sleep(0)
-        assert order[2:] == ["before, 1 sent"]
+        assert order[2:] == ["before nothing"]
 
     asyncio.run(told())

@@ -1,0 +1,112 @@
+"""What an upstream's answer becomes, in whatever pieces and spellings it comes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.errors import UpstreamError
+from gateway.upstreams import Head, Outgoing
+from gateway.upstreams.connection import HttpConnection
+from gateway.upstreams.http import HttpCall, HttpUpstream
+
+
+class Transport(asyncio.Transport):
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Sink:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.heads: list[Head] = []
+        self.interim: list[Head] = []
+        self.body = b""
+        self.done = False
+
+    def on_data(self, head: Head | None, piece: bytes, done: bool) -> None:
+        if head is not None:
+            self.heads.append(head)
+        self.body += piece
+        self.done = done
+
+    def on_chunk(self, framed: bytes, piece: bytes) -> None:
+        assert framed == b"%x\r\n%b\r\n" % (len(piece), piece)
+        self.body += piece
+
+    def on_interim(self, head: Head) -> None:
+        self.interim.append(head)
+
+    def on_failure(self, error: UpstreamError) -> None:
+        raise error
+
+    def on_upload(self, ready: bool) -> None: ...
+
+
+async def received(*pieces: bytes, calls: int = 1) -> list[Sink]:
+    """What the sinks of so many calls in a row hear when the same answer comes to each."""
+    upstream = HttpUpstream("openai", "http://upstream/v1")
+    connection = HttpConnection("openai", b"upstream", upstream)
+    connection.connection_made(Transport())
+    sinks = [Sink() for _ in range(calls)]
+    for sink in sinks:
+        request = Outgoing(method=b"GET", path=b"/", lines=b"")
+        connection.start(HttpCall(upstream, request, sink, 1.0), reused=True)
+        for piece in pieces:
+            connection.data_received(piece)
+    return sinks
+
+
+def at_every_place(answer: bytes) -> list[list[bytes]]:
+    return [[answer], *([answer[:cut], answer[cut:]] for cut in range(1, len(answer)))]
+
+
+REPEATS = (
+    b"HTTP/1.1 200 Fine\r\nSet-Cookie: a=1\r\nX-Id: 7\r\nSet-Cookie: b=2\r\nx-id: 8\r\nX-Empty:\r\n"
+    b"Content-Length: 5\r\n\r\nhello"
+)
+
+
+@pytest.mark.parametrize("pieces", at_every_place(REPEATS))
+def test_a_head_passes_as_it_came_and_the_first_of_a_name_counts_however_it_is_cut(pieces: list[bytes]) -> None:
+    for sink in asyncio.run(received(*pieces, calls=2)):
+        (head,) = sink.heads
+        assert head.raw == REPEATS[: REPEATS.find(b"\r\n\r\n")]
+        assert head.first == {b"set-cookie": b"a=1", b"x-id": b"7", b"x-empty": b"", b"content-length": b"5"}
+        assert (head.status, head.length, sink.body, sink.done) == (200, 5, b"hello", True)
+
+
+def test_an_older_version_is_not_passed_on_as_it_came() -> None:
+    (sink,) = asyncio.run(received(b"HTTP/1.0 200 OK\r\nA: 1\r\nB: 2\r\nA: 3\r\nContent-Length: 0\r\n\r\n"))
+    assert sink.heads[0].raw == b"HTTP/1.1 200 OK\r\nA: 1\r\nB: 2\r\nA: 3\r\nContent-Length: 0"
+
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nLink: </b>\r\n\r\n"
+
+
+@pytest.mark.parametrize("pieces", at_every_place(HINTS + REPEATS))
+def test_an_answer_before_the_answer_keeps_its_headers_and_leaves_none_behind(pieces: list[bytes]) -> None:
+    (sink,) = asyncio.run(received(*pieces))
+    assert [head.raw for head in sink.interim] == [HINTS[:-4]]
+    assert b"link" not in sink.heads[0].first
+    assert sink.heads[0].raw == REPEATS[: REPEATS.find(b"\r\n\r\n")]
+    assert sink.body == b"hello"
+
+
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5\r\nhello\r\n0A\r\n, dear you\r\n1\r\n!\r\n0\r\nA: trailer\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("pieces", at_every_place(CHUNKED))
+def test_chunks_are_put_together_however_they_are_cut_and_trailers_stay_here(pieces: list[bytes]) -> None:
+    for sink in asyncio.run(received(*pieces, calls=2)):
+        assert (sink.body, sink.done) == (b"hello, dear you!", True)
+        assert sink.heads[0].first == {b"transfer-encoding": b"chunked"}
