@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from gateway.ticks import until_next
+
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5
@@ -41,7 +43,7 @@ class Pulse:
     def follow(self, loop: asyncio.AbstractEventLoop) -> None:
         """Beat twice a second as long as this loop turns."""
         self.beat()
-        loop.call_later(BEAT_SECONDS, self.follow, loop)
+        loop.call_later(until_next(loop.time(), BEAT_SECONDS), self.follow, loop)
 
 
 class Watch:
