@@ -18,6 +18,7 @@ from gateway import tables
 from gateway.cli import main
 from gateway.domain import layout
 from gateway.stores.sqlite import SqliteStore
+from gateway.stores.watched import set_standing
 
 
 class Desk:
@@ -249,7 +250,18 @@ def test_a_task_is_pinned_and_let_go(told: Desk) -> None:
     assert told.types("pin", "post").exit_code == 1
 
 
-@pytest.mark.parametrize("name", ["show", "export", "import", "edit", "pin"])
+def test_a_person_confirms_that_what_is_new_in_a_slot_is_input(told: Desk) -> None:
+    set_standing(told.store, "mail@2", "drifting", "in `message`, the newest values begin with 'Hurry'")
+    page = told.types("show", "mail").stdout
+    assert "ALARM: in `message`, the newest values begin with 'Hurry'" in page
+    assert "drifting" in page.partition("Versions")[2]
+    assert told.types("confirm", "mail@2").stdout == "mail@2 may be stripped again\n"
+    assert "ALARM" not in told.types("show", "mail").stdout
+    again = told.types("confirm", "mail@2")
+    assert (again.exit_code, "mail@2 is not drifting" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["show", "export", "import", "edit", "pin", "confirm"])
 def test_every_sub_command_has_help_with_an_example_and_is_in_the_reference(name: str) -> None:
     said = CliRunner().invoke(main, ["tasks", name, "--help"]).output
     assert f"unprompt tasks {name} " in said.partition("Example:")[2]

@@ -67,7 +67,8 @@ def _title(found: Explanation) -> Text:
     ]
     if found.match_rate is not None:
         facts.append(f"{tables.share(found.match_rate)} of the last {RECENT:,} match")
-    return Text.assemble((found.template.name, "bold"), f"  {', '.join(facts)}\nnext: {row['next']}")
+    alarm = [(f"\nALARM: {row['alarm']}", "bold red")] if row["alarm"] else []
+    return Text.assemble((found.template.name, "bold"), f"  {', '.join(facts)}\nnext: {row['next']}", *alarm)
 
 
 def _section(title: str, remark: str) -> Iterator[RenderableType]:
@@ -187,10 +188,10 @@ def _tokens(tokens: Tokens) -> str:
 
 
 def _versions(found: Explanation) -> RenderableType:
-    columns = ("version", "since", "by", "fixed words", "requests", "share")
+    columns = ("version", "since", "by", "state", "fixed words", "requests", "share")
     return tables.table(f"\nVersions (requests: of the task's last {RECENT:,})", columns, [
         (f"@{one.template.version}", time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created_at)),
-         "hand" if one.edited else "inference", f"{one.template.fixed_words:,}", f"{one.requests:,}",
+         "hand" if one.edited else "inference", one.state, f"{one.template.fixed_words:,}", f"{one.requests:,}",
          tables.share(one.share))
         for one in found.versions
     ])  # fmt: skip

@@ -19,6 +19,7 @@ from gateway.pipeline.overview import overview
 from gateway.pipeline.revise import Revision, plan, store_all
 from gateway.pipeline.template_text import Draft, read_draft, write_template
 from gateway.stores.edited import pin, pinned_tasks
+from gateway.stores.watched import confirm
 
 
 class _Task(click.ParamType[tuple[str, int | None]]):
@@ -245,3 +246,22 @@ def pin_command(context: click.Context, task: str, config: Path | None, off: boo
         find_version(shop.store, task, None)
         pin(shop.store, task, not off)
     click.echo(f"{task}: inference {'may add' if off else 'adds no'} versions")
+
+
+@tasks_command.command("confirm")
+@click.argument("task", type=_Task(), metavar="TASK@VERSION")
+@config_option
+@click.pass_context
+def confirm_command(context: click.Context, task: tuple[str, int | None], config: Path | None) -> None:
+    """Say that what is new in the slots of a drifting template is input.
+
+    It may be stripped again. `tasks show` says what is new.
+
+    \b
+    Example: unprompt tasks confirm support-intent@3
+    """
+    with open_shop(_given(context, "config", config), alone=False) as shop:
+        template = find_version(shop.store, *task)
+        if not confirm(shop.store, template.name):
+            raise TaskError(f"template {template.name} is not drifting; there is nothing to confirm")
+    click.echo(f"{template.name} may be stripped again")

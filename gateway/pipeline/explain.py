@@ -60,11 +60,12 @@ class Tokens(msgspec.Struct, frozen=True):
 
 class VersionFacts(msgspec.Struct, frozen=True):
     """A version of the template; `share` of the task's newest requests that were made with it. `edited`: a person
-    made it. `changes`: against the version before."""
+    made it. `state`: proposed, trusted or drifting. `changes`: against the version before."""
 
     template: PromptTemplate
     created_at: float
     edited: bool
+    state: str
     requests: int
     share: float | None
     changes: list[list[Piece]] = []
@@ -209,8 +210,9 @@ def _versions(store: SqliteStore, task: str) -> list[VersionFacts]:
     for template in store.templates(task):
         before = show(found[-1].template) if found else None
         requests = counts.get(template.version, 0)
+        row = made[template.version]
         found.append(VersionFacts(
-            template, made[template.version]["created_at"], bool(made[template.version]["edited"]), requests,
+            template, row["created_at"], bool(row["edited"]), row["state"], requests,
             requests / total if total else None, changes(before, show(template)) if before is not None else [],
         ))  # fmt: skip
     return found
@@ -260,6 +262,7 @@ def _version_as_json(one: VersionFacts) -> dict[str, Any]:
         "version": one.template.version,
         "created_at": one.created_at,
         "edited": one.edited,
+        "state": one.state,
         "replaces": one.template.replaces or None,
         "requests": one.requests,
         "share": one.share,
