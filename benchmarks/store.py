@@ -2,16 +2,20 @@
 
     python benchmarks/store.py                      up to 100,000 rows, about a minute
     python benchmarks/store.py --rows 1000,100000,1000000
+    python benchmarks/store.py --rows 100000,1000000,10000000 --answers varied --pool 20000
 
 An exchange is a few-shot request of 2 KB of which the last message is new, and an answer of 1.5 KB. `repeating`
 answers are made of ten words, `varied` ones of 3,000 words drawn at random, which is harder than any language. CPU
 is that of the whole move (read, decode, compress, insert, commit, fsync), 1,000 exchanges at a time; `poll` is what
-the worker asks of the store when nothing is new.
+the worker asks of the store when nothing is new, `show` the reading of one exchange somewhere in the store. With
+`--pool` so many exchanges are made, and recorded again and again under new ids: making them takes longer than all
+that is measured, and a body that comes back after 20,000 others costs as much as a new one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -19,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from gateway.domain.exchange import Begin, End, Usage, id_maker
 from gateway.stores.journal import JournalWriter
@@ -75,6 +81,15 @@ class Traffic:
         }  # fmt: skip
         return self._begin(key, json.dumps(request).encode()), self._end(key, json.dumps(answer).encode())
 
+    def endless(self, pool: int) -> Iterator[tuple[Begin, End]]:
+        """Exchanges without end; with a pool, of so many different ones."""
+        made = [self.exchange() for _ in range(pool)]
+        for begin, end in itertools.cycle(made):
+            key = self._new_id()
+            yield replace(begin, id=key), replace(end, id=key)
+        while True:
+            yield self.exchange()
+
     def _begin(self, key: str, request: bytes) -> Begin:
         return Begin(
             id=key, started_at=time.time(), method="POST", endpoint="/v1/chat/completions", provider="openai",
@@ -97,16 +112,16 @@ class Traffic:
         )  # fmt: skip
 
 
-def fill(home: Path, rows: int, *, varied: bool, late: bool) -> Iterator[tuple[SqliteStore, float]]:
+def fill(home: Path, rows: int, *, varied: bool, late: bool, pool: int) -> Iterator[tuple[SqliteStore, float]]:
     """Record so many exchanges; gives the store and the recorder's CPU seconds so far after each batch.
 
     `late`: the end of an exchange comes a batch after its begin, as where models take seconds."""
-    traffic, writer = Traffic(1, varied=varied), JournalWriter(home / "journal")
+    traffic, writer = Traffic(1, varied=varied).endless(pool), JournalWriter(home / "journal")
     store = SqliteStore(home / "unprompt.db")
     recorder, spent = Recorder(home / "journal", store), 0.0
     waiting: list[End] = []
     for done in range(0, rows, BATCH):
-        pairs = [traffic.exchange() for _ in range(min(BATCH, rows - done))]
+        pairs = list(itertools.islice(traffic, min(BATCH, rows - done)))
         for end in waiting:
             writer.append(end)
         for begin, end in pairs:
@@ -141,34 +156,47 @@ def poll(store: SqliteStore) -> None:
         store.version_counts(row["name"], 1000)
 
 
+def show(store: SqliteStore, count: int) -> None:
+    """Read so many exchanges from all over the store, each from a block of its own."""
+    last = store.run("SELECT MAX(rowid) FROM exchanges").fetchone()[0]
+    for part in range(count):
+        (one,) = store.exchanges("rowid = ?", [1 + part * (last - 1) // count])
+        assert one.response.endswith(b"}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1000,10000,100000", help="sizes, smallest first")
     parser.add_argument("--answers", choices=["repeating", "varied", "both"], default="both")
     parser.add_argument("--late", action="store_true", help="each answer comes a batch later than its request")
+    parser.add_argument("--pool", type=int, default=0, help="so many different exchanges; 0: all different")
+    parser.add_argument("--home", help="where the stores are made; default: where temporary files are")
     given = parser.parse_args()
     sizes = [int(size) for size in given.rows.split(",")]
-    sys.stdout.write(f"{'answers':>10}{'rows':>12}{'us each':>9}{'bytes each':>12}{'file MB':>9}{'poll us':>9}\n")
+    sys.stdout.write(
+        f"{'answers':>10}{'rows':>12}{'us each':>9}{'bytes each':>12}{'file MB':>9}{'poll us':>9}{'show us':>9}\n"
+    )
     for kind in ("repeating", "varied") if given.answers == "both" else (given.answers,):
-        with tempfile.TemporaryDirectory() as home:
-            measure(Path(home), kind, sizes, late=given.late)
+        with tempfile.TemporaryDirectory(dir=given.home) as home:
+            measure(Path(home), kind, sizes, late=given.late, pool=given.pool)
     return 0
 
 
-def measure(home: Path, kind: str, sizes: list[int], *, late: bool) -> None:
+def measure(home: Path, kind: str, sizes: list[int], *, late: bool, pool: int) -> None:
     """One line for each size; microseconds are those of the exchanges since the size before."""
     before, spent_before, done, total = 0, 0.0, 0, sizes[-1]
     sizes = list(sizes)
-    for store, spent in fill(home, total, varied=kind == "varied", late=late):
+    for store, spent in fill(home, total, varied=kind == "varied", late=late, pool=pool):
         done = min(done + BATCH, total)
         if not sizes or done < sizes[0]:
             continue
         checkpoint(store)
         size = store.path.stat().st_size
         asked = min(cpu(lambda: poll(store)) for _ in range(5))  # noqa: B023
+        shown = cpu(lambda: show(store, 50)) / 50  # noqa: B023
         sys.stdout.write(
             f"{kind:>10}{done:>12,}{(spent - spent_before) / (done - before) * 1e6:>9.1f}{size / done:>12.0f}"
-            f"{size / 1e6:>9.1f}{asked * 1e6:>9.0f}\n"
+            f"{size / 1e6:>9.1f}{asked * 1e6:>9.0f}{shown * 1e6:>9.0f}\n"
         )
         sys.stdout.flush()
         before, spent_before = done, spent

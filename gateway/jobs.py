@@ -26,8 +26,8 @@ from gateway.workers import Backoff
 
 log = logging.getLogger(__name__)
 
-RECORD_SECONDS = 0.5
-LOOK_SECONDS = 0.5
+RECORD_SECONDS = 1.0
+LOOK_SECONDS = 1.0
 KEEP_SECONDS = 600.0
 
 
