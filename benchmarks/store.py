@@ -161,7 +161,7 @@ def show(store: SqliteStore, count: int) -> None:
     last = store.run("SELECT MAX(rowid) FROM exchanges").fetchone()[0]
     for part in range(count):
         (one,) = store.exchanges("rowid = ?", [1 + part * (last - 1) // count])
-        assert one.response.endswith(b"}")
+        assert one.request.endswith(b"}")
 
 
 def main() -> int:
