@@ -6,10 +6,11 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 from aiohttp.typedefs import Middleware
 
 WORK_SECONDS = 0.003
@@ -17,6 +18,18 @@ WORK_SECONDS = 0.003
 
 Ready = Callable[[], list[str]]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def quote_nobody(record: logging.LogRecord) -> bool:
+    """A filter of aiohttp's log: of a request that is no HTTP it quotes the bytes, perhaps a token."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, http_exceptions.HttpProcessingError):
+        record.msg, record.args = "a request for a page of ours is no HTTP (%s)", (type(error).__name__,)
+        record.exc_info = record.exc_text = None
+    return True
+
+
+logging.getLogger("aiohttp.server").addFilter(quote_nobody)
 
 
 def application(metrics: Callable[[], Iterable[bytes]], not_ready: Ready, token: str | None) -> web.Application:

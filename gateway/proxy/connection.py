@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 UPLOAD_BUFFER_BYTES = 64 * 1024
+_BLOCK_PIECES = 1000
 LINGER_SECONDS = 10.0
 LINGER_IDLE_SECONDS = 2.0
 TURNED_AWAY_SECONDS = 0.5
@@ -70,7 +71,7 @@ class _Request:
     complete = continued = handed_over = too_large = False
     joined: Joined | None = None
     scanner: RequestScanner | None = None
-    size = 0  # of the pieces
+    blocks = size = 0  # of the pieces: how many at the front were joined, and the bytes of all
 
     def __init__(self, asked: Asked, length: int | None, limit: int) -> None:
         head = asked.head
@@ -80,6 +81,13 @@ class _Request:
         if length is not None and (length >= HUGE or length > limit) and not head.streams:
             self.too_large = length > limit
             self.scanner = RequestScanner() if length >= HUGE else None
+
+    def add(self, piece: bytes) -> None:
+        """The next piece. Many small ones are joined by and by: an object takes 33 bytes more than is in it."""
+        self.pieces.append(piece)
+        if len(self.pieces) - self.blocks > _BLOCK_PIECES:
+            self.pieces[self.blocks :] = [b"".join(self.pieces[self.blocks :])]
+            self.blocks += 1
 
     def fill(self, piece: bytes) -> None:
         """The next piece of a huge body: to join it at the end would hold up everybody else."""
@@ -325,7 +333,7 @@ class Connection(asyncio.Protocol):
         if request.too_large or not piece:
             return
         if request.scanner is None:
-            request.pieces.append(piece)
+            request.add(piece)
         else:
             request.fill(piece)
             request.scanner.feed(piece)
@@ -442,7 +450,7 @@ class Connection(asyncio.Protocol):
         request = self._queue[0] if self._queue else None
         if request is None or self._exchange is None or not self._upload_ready or request.handed_over:
             return
-        pieces, request.pieces, request.size = request.pieces, [], 0
+        pieces, request.pieces, request.size, request.blocks = request.pieces, [], 0, 0
         if pieces:
             self._exchange.upload(b"".join(pieces), last=False)
         if request.complete and request.streams:

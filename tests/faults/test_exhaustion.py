@@ -257,7 +257,7 @@ async def test_a_name_server_that_is_silent_for_one_provider_stops_no_other_and_
             started = time.perf_counter()
             served.signal(signal.SIGTERM)
             assert await served.ended() == 0
-            assert time.perf_counter() - started < 3
+            assert time.perf_counter() - started < 6  # the look-up would take 8
 
 
 # --- all of it, for a while ----------------------------------------------------------------------------------

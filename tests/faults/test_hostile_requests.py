@@ -27,7 +27,7 @@ from relaying import (
     upstream,
 )  # fmt: skip
 
-from faults.serving import chunk
+from faults.serving import chunk, serving
 
 POST = b"POST /v1/x HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -381,3 +381,23 @@ async def test_a_refusal_ends_only_its_own_connection_when_its_body_still_comes(
         assert await large.ends(5)
         assert len(up.requests) == 1
         other.close()
+
+
+@story
+async def test_a_body_in_pieces_of_two_bytes_takes_no_more_memory_than_others(tmp_path: Path) -> None:
+    """An object for each would take twenty times as much."""
+    size = 6_000_000
+
+    async with upstream(answering(response())) as up, serving(tmp_path, up) as served:
+        assert (await served.ask(request(CHAT))).status == 200
+        before = served.memory()
+        wire = await served.connect()
+        await wire.send(request(b"", b"Content-Type: application/json", b"Transfer-Encoding: chunked"))
+        for _ in range(size // 20_000):
+            await wire.send(b"2\r\nab\r\n" * 10_000)
+        assert (await served.get(b"/healthz")).status == 200  # and all of it has come
+        assert served.memory() - before < 60_000_000
+        await wire.send(b"0\r\n\r\n")
+        assert (await wire.message()).status == 200
+        assert up.requests[-1].body == b"ab" * (size // 2)
+        wire.close()
