@@ -21,6 +21,7 @@ from gateway.pipeline.splitting import MIN_ROWS, fixed_words
 from gateway.pipeline.versions import Use
 
 _MOST = 0.6
+_LEVELS = 6
 Opening = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
 
 
@@ -53,22 +54,19 @@ def mine_bucket(seen: Sequence[Seen]) -> list[Use]:
 def _by_beginning(seen: Sequence[Seen]) -> dict[tuple[str, ...], list[Seen]]:
     """Requests by the headers up to the first user message that is not part of a fixed opening.
 
-    An opening is fixed when most requests that begin like it go on like it, and then in many ways.
+    An opening is fixed when most requests with its system prompt go on like it, and then in many ways.
     """
-    starts = {id(item): 0 for item in seen}
     ends = {id(item): _next_user(item, 0) for item in seen}
+    starts = {id(item): max(0, ends[id(item)] - 1) for item in seen}
     moving = list(seen)
     while moving:
         siblings = Counter(_opening(item, starts[id(item)]) for item in moving)
         same = Counter(_opening(item, ends[id(item)]) for item in moving)
-        ways: dict[Opening, set[Opening]] = defaultdict(set)
-        for item in moving:
-            end = ends[id(item)]
-            ways[_opening(item, end)].add(_opening(item, _next_user(item, end)))
+        ways = _ways(moving, ends)
         moving = [
             item
             for item in moving
-            if len(ways[opening := _opening(item, ends[id(item)])]) >= MIN_ROWS
+            if ways[opening := _opening(item, ends[id(item)])] >= MIN_ROWS
             and same[opening] >= _MOST * siblings[_opening(item, starts[id(item)])]
             and ends[id(item)] < len(item.layout.headers)
         ]
@@ -78,6 +76,25 @@ def _by_beginning(seen: Sequence[Seen]) -> dict[tuple[str, ...], list[Seen]]:
     for item in sorted(seen, key=lambda item: (item.request.ts, item.request.id)):
         groups[item.layout.headers[: ends[id(item)]]].append(item)
     return dict(sorted(groups.items()))
+
+
+def _ways(seen: Sequence[Seen], ends: dict[int, int]) -> Counter[Opening]:
+    """In how many ways an opening goes on: the most that there are up to the same one of the next user messages.
+
+    One conversation that grows request by request goes on in one way, however long it gets.
+    """
+    found: dict[tuple[Opening, int], set[int]] = defaultdict(set)
+    for item in seen:
+        opening, end = _opening(item, ends[id(item)]), ends[id(item)]
+        for level in range(_LEVELS):
+            if end == len(item.layout.headers):
+                break
+            end = _next_user(item, end)
+            found[opening, level].add(hash(_opening(item, end)))
+    most: Counter[Opening] = Counter()
+    for (opening, _), ways in found.items():
+        most[opening] = max(most[opening], len(ways))
+    return most
 
 
 def _opening(item: Seen, end: int) -> Opening:

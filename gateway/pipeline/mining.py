@@ -9,10 +9,13 @@ document sent through two prompts is more alike than two documents sent through 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from gateway.domain.template import Slot, TextPattern
+from gateway.pipeline.alignment import tokens
 from gateway.pipeline.literals import field_literals
 from gateway.pipeline.splitting import (
     MIN_ROWS,
@@ -33,7 +36,10 @@ Row = tuple[str, ...]
 
 SAME = 0.9
 """Share of fixed text in common from which two templates may be one."""
+MOST = 0.8
+"""Share of a template's fixed words that a more general one must have to take its place."""
 _SAMPLE = 16
+_FEW_STRAYS = 20
 _BOILERPLATE = re.compile(r"(?i)\b(you )?are an? (very )?(helpful|useful)?( AI)?( assistant)?")
 _ROUNDS = 4
 _DEPTHS = (1, 2, 3, 5, 8)
@@ -86,11 +92,11 @@ class Miner:
         return [one for one in found if not any(self._fills(one, other) for other in found if other is not one)]
 
     def _fills(self, one: Found, other: Found) -> bool:
-        cuts = [cut_row(other.patterns, self._rows[i]) for i in one.members[:1]]
-        if cuts[0] is not None:
-            cuts = [cut_row(other.patterns, self._rows[i]) for i in one.members]
+        if not all(_holds(other.patterns, self._rows[i]) for i in one.members):
+            return False
+        cuts = [cut_row(other.patterns, self._rows[i]) for i in one.members]
         values = [cut for cut in cuts if cut is not None]
-        if len(values) < len(one.members):
+        if 2 * len(values) < len(one.members):
             return False
         system = [is_system for p, is_system in zip(other.patterns, self._system, strict=True) for _ in p.slots]
         filled = 0
@@ -107,7 +113,11 @@ class Miner:
         for one in sorted(found, key=lambda f: (-len(f.members), f.members)):
             said = trigrams(one.patterns)
             for i, (other, others) in enumerate(kept):
-                if len(said & others) >= SAME * max(len(said), len(others)):
+                if self._says_as_much(other, one):
+                    kept[i] = (Found(other.patterns, sorted({*one.members, *other.members})), others)
+                    break
+                most = max(len(said), len(others))
+                if len(said & others) >= min(SAME * most, most - 1):
                     both = self._fit(sorted({*one.members, *other.members}))
                     if self._is_one(both, one, other):
                         kept[i] = (Found(both.patterns, sorted(both.values)), trigrams(both.patterns))
@@ -115,6 +125,11 @@ class Miner:
             else:
                 kept.append((one, said))
         return [found for found, _ in kept]
+
+    def _says_as_much(self, other: Found, one: Found) -> bool:
+        """Whether all rows of a template fit another one, which has nearly as much fixed text."""
+        enough = sum(map(fixed_words, other.patterns)) >= MOST * sum(map(fixed_words, one.patterns))
+        return enough and all(cut_row(other.patterns, self._rows[i]) is not None for i in one.members)
 
     def _is_one(self, both: Fit, *found: Found) -> bool:
         least = min(sum(map(fixed_words, f.patterns)) for f in found)
@@ -124,11 +139,13 @@ class Miner:
     def _solve(self, members: list[int]) -> list[Found]:
         if len(members) < MIN_ROWS:
             return []
-        fit = self._fit(members)
+        fit = self._best_fit(members)
         accepted = is_prompt(fit.patterns, self._system) and len(fit.values) >= MIN_ROWS
         parts = parts_of(fit.patterns, fit.values, self._system) if accepted else []
         if accepted and not parts:
-            return [Found(fit.patterns, sorted(fit.values)), *self._solve_rest(members, fit.misfits)]
+            # What holds the whole prompt and more of its words in a value is no other task.
+            rest = [i for i in fit.misfits if not _holds(fit.patterns, self._rows[i])]
+            return [Found(fit.patterns, sorted(fit.values)), *self._solve_rest(members, rest)]
         found: list[Found] = []
         for part in parts or self._parts_by(members, fit, head):
             found += self._solve(part)
@@ -145,18 +162,49 @@ class Miner:
     def _unclaimed(self, members: Iterable[int], found: Sequence[Found]) -> list[int]:
         return [i for i in members if not any(cut_row(f.patterns, self._rows[i]) is not None for f in found)]
 
+    def _best_fit(self, members: list[int]) -> Fit:
+        """As `_fit`; where that gives no prompt, what the rows say that quote the prompt least.
+
+        A value that holds the prompt's own words hides where the prompt's are.
+        """
+        fit = self._fit(members)
+        if is_prompt(fit.patterns, self._system) or len(members) < 2 * MIN_ROWS:
+            return fit
+        again = self._fitted(members, self._patterns(self._plainest(members)))
+        strays = sum(not _holds(again.patterns, self._rows[i]) for i in again.misfits)
+        enough = 2 * len(again.values) >= len(members) >= _FEW_STRAYS * strays
+        return again if enough and is_prompt(again.patterns, self._system) else fit
+
+    def _plainest(self, members: list[int]) -> list[int]:
+        """Of some rows those in which least of what all of them hold occurs once more than need be; half at most.
+
+        Only pairs of tokens count that many rows hold as seldom as any: these are the prompt's, not the language's.
+        """
+        samples = spread(members, 4 * _SAMPLE)
+        counts = [_pairs(self._rows[i]) for i in samples]
+        extra = [0] * len(samples)
+        for pair in set.intersection(*map(set, counts)):
+            column = [found[pair] for found in counts]
+            least = min(column)
+            if column.count(least) >= len(column) / 4:
+                extra = [n + (count > least) for n, count in zip(extra, column, strict=True)]
+        order = sorted(range(len(samples)), key=lambda n: (extra[n], n))
+        return sorted(samples[n] for n in order[: min(_SAMPLE, len(samples) // 2)])
+
+    def _fitted(self, members: list[int], patterns: tuple[TextPattern, ...]) -> Fit:
+        cuts = {i: cut_row(patterns, self._rows[i]) for i in members}
+        return Fit(
+            patterns,
+            {i: cut for i, cut in cuts.items() if cut is not None},
+            [i for i, cut in cuts.items() if cut is None],
+        )
+
     def _fit(self, members: list[int]) -> Fit:
         """Patterns that (nearly) all members fit; rows that the first samples say nothing about are added."""
         samples = spread(members, _SAMPLE)
         best: Fit | None = None
         for _ in range(_ROUNDS):
-            patterns = self._patterns(samples)
-            cuts = {i: cut_row(patterns, self._rows[i]) for i in members}
-            fit = Fit(
-                patterns,
-                {i: cut for i, cut in cuts.items() if cut is not None},
-                [i for i, cut in cuts.items() if cut is None],
-            )
+            fit = self._fitted(members, self._patterns(samples))
             if best is None or len(fit.misfits) < len(best.misfits):
                 best = fit
             if not fit.misfits or set(fit.misfits) <= set(samples):
@@ -185,6 +233,30 @@ class Miner:
                 if kept and len(parts) > 1:
                     return kept
         return []
+
+
+def _holds(patterns: Sequence[TextPattern], row: Row) -> bool:
+    """Whether a row has all fixed text in order, even if it could be cut in several ways."""
+    for pattern, text in zip(patterns, row, strict=True):
+        first, *inner = pattern.literals
+        last = inner.pop() if inner else ""
+        at, end = len(first), len(text) - len(last)
+        if not text.startswith(first) or not text.endswith(last) or at > end:
+            return False
+        for literal in inner:
+            place = text.find(literal, at, end)
+            if place < 0:
+                return False
+            at = place + len(literal)
+    return True
+
+
+def _pairs(row: Row) -> Counter[tuple[str, str]]:
+    """How often each pair of neighbouring tokens occurs."""
+    found: Counter[tuple[str, str]] = Counter()
+    for text in row:
+        found.update(pairwise(tokens(text)))
+    return found
 
 
 def is_prompt(patterns: Sequence[TextPattern], system: Sequence[bool]) -> bool:

@@ -37,6 +37,10 @@ STRAYS = 0.75
 _SENTENCE = 6
 _CLOSED = 12
 _HEAD_SIZES = (8, 5, 3, 2)
+SAME_ROWS = 0.9
+"""Overlap (Jaccard index) from which two sets of rows are taken for one."""
+_GLANCE = 3
+_SETS = 40
 
 
 def words(text: str) -> int:
@@ -77,7 +81,7 @@ def parts_of(patterns: Sequence[TextPattern], values: Values, system: Sequence[b
         parts = _by_closed_slots({i: tuple(row[s] for s in slots) for i, row in values.items()}, pattern)
         if parts:
             return parts
-    return _by_time(fields, values)
+    return _by_time(fields, values) or _by_several_slots(fields, values)
 
 
 def _without_strays(values: Values) -> list[int]:
@@ -192,6 +196,43 @@ def _by_time(fields: Sequence[tuple[TextPattern, list[int]]], values: Values) ->
                     if min(len(part), len(rest)) >= 2 * MIN_ROWS and words(text) >= 3 and _apart([part, rest]):
                         return [part, rest]
     return []
+
+
+def _by_several_slots(fields: Sequence[tuple[TextPattern, list[int]]], values: Values) -> list[list[int]]:
+    """Rows whose values go together in several slots, apart from the others: two prompts of one style.
+
+    The values of one document, or of one closed set, agree in their own slot alone.
+    """
+    slots = [slot for _, numbers in fields for slot in numbers]
+    seen: dict[tuple[int, str, str], list[int]] = defaultdict(list)
+    for i, row in values.items():
+        for slot in slots:
+            seen[slot, "head", head(row[slot], _GLANCE)].append(i)
+            seen[slot, "tail", tail(row[slot], _GLANCE)].append(i)
+    shared = {key: frozenset(rows) for key, rows in seen.items() if MIN_ROWS <= len(rows) < len(values)}
+    largest = sorted(shared.items(), key=lambda item: -len(item[1]))[:_SETS]
+    local = sum(fixed_words(pattern) for pattern, _ in fields)
+    tried: set[frozenset[int]] = set()
+    for _, rows in largest:
+        if rows in tried:
+            continue
+        tried.add(rows)
+        alike = {key[0] for key, others in largest if len(rows & others) >= SAME_ROWS * len(rows | others)}
+        if len(alike) > 1 and _is_prompt_of_its_own([[values[i][slot] for i in rows] for slot in alike], local):
+            rest = [i for i in values if i not in rows]
+            return [part for part in (sorted(rows), rest) if len(part) >= MIN_ROWS]
+    return []
+
+
+def _is_prompt_of_its_own(columns: Sequence[Sequence[str]], local: int) -> bool:
+    """Whether the values of several slots share text of their own, at least one of them around a varying value."""
+    own, varying = [], False
+    for column in columns:
+        distinct = sorted(set(column))
+        literals = field_literals(spread(distinct, 8))
+        own.append(sum(map(words, literals)))
+        varying = varying or (len(distinct) >= max(3, MIN_DISTINCT * len(column)) and own[-1] > 0)
+    return varying and sum(count > 0 for count in own) > 1 and sum(own) >= max(4, local / 4)
 
 
 def _apart(parts: Sequence[Sequence[int]]) -> bool:

@@ -208,6 +208,28 @@ def test_of_a_conversation_the_system_prompt_goes_and_the_turns_stay() -> None:
     assert inputs.messages == body["messages"][1:]
 
 
+def test_examples_that_begin_every_conversation_are_template_and_its_turns_are_not() -> None:
+    opening = [
+        {"role": "system", "content": "You tutor in mathematics. Show each step, and end with the result alone."},
+        {"role": "user", "content": "What is two and two?"},
+        {"role": "assistant", "content": "Two and two more are four. 4"},
+        {"role": "user", "content": "And half of that?"},
+        {"role": "assistant", "content": "Half of four is two. 2"},
+    ]
+
+    def make(rng: random.Random) -> dict[str, Any]:
+        turns = conversation(rng, rng.randint(0, 3))["messages"][1:]
+        return {"messages": [*opening, *turns]}
+
+    other = record(lambda rng: conversation(rng, rng.randint(0, 3)), 40, "talk")
+    requests = record(make, 30, "tutor")
+    inference = infer(requests + other)
+    assert len(tasks(inference, requests)) == len(tasks(inference, other)) == 1
+    (template,) = (t for t in inference.templates if (t.task, t.version) in tasks(inference, requests))
+    assert template.turns
+    assert len(template.head) == len(opening)
+
+
 def test_few_shot_examples_as_messages_are_template() -> None:
     shots = [
         ("user", "Ticket: the site is down"),

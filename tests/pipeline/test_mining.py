@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,3 +137,47 @@ def test_members_of_a_found_template_fit_it(values: list[str]) -> None:
             cut = cut_row(found.patterns, rows[i])
             assert cut is not None
             assert TextPattern(found.patterns[0].literals, tuple(Slot("x") for _ in cut)).fill(cut) == rows[i][0]
+
+
+def test_two_prompts_of_one_style_that_share_no_long_text_are_two() -> None:
+    rows = [
+        (f"Given the problem:\n{a}\n\nand the options:\n{c}\n\nthe correct answer is",)
+        for a in ASKED
+        for c in CITIES[:2]
+    ]
+    rows += [
+        (f"Given the following options, what is the correct answer to this?\n{a}, {c}\n\nOptions:\n{c}",)
+        for a in ASKED
+        for c in CITIES[2:4]
+    ]
+    found = Miner(rows, "s", [False]).mine()
+    assert sorted(tuple(f.members) for f in found) == [tuple(range(20)), tuple(range(20, 40))]
+
+
+def texts(seed: int, count: int) -> list[str]:
+    """Made-up text, of which no two begin, go on or end alike."""
+    rng = random.Random(seed)
+    said = [*ASKED, *CITIES, "why", "the other one", "never", "in winter", "they", "and then", "who", "slowly"]
+    return [" ".join(rng.choices(said, k=rng.randint(4, 12))) for _ in range(count)]
+
+
+def test_documents_that_go_with_several_questions_are_no_prompts() -> None:
+    asked = iter(texts(1, 100))
+    rows = [
+        (f"{text}\n\nA question about this text: {next(asked)}\n\nShort answer:",)
+        for text in texts(2, 20)
+        for _ in range(5)
+    ]
+    (found,) = Miner(rows, "s", [False]).mine()
+    assert len(found.members) == len(rows)
+    assert found.patterns[0].literals == ("", "\n\nA question about this text: ", "\n\nShort answer:")
+
+
+def test_values_that_quote_the_prompt_do_not_hide_it() -> None:
+    ask = "{}\n\nQuestion: Who or what is it about?\nHint: {}\nAnswer:"
+    quotes = ("\n\nQuestion: Who or what is it about?\nHint: ", "\nHint: ", "\nAnswer:")
+    plain = [ask.format(text, hint) for text, hint in zip(texts(3, 30), texts(4, 30), strict=True)]
+    quoting = [ask.format(f"{text}{quote}{text}", "none") for text in texts(5, 4) for quote in quotes]
+    (found,) = Miner([(text,) for text in plain + quoting], "s", [False]).mine()
+    assert found.patterns[0].literals == ("", "\n\nQuestion: Who or what is it about?\nHint: ", "\nAnswer:")
+    assert set(found.members) >= set(range(30))
