@@ -119,10 +119,7 @@ def _mine(group: Sequence[Seen], headers: tuple[str, ...]) -> list[Found]:
     rows = [_row(item, range(len(headers))) for item in group]
     forms = "".join(map(_forms, headers))
     system = [_is_system(header) for header in headers for _ in _forms(header)]
-    found = Miner(rows, forms, system).mine()
-    return [
-        Found(f.patterns, [i for i, row in enumerate(rows) if cut_row(f.patterns, row) is not None]) for f in found
-    ]
+    return Miner(rows, forms, system).mine()
 
 
 def _few_shot(group: Sequence[Seen], seen: Sequence[Seen]) -> list[Seen]:

@@ -9,9 +9,10 @@ document sent through two prompts is more alike than two documents sent through 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 from gateway.domain.template import Slot, TextPattern
@@ -40,6 +41,7 @@ MOST = 0.8
 """Share of a template's fixed words that a more general one must have to take its place."""
 _SAMPLE = 16
 _FEW_STRAYS = 20
+_FEW_PAIRS = 5
 _BOILERPLATE = re.compile(r"(?i)\b(you )?are an? (very )?(helpful|useful)?( AI)?( assistant)?")
 _ROUNDS = 4
 _DEPTHS = (1, 2, 3, 5, 8)
@@ -81,11 +83,31 @@ class Miner:
         self._rows = rows
         self._forms = forms
         self._system = system
+        self._order = sorted(range(len(rows)), key=rows.__getitem__)
+        self._sorted = [rows[i] for i in self._order]
+        self._fitting: dict[tuple[TextPattern, ...], frozenset[int]] = {}
 
     def mine(self) -> list[Found]:
-        """Every template among the rows, each with the rows it was found in."""
+        """Every template among the rows, each with all rows that fit it."""
         first = list({row: i for i, row in reversed(list(enumerate(self._rows)))}.values())
-        return self._without_documents(self._merged(self._solve(sorted(first))))
+        found = self._without_documents(self._merged(self._solve(sorted(first))))
+        return [Found(one.patterns, sorted(self._rows_of(one.patterns))) for one in found]
+
+    def _rows_of(self, patterns: tuple[TextPattern, ...]) -> frozenset[int]:
+        """All rows that fit; only those that begin like the patterns are looked at."""
+        if patterns not in self._fitting:
+            constant = tuple(p.literals[0] for p in takewhile(lambda p: not p.slots, patterns))
+            column = len(constant)
+            opening = patterns[column].literals[0] if column < len(patterns) else ""
+            fitting = []
+            for n in range(bisect_left(self._sorted, (*constant, opening)), len(self._sorted)):
+                row = self._sorted[n]
+                if row[:column] != constant or not "".join(row[column : column + 1]).startswith(opening):
+                    break
+                if cut_row(patterns, row) is not None:
+                    fitting.append(self._order[n])
+            self._fitting[patterns] = frozenset(fitting)
+        return self._fitting[patterns]
 
     def _without_documents(self, found: list[Found]) -> list[Found]:
         """Templates less those that only hold a recurring value, such as a document, in a slot of another."""
@@ -129,7 +151,7 @@ class Miner:
     def _says_as_much(self, other: Found, one: Found) -> bool:
         """Whether all rows of a template fit another one, which has nearly as much fixed text."""
         enough = sum(map(fixed_words, other.patterns)) >= MOST * sum(map(fixed_words, one.patterns))
-        return enough and all(cut_row(other.patterns, self._rows[i]) is not None for i in one.members)
+        return enough and self._rows_of(other.patterns).issuperset(one.members)
 
     def _is_one(self, both: Fit, *found: Found) -> bool:
         least = min(sum(map(fixed_words, f.patterns)) for f in found)
@@ -160,7 +182,8 @@ class Miner:
         return self._solve(rest) if len(rest) < len(members) else []
 
     def _unclaimed(self, members: Iterable[int], found: Sequence[Found]) -> list[int]:
-        return [i for i in members if not any(cut_row(f.patterns, self._rows[i]) is not None for f in found)]
+        claimed = frozenset().union(*(self._rows_of(f.patterns) for f in found))
+        return [i for i in members if i not in claimed]
 
     def _best_fit(self, members: list[int]) -> Fit:
         """As `_fit`; where that gives no prompt, what the rows say that quote the prompt least.
@@ -170,7 +193,10 @@ class Miner:
         fit = self._fit(members)
         if is_prompt(fit.patterns, self._system) or len(members) < 2 * MIN_ROWS:
             return fit
-        again = self._fitted(members, self._patterns(self._plainest(members)))
+        plainest = self._plainest(members)
+        if not plainest:
+            return fit
+        again = self._fitted(members, self._patterns(plainest))
         strays = sum(not _holds(again.patterns, self._rows[i]) for i in again.misfits)
         enough = 2 * len(again.values) >= len(members) >= _FEW_STRAYS * strays
         return again if enough and is_prompt(again.patterns, self._system) else fit
@@ -179,11 +205,18 @@ class Miner:
         """Of some rows those in which least of what all of them hold occurs once more than need be; half at most.
 
         Only pairs of tokens count that many rows hold as seldom as any: these are the prompt's, not the language's.
+        None where the rows share too little to be one prompt's.
         """
         samples = spread(members, 4 * _SAMPLE)
-        counts = [_pairs(self._rows[i]) for i in samples]
+        counts: list[Counter[tuple[str, str]]] = []
+        common: set[tuple[str, str]] = set()
+        for i in samples:
+            counts.append(_pairs(self._rows[i]))
+            common = common.intersection(counts[-1]) if len(counts) > 1 else set(counts[-1])
+            if len(common) < _FEW_PAIRS:
+                return []
         extra = [0] * len(samples)
-        for pair in set.intersection(*map(set, counts)):
+        for pair in common:
             column = [found[pair] for found in counts]
             least = min(column)
             if column.count(least) >= len(column) / 4:
@@ -252,10 +285,10 @@ def _holds(patterns: Sequence[TextPattern], row: Row) -> bool:
 
 
 def _pairs(row: Row) -> Counter[tuple[str, str]]:
-    """How often each pair of neighbouring tokens occurs."""
+    """How often each pair of neighbouring tokens occurs; spaces are no tokens here."""
     found: Counter[tuple[str, str]] = Counter()
     for text in row:
-        found.update(pairwise(tokens(text)))
+        found.update(pairwise(token for token in tokens(text) if token != " "))
     return found
 
 

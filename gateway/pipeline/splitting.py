@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TypeVar
 
 from gateway.domain.template import TextPattern, kind_of
@@ -251,12 +251,15 @@ def grouped(values: dict[int, str], key: Callable[[str, int], str], size: int) -
 
 def head(value: str, size: int) -> str:
     """The first `size` tokens."""
-    return "".join(TOKEN.findall(value[: 40 * size])[:size])
+    return "".join(match[0] for match in islice(TOKEN.finditer(value[: 40 * size]), size))
 
 
 def tail(value: str, size: int) -> str:
     """The last `size` tokens."""
-    return "".join(TOKEN.findall(value[-40 * size :])[-size:])
+    found = TOKEN.findall(value[-8 * size :])
+    if len(found) <= size:
+        found = TOKEN.findall(value[-40 * size :])
+    return "".join(found[-size:])
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

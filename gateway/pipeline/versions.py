@@ -86,11 +86,18 @@ def _kinship(earlier: Use, before: Wording, later: Use, after: Wording) -> float
         return 0.0
     share = likeness(before, after)
     if share >= _threshold(earlier, later) or (share > 0 and containment(before, after) >= CONTAINED):
-        return share
+        return share if later.first > earlier.last or _same_inputs(before, after) else 0.0
     if earlier.template.bucket != later.template.bucket or not _same_settings(earlier, later):
         return 0.0
     changes = revision(before, after)
     return changes.share if changes and changes.is_one_task(_follows(earlier, later)) else 0.0
+
+
+def _same_inputs(before: Wording, after: Wording) -> bool:
+    """Whether templates in use side by side have as many inputs, or differ in passages that bring their own."""
+    first, second = (sum(words.count(_SLOT) for _, words in said.messages) for said in (before, after))
+    changes = revision(before, after) if first != second else None
+    return first == second or (changes is not None and all(max(map(len, p)) >= _PASSAGE for p in changes.passages))
 
 
 def _same_settings(earlier: Use, later: Use) -> bool:

@@ -60,6 +60,7 @@ def test_a_sentence_changed_or_a_section_added_is_one_task_in_two_versions(other
         .replace("staff", "seats")
         .replace("number", "word")
         .replace("Rate", "Sum up"),
+        REVIEW.replace("of a hotel", "of {}"),
         "Which city is it?\nReview: {}\nName nothing but the city, in the language of the country that it is in.",
     ],
 )
