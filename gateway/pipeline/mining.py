@@ -55,11 +55,15 @@ class Found(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Patterns, the slot values of each row that fits, and the rows that do not."""
+    """Patterns, the slot values of each row that fits, and the rows that do not.
+
+    `quoted`: nearly all misfits hold the patterns' text, and more of it in a value.
+    """
 
     patterns: tuple[TextPattern, ...]
     values: dict[int, tuple[str, ...]]
     misfits: list[int]
+    quoted: bool = False
 
 
 def cut_row(patterns: Sequence[TextPattern], row: Row) -> tuple[str, ...] | None:
@@ -123,7 +127,8 @@ class Miner:
         system = [is_system for p, is_system in zip(other.patterns, self._system, strict=True) for _ in p.slots]
         filled = 0
         for column, is_system in zip(zip(*values, strict=True), system, strict=True):
-            if len(set(column)) == 1 and words(column[0]) >= STRONG and not is_system:
+            usual, count = Counter(column).most_common(1)[0]
+            if 2 * count >= len(column) and words(usual) >= STRONG and not is_system:
                 filled += 1
             elif sum(map(words, field_literals(spread(sorted(set(column)), 8)))) >= STRONG / 2:
                 return False
@@ -165,8 +170,7 @@ class Miner:
         accepted = is_prompt(fit.patterns, self._system) and len(fit.values) >= MIN_ROWS
         parts = parts_of(fit.patterns, fit.values, self._system) if accepted else []
         if accepted and not parts:
-            # What holds the whole prompt and more of its words in a value is no other task.
-            rest = [i for i in fit.misfits if not _holds(fit.patterns, self._rows[i])]
+            rest = [] if fit.quoted else fit.misfits
             return [Found(fit.patterns, sorted(fit.values)), *self._solve_rest(members, rest)]
         found: list[Found] = []
         for part in parts or self._parts_by(members, fit, head):
@@ -199,7 +203,7 @@ class Miner:
         again = self._fitted(members, self._patterns(plainest))
         strays = sum(not _holds(again.patterns, self._rows[i]) for i in again.misfits)
         enough = 2 * len(again.values) >= len(members) >= _FEW_STRAYS * strays
-        return again if enough and is_prompt(again.patterns, self._system) else fit
+        return again._replace(quoted=True) if enough and is_prompt(again.patterns, self._system) else fit
 
     def _plainest(self, members: list[int]) -> list[int]:
         """Of some rows those in which least of what all of them hold occurs once more than need be; half at most.
