@@ -91,6 +91,7 @@ class Watchdog:
     def start(self) -> None:
         """In the main thread, whose loop `pulse` follows."""
         faulthandler.register(signal.SIGPROF, all_threads=True, chain=True)  # then as by default: the end
+        self._set_timer()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -101,10 +102,13 @@ class Watchdog:
     def _run(self) -> None:
         watch = Watch(self._pulse)
         while not self._stopped.wait(BEAT_SECONDS):
-            signal.setitimer(signal.ITIMER_PROF, self._limit * (os.cpu_count() or 1))
+            self._set_timer()
             if watch.seconds() >= self._limit:
                 signal.setitimer(signal.ITIMER_PROF, 0)  # it would outlive what the process becomes
                 log.error("the event loop has not turned for %g s; where it stands:", self._limit)
                 faulthandler.dump_traceback(all_threads=True)
                 self._on_hang()
                 return
+
+    def _set_timer(self) -> None:
+        signal.setitimer(signal.ITIMER_PROF, self._limit * (os.cpu_count() or 1))
