@@ -22,7 +22,7 @@ _LONG = 8
 """Words in front of a slot from which on they are more than how people happen to begin."""
 _REACH = 8
 _MARKER = 80
-_SEVERAL = 0.4
+_SEVERAL = 0.2
 """Share of values that must hold another item before the text in front is taken for an item's marker."""
 _ENDS = ".?!。？！"
 _QUOTES = "\"'"
@@ -200,8 +200,13 @@ def _like(marker: str) -> re.Pattern[str]:
 def _ends_of_items(marker: re.Pattern[str], values: Sequence[str]) -> list[str]:
     """What stands before each further item, when enough of the values have further ones; else nothing."""
     found = [[value[max(0, m.start() - _MARKER) : m.start()] for m in marker.finditer(value)] for value in values]
-    enough = sum(map(bool, found)) >= max(2, _SEVERAL * len(values))
+    enough = sum(map(bool, found)) >= max(min(3, len(values) // 2), _SEVERAL * len(values))
     return [end for ends in found for end in ends] if enough else []
+
+
+def _is_label(marker: str) -> bool:
+    """Whether a marker has words and no number: values can hold such lines by themselves."""
+    return any(map(str.isalpha, marker)) and not any(map(str.isdigit, marker))
 
 
 def _with_items(gap: Gap, start: int, ends: Sequence[str], *, lines: bool) -> Gap:
@@ -220,6 +225,10 @@ def _with_items(gap: Gap, start: int, ends: Sequence[str], *, lines: bool) -> Ga
         after = shared - len(gap.right[:shared].rstrip("\n"))
         choices.append((own + after == least, own < blank, -abs(after - own), -own, shared))
     _, _, _, own, shared = max(choices)
-    if gap.right[:shared] == "\n" and not own and not lines:
-        shared = 0  # turns of a dialogue, joined by new lines
+    if (
+        not gap.right[:shared].strip("\n")
+        and not own
+        and (_is_label(gap.left[start:]) or not lines and shared == 1)
+    ):
+        shared = 0  # turns of a dialogue, or paragraphs that begin alike: joined by new lines
     return _give_right(_give_left(gap, len(gap.left) - start - own), shared)

@@ -62,6 +62,7 @@ def test_a_label_behind_a_slot_is_no_part_of_the_value() -> None:
         ("Read.\nDoc 1:\n", ["a\n---\nDoc 2:\nb", "c", "d\n---\nDoc 2:\ne"], "\n---\nNow", ("Read.\n", "Now")),
         # turns joined by new lines: the one behind the last turn is the prompt's
         ("Chat:\nUser: ", ["hi\nBot: yo\nUser: bye\nBot: so", "a\nBot: b\nUser: c"], "\nEnd", ("Chat:\n", "\nEnd")),
+        ("Schema:\nTABLE ", ["a\n\nTABLE b", "c", "d\n\nTABLE e"], "\n\nQuery:", ("Schema:\n", "\n\nQuery:")),
         # one value in ten that quotes the label is no list
         ("Question: ", [*TOWNS, "x\nQuestion: y"], "\nAnswer:", ("Question: ", "\nAnswer:")),
     ],
