@@ -42,6 +42,8 @@ MOST = 0.8
 _SAMPLE = 16
 _FEW_STRAYS = 20
 _FEW_PAIRS = 5
+_SIDE = 5
+Side = Callable[[str, int], str]
 _BOILERPLATE = re.compile(r"(?i)\b(you )?are an? (very )?(helpful|useful)?( AI)?( assistant)?")
 _ROUNDS = 4
 _DEPTHS = (1, 2, 3, 5, 8)
@@ -173,11 +175,12 @@ class Miner:
             rest = [] if fit.quoted else fit.misfits
             return [Found(fit.patterns, sorted(fit.values)), *self._solve_rest(members, rest)]
         found: list[Found] = []
-        for part in parts or self._parts_by(members, fit, head):
+        sides = (head, tail) if accepted else self._sides(members, fit)
+        for part in parts or self._parts_by(members, fit, sides[0]):
             found += self._solve(part)
         rest = self._unclaimed(members, found)
         if not accepted and len(rest) >= MIN_ROWS:
-            for part in self._parts_by(rest, self._fit(rest), tail):
+            for part in self._parts_by(rest, self._fit(rest), sides[1]):
                 found += self._solve(part) if len(part) < len(members) else []
             rest = self._unclaimed(rest, found)
         return found + self._solve_rest(members, rest)
@@ -254,7 +257,24 @@ class Miner:
         columns = zip(*(self._rows[i] for i in samples), strict=True)
         return tuple(_pattern(column, form) for column, form in zip(columns, self._forms, strict=True))
 
-    def _parts_by(self, members: list[int], fit: Fit, key: Callable[[str, int], str]) -> list[list[int]]:
+    def _sides(self, members: list[int], fit: Fit) -> tuple[Side, Side]:
+        """By which side to part first: the one on which more values agree, as prompts may begin with their input.
+
+        Values that go on alike are one value, such as a document, that recurs; they count once.
+        """
+        slotted = [column for column, pattern in enumerate(fit.patterns) if pattern.slots]
+        if len(slotted) != 1:
+            return head, tail
+        literals = fit.patterns[slotted[0]].literals
+        texts = {i: self._rows[i][slotted[0]] for i in members}
+        values = {i: text[len(literals[0]) : len(text) - len(literals[-1])] for i, text in texts.items()}
+        most = []
+        for side in (head, tail):
+            classes = grouped(values, side, _SIDE).values()
+            most.append(max(len({side(values[i], 6 * _SIDE) for i in part}) for part in classes))
+        return (tail, head) if most[1] > most[0] else (head, tail)
+
+    def _parts_by(self, members: list[int], fit: Fit, key: Side) -> list[list[int]]:
         """Parts by the first (or last) token after the text that all members share."""
         columns = list(range(len(fit.patterns)))
         for column in columns if key is head else reversed(columns):

@@ -138,11 +138,13 @@ def wording(template: PromptTemplate) -> Wording:
 
 
 def _sequence(pattern: MessagePattern) -> tuple[str, ...]:
+    """Words and slots in order; slots without a word between them count as one."""
     found: list[str] = []
     for field in pattern.fields:
-        for literal in field.literals:
-            found += [*WORD.findall(literal), _SLOT]
-        found.pop()
+        for n, literal in enumerate(field.literals):
+            if n and found[-1:] != [_SLOT]:
+                found.append(_SLOT)
+            found += WORD.findall(literal)
     return tuple(found)
 
 
