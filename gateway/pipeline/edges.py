@@ -228,7 +228,7 @@ def _with_items(gap: Gap, start: int, ends: Sequence[str], *, lines: bool) -> Ga
     if (
         not gap.right[:shared].strip("\n")
         and not own
-        and (_is_label(gap.left[start:]) or not lines and shared == 1)
+        and (_is_label(gap.left[start:]) or (not lines and shared == 1))
     ):
         shared = 0  # turns of a dialogue, or paragraphs that begin alike: joined by new lines
     return _give_right(_give_left(gap, len(gap.left) - start - own), shared)
