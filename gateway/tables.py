@@ -70,7 +70,8 @@ def inferred(found: Found) -> Table:
     ]  # fmt: skip
     rows.append(("(no template)", f"{found.requests['']:,}", "", ""))
     seconds = found.totals["infer_seconds"]
-    title = f"{len(ranked)} templates in {found.totals['n']:,} requests, found in {seconds:.1f} s"
+    count = f"{len(ranked):,} template{'' if len(ranked) == 1 else 's'}"
+    title = f"{count} in {found.totals['n']:,} requests, found in {seconds:.1f} s"
     return table(title, ("template", "requests", "fixed words", "slots"), rows)
 
 

@@ -30,7 +30,7 @@ def test_each_request_has_its_prediction_and_people_get_a_table(tmp_path: Path) 
     (tmp_path / "live.jsonl.gz").write_bytes(gzip.compress(lines(REQUESTS[0] | {"rid": "again"})))
     result = infer(tmp_path, "--train", str(tmp_path / "train.jsonl"), "--live", str(tmp_path / "live.jsonl.gz"))
     assert result.exit_code == 0, result.output
-    assert "1 templates in 61 requests" in result.stdout
+    assert "1 template in 61 requests" in result.stdout
     assert [line.split()[1] for line in result.stdout.splitlines() if "(no template)" in line or "@1" in line] == [
         "60",
         "template)",
