@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import stories
 from relaying import answering, openai, relay, request, response, soon, story, upstream
-from stories import mail, template
+from stories import template
 
+from gateway.demo.messages import messages
 from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.pipeline import dataset
 from gateway.pipeline.discover import Discovery
@@ -37,7 +38,7 @@ CHAT = template(turns=True)
 ODD = ["", " a blank before and behind ", "[tone of it]\ncalm", "\\[tone of it]", "tabs\t\r\nand \u2028 ends\n",
        "日本語 😀 é é",
        '"quotes" \\ and {{letter}}', "[letter]", "\n", "</s> \x00 \x7f"]  # fmt: skip
-TEXTS = [*ODD, *(text for text, _ in mail()[:90])]
+TEXTS = [*ODD, *(row.text for row in messages(seed=0)[:90])]
 
 
 def one_slot(number: int, text: str) -> list[dict[str, Any]]:
@@ -98,13 +99,13 @@ async def test_a_live_request_is_stripped_to_its_own_training_row(
         providers = openai(home) | {"tuned": openai(tuned)["openai"]}
         route = {"name": "mail", "match": {"task": "mail"}, "targets": [{"upstream": "tuned", "strip": "mail@1"}]}
         async with relay(tmp_path, providers, routes=[route]) as gateway:
-            for exchange_id, messages in rows.items():
+            for exchange_id, taught_with in rows.items():
                 answer = await gateway.ask(request(recorded[exchange_id]))
                 assert answer.header(b"x-unprompt-target") == b"tuned/gpt-6 stripped"
                 live = tuned.requests[-1].json()
-                assert live["messages"] == messages
+                assert live["messages"] == taught_with
                 assert live["seed"] == json.loads(recorded[exchange_id])["seed"]
-    forms = {json.dumps(messages) for messages in rows.values()}
+    forms = {json.dumps(taught_with) for taught_with in rows.values()}
     inputs = {json.dumps(json.loads(recorded[exchange_id])["messages"]) for exchange_id in rows}
     assert len(forms) == len(inputs) == len(rows)  # different inputs, different forms
 
