@@ -259,7 +259,7 @@ def say(line: str) -> None:
 def main() -> None:
     """Print a line for each scenario, and one for all."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "templates")
+    options.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "templates")
     options.add_argument("--only", default="", help="scenarios, with commas between them")
     options.add_argument("--seed", type=int, default=20)
     options.add_argument("--tasks", type=int, default=40, help="apps of a scenario, at most")

@@ -20,6 +20,7 @@ from relaying import story
 
 from gateway.domain.exchange import Begin, End, Outcome, Usage
 from gateway.domain.route import Match, Route, RouteTable, Target
+from gateway.matches import FILE, Matches, write_matches
 from gateway.metrics import MODELS_AT_MOST, TABLE, LoopWatch, Metrics, Sheet, counting, retire
 from gateway.metrics.cells import SheetFull
 from gateway.proxy.record import Seen
@@ -419,3 +420,23 @@ def test_a_scrape_comes_in_small_pieces(metrics: Metrics) -> None:
     assert len(pieces) > 60
     assert max(map(len, pieces)) < 300_000
     assert b"".join(pieces).decode().endswith("\n")
+
+
+def test_what_the_worker_knows_of_templates_is_told(metrics: Metrics, tmp_path: Path) -> None:
+    home = tmp_path / "not" / "yet"
+    home.mkdir(parents=True)
+    told = Matches(
+        shares={"mail": 0.875, "sums": 1.0},
+        counts={"mail@1": {"matched": 35, "literal": 5}, "sums@12": {"matched": 7}},
+        states={"mail@1": "trusted", "mail@2": "proposed", "sums@12": "drifting"},
+        alarms=["mail"],
+    )
+    write_matches(home, told)
+    assert value(metrics, "unprompt_task_match_ratio", task="mail") == 0.875
+    assert value(metrics, "unprompt_task_alarm", task="mail") == 1
+    assert value(metrics, "unprompt_task_alarm", task="sums") == 0
+    assert value(metrics, "unprompt_template_requests", task="mail", version="1", result="literal") == 5
+    assert value(metrics, "unprompt_template_requests", task="sums", version="12", result="matched") == 7
+    assert [value(metrics, "unprompt_templates", state=state) for state in ("trusted", "drifting")] == [1, 1]
+    (home / FILE).write_bytes(b"{")
+    assert value(metrics, "unprompt_templates", state="trusted") == 0

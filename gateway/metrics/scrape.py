@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from operator import add
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import prometheus_client as prom
 from prometheus_client.core import Metric as Family
 
 from gateway import __version__
+from gateway.matches import matches
 from gateway.metrics.cells import Key, Sheet
 from gateway.metrics.table import (
     COST,
@@ -34,14 +37,18 @@ from gateway.metrics.table import (
     UNCOUNTED,
     Kind,
     Metric,
+    label,
 )  # fmt: skip
 from gateway.restarts import restarts
 from gateway.stores.journal import waiting
 from gateway.stores.segments import set_aside
 
+TEMPLATES_AT_MOST = 500
+"""Tasks, and versions of templates, that have series of their own: in the order of their names."""
 ROWS_AT_ONCE = 50
 """So many rows are added up, or series written, before others may work: about 2 ms."""
 
+T = TypeVar("T")
 Values = list[float]
 Series = dict[Key, Values]
 """The values of a metric's series by their labels: one, or a histogram's buckets and sum."""
@@ -73,7 +80,7 @@ def pages(sheets: Sequence[Sheet], journal: Path) -> Iterator[bytes]:
         if number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1:
             yield b""
     states = [state for sheet in sheets if (state := _state_of(sheet)) is not None]
-    for name, series in (*_of_states(states), *_of_journal(journal)):
+    for name, series in (*_of_states(states), *_of_journal(journal), *_of_templates(journal.parent)):
         _merge(found.setdefault(name, {}), series)
     for metric in TABLE:
         yield from _family(metric, found.get(metric.name, {}))
@@ -202,6 +209,24 @@ def _of_journal(folder: Path) -> Iterator[tuple[str, Series]]:
         ("unprompt_log_writer_restarts_total", restarts(folder)),
     ):
         yield name, {(kind,): [float(count)] for kind, count in counts.items()}
+
+
+def _of_templates(home: Path) -> Iterator[tuple[str, Series]]:
+    """What the worker has told of them."""
+    told = matches(home)
+    yield "unprompt_task_match_ratio", {(label(task),): [share] for task, share in _some(told.shares)}
+    yield "unprompt_task_alarm", {(label(task),): [float(task in told.alarms)] for task, _ in _some(told.shares)}
+    results: Series = {}
+    for name, counts in _some(told.counts):
+        task, _, version = name.rpartition("@")
+        results |= {(label(task), version, result): [float(count)] for result, count in counts.items()}
+    yield "unprompt_template_requests", results
+    states = Counter(told.states.values())
+    yield "unprompt_templates", {(state,): [float(states[state])] for state in ("proposed", "trusted", "drifting")}
+
+
+def _some(told: Mapping[str, T]) -> list[tuple[str, T]]:
+    return sorted(told.items())[:TEMPLATES_AT_MOST]
 
 
 def _free(folder: Path) -> int:

@@ -79,6 +79,13 @@ TABLE = (
            ("version", "worker")),
     Metric("gauge", "unprompt_route_weight", "Share of a route's requests that a target gets.",
            ("route", "target")),
+    Metric("gauge", "unprompt_task_match_ratio", "Share of a task's newest requests that match.",
+           ("task",)),
+    Metric("gauge", "unprompt_task_alarm", "1 while a task's requests match less often than before.",
+           ("task",)),
+    Metric("gauge", "unprompt_template_requests", "Requests of the last 90 days by what became of them.",
+           ("task", "version", "result")),
+    Metric("gauge", "unprompt_templates", "Templates that are proposed, trusted or drifting.", ("state",)),
     Metric("counter", "unprompt_series_refused_total", "Counts that found no room for a series of their own."),
     Metric("gauge", "unprompt_build_info", "1 for the version that runs.", ("version",)),
 )  # fmt: skip

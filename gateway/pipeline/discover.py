@@ -27,7 +27,17 @@ from gateway.pipeline.residue import Residue
 from gateway.pipeline.watch import Flag, Watch
 from gateway.stores.edited import pinned_tasks
 from gateway.stores.sqlite import SqliteStore
-from gateway.stores.watched import MATCHED, Count, count_results, newest_of, propose, results, set_standing
+from gateway.stores.watched import (
+    MATCHED,
+    Count,
+    Standing,
+    State,
+    count_results,
+    newest_of,
+    propose,
+    results,
+    set_standing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +113,7 @@ class Discovery:
         self._judge()
 
     def _see(self, request: Recorded) -> Seen:
-        match = self._known.index.match(request.body)
+        match = self._known.match(request.body)
         if match is not None:
             return Seen(request, match)
         try:
@@ -161,14 +171,14 @@ class Discovery:
 
     def _learn(self, requests: Sequence[Recorded], near: PromptTemplate | None = None) -> list[str]:
         """Mine requests that nothing explained; those that nearly match a proposal together with its own."""
-        left = [request for request in requests if self._known.index.match(request.body) is None]
+        left = [request for request in requests if self._known.match(request.body) is None]
         replaced = near if near is not None and self._known.is_proposed(near) else None
         if replaced is not None and left:
             found = self._replace(replaced, left)
             if found is not None:
                 return found
         self._adopt([self._see(request) for request in requests if request not in left])
-        inference = infer(left, self._known.templates) if left else Inference([], {})
+        inference = infer(left, self._known.templates, unexplained=True) if left else Inference([], {})
         for narrow in self._narrower(inference.templates) if replaced is None else ():
             found = self._replace(narrow, left)
             if found is not None:
@@ -179,7 +189,7 @@ class Discovery:
         """Mine a proposal's requests anew, with more of them; None where that explains them no better."""
         own = self._own(proposal)
         others = [template for template in self._known.templates if template is not proposal]
-        inference = infer([*own, *more], others)
+        inference = infer([*own, *more], others, unexplained=True)
         claims = Counter(inference.assignments[request.id] for request in own)
         heir = next((t for t in inference.templates if claims[t.task, t.version] >= _CLAIMED * len(own)), None)
         if heir is None:
@@ -231,7 +241,8 @@ class Discovery:
         with self._store.transaction():
             for template in new:
                 propose(self._store, template)
-        self._refresh_now()
+        for template in new:
+            self._note(template, Standing("proposed"))
         self._adopt([self._see(request) for request in requests], counted, new)
         for template in new:
             log.info("found %s: %d exchanges", template.name, self._matched[template.task, template.version])
@@ -256,9 +267,12 @@ class Discovery:
         if self._residue is not None:
             self._residue.found([one.request.id for one in explained])
 
-    def _refresh_now(self) -> None:
-        self._fingerprint = None
-        self._refresh()
+    def _note(self, template: PromptTemplate, standing: Standing) -> None:
+        """What was changed in the store, in memory."""
+        if self._known.by_name.get(template.name) not in (None, template):
+            self._watch.drop(template.name)
+        self._known.put(template, standing)
+        self._fingerprint = fingerprint(self._store)
 
     # --- judging -----------------------------------------------------------------------------------------
 
@@ -276,37 +290,43 @@ class Discovery:
         set_standing(self._store, proposal.name, "trusted")
         own = self._own(proposal)
         others = [template for template in self._known.templates if template is not proposal]
-        inference = infer(own, others)
+        inference = infer(own, others, unexplained=True)
         claims = Counter(inference.assignments.values())
         heir = next((t for t in inference.templates if claims[t.task, t.version] == len(own)), None)
+        final = proposal
         if heir is not None and proposal.task not in pinned_tasks(self._store):
-            body = msgspec.json.encode(_renamed(heir, proposal)).decode()
+            final = _renamed(heir, proposal)
+            body = msgspec.json.encode(final).decode()
             self._store.run("UPDATE templates SET body = ? WHERE name = ?", [body, proposal.name])
-        for name, standing in self._known.standing.items():
+        self._note(final, Standing("trusted"))
+        for name, standing in list(self._known.standing.items()):
             if standing.state == "drifting" and self._known.by_name[name].task == proposal.task:
                 set_standing(self._store, name, "trusted")  # what drifted has a version of its own now
+                self._note(self._known.by_name[name], Standing("trusted"))
                 self._watch.forget(name)
         log.info("%s is trusted: %d exchanges", proposal.name, self._matched[proposal.task, proposal.version])
         self._watch.settle(proposal.task)
-        self._refresh_now()
 
     def _withhold(self, flag: Flag) -> None:
         """A slot holds text that it did not hold: the template is not stripped until that text has a version."""
         template = flag.template
         state = self._known.standing[template.name].state
         if not flag.found.drift.adds_text:
-            set_standing(self._store, template.name, state, flag.found.sentence)
+            self._stand(template, state, flag.found.sentence)
             log.warning("%s: %s", template.name, flag.found.sentence)
             self._watch.accept(template.name)
             return
         if state != "proposed":
-            set_standing(self._store, template.name, "drifting", flag.found.sentence)
+            self._stand(template, "drifting", flag.found.sentence)
             log.warning("%s is not stripped any more: %s", template.name, flag.found.sentence)
         new = self._version_of(flag) if template.task not in pinned_tasks(self._store) else None
         self._watch.accept(template.name) if new is None else self._watch.forget(template.name)
         if new is not None:
             self._keep([new[0]], new[1], counted=frozenset(request.id for request in new[1]))
-        self._refresh_now()
+
+    def _stand(self, template: PromptTemplate, state: State, remark: str) -> None:
+        set_standing(self._store, template.name, state, remark)
+        self._note(template, Standing(state, remark))
 
     def _version_of(self, flag: Flag) -> tuple[PromptTemplate, list[Recorded]] | None:
         """The template of the newest requests, where it has more fixed text than the one that they match."""

@@ -35,7 +35,7 @@ LONG_ALPHA = 1e-3
 _LONG = 4
 _KEPT = 500
 _WINDOWS = (5, 6, 7, 8, 10, 12, 16, RECENT)
-_DEEP_EVERY = 5
+_DEEP_EVERY = 10
 _CANDIDATES = 24
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _DIGITS = re.compile(r"\d{2}")
@@ -275,7 +275,8 @@ def _inside(before: Sequence[Sample], now: Sequence[Sample]) -> Drift | None:
 def _shared(samples: Sequence[Sample]) -> list[str]:
     """Three words in a row that most of the last few samples hold."""
     few = samples[-8:]
-    counts = Counter(words for one in few for words in {*_threes(one.start), *_threes(one.end)})
+    texts = [one.start if one.start is one.end else f"{one.start}\n{one.end}" for one in few]
+    counts = Counter(words for text in texts for words in set(_threes(text)))
     return [words for words, count in counts.most_common(_CANDIDATES) if count >= max(_WINDOWS[0], len(few) - 2)]
 
 

@@ -30,10 +30,15 @@ class Inference(NamedTuple):
     assignments: dict[str, tuple[str, int] | None]
 
 
-def infer(requests: Sequence[Recorded], known: Sequence[PromptTemplate] = ()) -> Inference:
-    """Find the prompt templates behind these requests. The order in which they are given changes nothing."""
+def infer(
+    requests: Sequence[Recorded], known: Sequence[PromptTemplate] = (), *, unexplained: bool = False
+) -> Inference:
+    """Find the prompt templates behind these requests. The order in which they are given changes nothing.
+
+    `unexplained`: they match none of the known templates, which only say what is new and how it is called.
+    """
     ordered = sorted(requests, key=lambda request: (request.ts, request.id))
-    before = _assign(ordered, known)
+    before = _assign(ordered, () if unexplained else known)
     new: list[Use] = []
     left = [request for request in ordered if before[request.id] is None]
     while left:
@@ -45,7 +50,7 @@ def infer(requests: Sequence[Recorded], known: Sequence[PromptTemplate] = ()) ->
         index = TemplateIndex([use.template for use in found])
         left = [request for request in left if index.match(request.body) is None]
     templates = place(new, _uses(known, ordered, before))
-    return Inference(templates, _assign(ordered, [*known, *templates]))
+    return Inference(templates, _assign(ordered, templates if unexplained else [*known, *templates]))
 
 
 def _mine(requests: Sequence[Recorded]) -> list[Use]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 WINDOW = 40
 """So many of a task's newest requests are looked at."""
-WINDOWS = (5, 10, 20, WINDOW)
+WINDOWS = (5, 6, 8, 10, 20, WINDOW)
 ALPHA = 1e-5
 """How improbable so many misses among the newest requests must be at the share that was; for each window."""
 LEAST_MISSES = 5

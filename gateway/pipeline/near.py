@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from gateway.domain.layout import Layout
 from gateway.domain.template import PromptTemplate, TextPattern
@@ -16,35 +17,40 @@ _PIECE = re.compile(r"[^\n]{1,60}(?:\s|$)|[^\n]{1,60}")
 _PIECES = 24
 _EDGES = (12, 5)
 _TRIED = 12
+_VOTES = 200
 
 
 class NearMisses:
     """Finds the template that a request nearly matches: by the ends of its texts, then by how much it holds."""
 
     def __init__(self, templates: Sequence[PromptTemplate]) -> None:
-        self._pieces = {t.name: (_pieces(t, local=False), _pieces(t, local=True)) for t in templates}
-        self._by_edge: dict[tuple[bool, str], list[PromptTemplate]] = defaultdict(list)
+        self._templates: dict[str, PromptTemplate] = {}
+        self._pieces: dict[str, tuple[list[str], list[str]]] = {}
+        self._by_edge: dict[tuple[bool, str], dict[str, None]] = defaultdict(dict)
         for template in templates:
-            for edge in set(_edges_of(template)):
-                self._by_edge[edge].append(template)
+            self.put(template)
+
+    def put(self, template: PromptTemplate) -> None:
+        """Add a template, or replace the one of this name."""
+        self._templates[template.name] = template
+        self._pieces[template.name] = (_pieces(template, local=False), _pieces(template, local=True))
+        for edge in set(_edges_of(template)):
+            self._by_edge[edge][template.name] = None
 
     def nearest(self, seen: Layout) -> PromptTemplate | None:
         """The template that most of whose text is in the request, if it is enough of it."""
         votes: Counter[str] = Counter()
-        found: dict[str, PromptTemplate] = {}
         count = len(seen.fields)
         for fields in (*seen.fields[:6], *seen.fields[max(6, count - 2) :]):
             for text in fields:
                 for edge in _edges(text, text):
-                    for template in self._by_edge.get(edge, ())[:200]:
-                        votes[template.name] += 1
-                        found[template.name] = template
+                    votes.update(islice(self._by_edge.get(edge, ()), _VOTES))
         if not votes:
             return None
         text = "\n".join(text for fields in seen.fields for text in fields)
         shares = {name: self._share(name, text) for name, _ in votes.most_common(_TRIED)}
-        best = max(shares, key=lambda name: (shares[name], votes[name], found[name].version))
-        return found[best] if shares[best] >= NEAR else None
+        best = max(shares, key=lambda name: (shares[name], votes[name], name))
+        return self._templates[best] if shares[best] >= NEAR else None
 
     def _share(self, name: str, text: str) -> float:
         shares = [sum(piece in text for piece in some) / len(some) for some in self._pieces[name] if some]

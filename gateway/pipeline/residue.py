@@ -51,6 +51,10 @@ class Residue:
         self._cues: dict[Hashable, _Cue] = {}
         self._due: dict[Hashable, None] = {}
 
+    def __len__(self) -> int:
+        """How many cues are counted."""
+        return len(self._cues)
+
     def add(self, request_id: str, key: str, seen: Layout, near: str | None = None) -> None:
         """Note a request that no template explains; of one that nearly matches `near`, only that counts."""
         bucket = (key, seen.bucket, _form(seen))

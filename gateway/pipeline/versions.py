@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -131,6 +132,7 @@ class Wording(NamedTuple):
     messages: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
+@lru_cache(maxsize=2048)
 def wording(template: PromptTemplate) -> Wording:
     """The template's wording, to compare with others."""
     messages = tuple((pattern.header, _sequence(pattern)) for pattern in template.patterns)

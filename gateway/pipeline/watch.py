@@ -99,6 +99,10 @@ class Watch:
         if name in self._histories:
             self._histories[name].forget_recent()
 
+    def drop(self, name: str) -> None:
+        """A template has another text now: its slots are others."""
+        self._histories.pop(name, None)
+
     def settle(self, task: str) -> None:
         """The requests of a task that did not match are explained."""
         self._rate(task).settle()

@@ -112,7 +112,7 @@ def test_a_search_that_finds_nothing_is_repeated_when_twice_as_many_have_come(
 ) -> None:
     searches: list[int] = []
 
-    def nothing(requests: list[Recorded], known: object) -> Inference:
+    def nothing(requests: list[Recorded], *_: object, **__: object) -> Inference:
         searches.append(len(requests))
         return Inference([], {})
 
@@ -207,7 +207,7 @@ def test_while_a_changed_prompt_has_no_version_the_task_has_an_alarm(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     discovery, template = learned(store)
-    monkeypatch.setattr(discover, "infer", lambda requests, known: Inference([], {}))
+    monkeypatch.setattr(discover, "infer", lambda *_, **__: Inference([], {}))
     for number in range(8):
         record(store, [changed(500 + number, WORDS[number])])
         discovery.step()
@@ -247,7 +247,7 @@ def test_a_person_may_say_that_what_is_new_in_a_slot_is_input(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     discovery, template = learned(store)
-    monkeypatch.setattr(discover, "infer", lambda requests, known: Inference([], {}))
+    monkeypatch.setattr(discover, "infer", lambda *_, **__: Inference([], {}))
     said = [f"Dear people of the shop, {text}" for text in WORDS]
     for number in range(10):
         record(store, [new(500 + number, said[number])])
