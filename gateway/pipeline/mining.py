@@ -16,7 +16,7 @@ from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 from gateway.domain.template import Slot, TextPattern
-from gateway.pipeline.alignment import tokens
+from gateway.pipeline.alignment import COMMON, WORD, tokens
 from gateway.pipeline.literals import field_literals
 from gateway.pipeline.splitting import (
     MIN_ROWS,
@@ -46,6 +46,8 @@ _SIDE = 5
 Side = Callable[[str, int], str]
 _BOILERPLATE = re.compile(r"(?i)\b(you )?are an? (very )?(helpful|useful)?( AI)?( assistant)?")
 _ROUNDS = 4
+_TELLING = 3
+_SIGN = re.compile(r"[^\w\s.,?!'’-]|\n")
 _DEPTHS = (1, 2, 3, 5, 8)
 
 
@@ -328,7 +330,21 @@ def is_prompt(patterns: Sequence[TextPattern], system: Sequence[bool]) -> bool:
     own = [p for p, is_system in zip(patterns, system, strict=True) if p.slots and not is_system]
     longest = max((words(literal) for pattern in own for literal in pattern.literals), default=0)
     local = sum(map(fixed_words, own))
+    if total < STRONG and not _is_written(own):
+        return False
     return total >= STRONG or (local >= 3 and (longest >= 4 or total >= 5))
+
+
+def _is_written(patterns: Sequence[TextPattern]) -> bool:
+    """Whether a few fixed words are a prompt rather than how people begin to speak ("I'd like to").
+
+    A prompt of that length sets its input apart with a sign or a new line, or has words that say what to do.
+    """
+    literals = [literal for pattern in patterns for literal in pattern.literals]
+    if any(_SIGN.search(literal) for literal in literals):
+        return True
+    telling = [name for literal in literals for name in WORD.findall(literal.lower()) if len(name) > 1]
+    return len(set(telling) - COMMON) >= _TELLING
 
 
 def _pattern(column: Sequence[str], form: str) -> TextPattern:

@@ -181,3 +181,19 @@ def test_values_that_quote_the_prompt_do_not_hide_it() -> None:
     (found,) = Miner([(text,) for text in plain + quoting], "s", [False]).mine()
     assert found.patterns[0].literals == ("", "\n\nQuestion: Who or what is it about?\nHint: ", "\nAnswer:")
     assert set(found.members) >= set(range(30))
+
+
+def test_how_people_begin_to_speak_is_no_prompt_but_a_short_order_is() -> None:
+    wishes = [
+        "a table for two",
+        "one ticket",
+        "my money back",
+        "a bus to Rome",
+        "a flight",
+        "the train times",
+        "a taxi",
+    ]
+    assert not Miner([(f"I'd like to have {wish} please.",) for wish in wishes], "s", [False]).mine()
+    labelled = Miner([(f"Text to translate: {wish}",) for wish in wishes], "s", [False]).mine()
+    ordered = Miner([(f"Translate into formal German {wish}",) for wish in wishes], "s", [False]).mine()
+    assert [len(f.members) for f in (*labelled, *ordered)] == [7, 7]
