@@ -194,6 +194,6 @@ def test_how_people_begin_to_speak_is_no_prompt_but_a_short_order_is() -> None:
         "a taxi",
     ]
     assert not Miner([(f"I'd like to have {wish} please.",) for wish in wishes], "s", [False]).mine()
-    labelled = Miner([(f"Text to translate: {wish}",) for wish in wishes], "s", [False]).mine()
+    labelled = Miner([(f"Text to be shortened: {wish}",) for wish in wishes], "s", [False]).mine()
     ordered = Miner([(f"Translate into formal German {wish}",) for wish in wishes], "s", [False]).mine()
     assert [len(f.members) for f in (*labelled, *ordered)] == [7, 7]
