@@ -184,24 +184,31 @@ def id_maker(clock: Callable[[], float] = time.time) -> Callable[[], str]:
     The 12 bits after the version count the ids of one millisecond, so ids of one process keep their order
     whatever the clock does.
     """
-    last, sequence = 0, 0
+    last, sequence, opening = 0, 0, ""
     bits = random.Random(os.urandom(32)).getrandbits  # unique among processes; nothing relies on its secrecy
 
     def new_id() -> str:
-        nonlocal last, sequence
+        nonlocal last, sequence, opening
         now = int(clock() * 1000)
         if now > last:
-            last, sequence = now, 0
+            last, sequence, opening = now, 0, _opening(now)
         elif sequence < 0xFFF:
             sequence += 1
         else:  # 4,096 ids in this millisecond: borrow from the next one
-            last, sequence = last + 1, 0
-        tail = f"{bits(64):016x}"
-        stamp = f"{last:012x}"
-        variant = "89ab"[int(tail[0], 16) & 3]
-        return f"{stamp[:8]}-{stamp[8:]}-7{sequence:03x}-{variant}{tail[1:4]}-{tail[4:]}"
+            last, sequence, opening = last + 1, 0, _opening(last + 1)
+        tail = f"{_VARIANT | bits(62):016x}"
+        return f"{opening}{sequence:03x}-{tail[:4]}-{tail[4:]}"
 
     return new_id
+
+
+_VARIANT = 0b10 << 62
+
+
+def _opening(milliseconds: int) -> str:
+    """What the ids of one millisecond begin with: the time and the version."""
+    stamp = f"{milliseconds:012x}"
+    return f"{stamp[:8]}-{stamp[8:]}-7"
 
 
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")

@@ -15,6 +15,8 @@ from gateway.domain.exchange import Usage
 
 Costing = Callable[[Usage], float | None]
 
+_FOREVER = float("inf")
+
 
 class Billed(Usage, frozen=True, kw_only=True):
     """Usage with the parts that some prices tell apart.
@@ -101,9 +103,9 @@ class PriceBook:
         """USD, or None when the model is unpriced or its usage unknown."""
         if model is None or usage.input is None:
             return None
-        key = (provider, model, usage.tier if isinstance(usage, Billed) else None)
+        key = (provider, model, None if type(usage) is Usage else usage.tier if isinstance(usage, Billed) else None)
         known = self._known.get(key)
-        if known is None or self._clock() > known[1]:
+        if known is None or (known[1] != _FOREVER and self._clock() > known[1]):
             known = self._look_up(*key)
             if len(self._known) < 10_000:  # the model's name comes from the client
                 self._known[key] = known
@@ -112,7 +114,7 @@ class PriceBook:
     def _look_up(self, provider: str, model: str, tier: str | None) -> tuple[Costing, float]:
         own = self._own.get((provider, model)) or self._own.get((provider, "*"))
         if own is not None:
-            return own.cost, float("inf")
+            return own.cost, _FOREVER
         library = _LIBRARY_PROVIDER.get(self._protocols.get(provider, ""))
         return _library_costing(model, library, tier, self._clock())
 
@@ -131,9 +133,9 @@ def _library_costing(model: str, provider: str | None, tier: str | None, now: fl
             price_context={"service_tier": tier} if tier else None,
         )
     except LookupError:
-        return _unpriced, float("inf")
+        return _unpriced, _FOREVER
     changes = isinstance(found.model.prices, list) or bool(tier)
-    return _costing(found.model_price), now + 60 if changes else float("inf")
+    return _costing(found.model_price), now + 60 if changes else _FOREVER
 
 
 def _unpriced(usage: Usage) -> None:
@@ -152,6 +154,26 @@ def _costing(price: ModelPrice) -> Costing:
         if made is None or (given and not has_input) or (made and not has_output) or not (has_input or has_output):
             return None  # what it counts in (seconds, pictures) is not known
         return next(rates for rates in sizes if given > rates.above).cost(usage)
+
+    only = sizes[0]
+    if len(sizes) > 1 or not (has_input and has_output) or only.reasoning != only.output:
+        return cost
+    return _plain(only, cost)
+
+
+def _plain(rates: Rates, otherwise: Costing) -> Costing:
+    """`rates.cost` of ordinary usage in the fewest steps: each answer is priced, most of them so."""
+    fresh, again, answered, request = rates.input, rates.cached, rates.output, rates.request
+
+    def cost(usage: Usage) -> float | None:
+        if type(usage) is not Usage:
+            return otherwise(usage)
+        given, made, cached = usage.input or 0, usage.output, usage.cached or 0
+        if made is None:
+            return None
+        if cached > given:
+            cached = given
+        return (made * answered + request + (given - cached) * fresh + cached * again) / 1e6
 
     return cost
 

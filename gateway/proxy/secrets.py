@@ -83,13 +83,17 @@ def blank_out(data: bytes, secrets: Iterable[bytes], *, cut: bool = False) -> by
     """
     if len(data) > _STEP and not cut and not _any_stands_in(data, secrets):
         return data
-    for secret in secrets:
-        for form in _forms(secret):
-            if form in data:
-                data = data.replace(form, b"*" * len(form))
-            if cut:
-                data = _blank_tail(data, form)
+    for form in _all_forms(tuple(secrets)):
+        if form in data:
+            data = data.replace(form, b"*" * len(form))
+        if cut:
+            data = _blank_tail(data, form)
     return data
+
+
+@functools.lru_cache(4096)
+def _all_forms(secrets: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    return tuple(form for secret in secrets for form in _forms(secret))
 
 
 def _any_stands_in(data: bytes, secrets: Iterable[bytes]) -> bool:

@@ -170,7 +170,7 @@ def _end_to_end(head: Head, hops: frozenset[bytes]) -> bytes:
     raw = head.raw
     if len(hops) == 1 and head.first.get(b"connection") in _NAMES_NO_HEADER:
         at = raw.find(b"\r\nConnection: ")
-        if at > 0 and raw.count(b"\n") == len(head.first):  # none stands twice
+        if at > 0 and head.plain:
             behind = raw.find(b"\r\n", at + 2)
             return raw[:at] + (raw[behind:] if behind > 0 else b"")
     lines = raw.split(b"\r\n")

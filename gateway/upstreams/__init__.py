@@ -54,12 +54,15 @@ class Head:
     """Status line and headers of an answer. `length` None: not known before the end.
 
     `raw` is how they came, without the last line end; `first` has each header's first value by lower-case name.
+    `plain`: it is known that each header stands once, on one line of its own.
     """
 
-    __slots__ = ("first", "length", "raw", "status")
+    __slots__ = ("first", "length", "plain", "raw", "status")
 
-    def __init__(self, status: int, raw: bytes, first: dict[bytes, bytes], length: int | None) -> None:
-        self.status, self.raw, self.first, self.length = status, raw, first, length
+    def __init__(
+        self, status: int, raw: bytes, first: dict[bytes, bytes], length: int | None, plain: bool = False
+    ) -> None:
+        self.status, self.raw, self.first, self.length, self.plain = status, raw, first, length, plain
 
     @classmethod
     def of(cls, status: int, reason: bytes, headers: Headers, length: int | None) -> Head:

@@ -223,18 +223,15 @@ class HttpConnection(asyncio.Protocol):
         self._framed = chunked or length is not None or status in (204, 304)
         self._in_chunk = not chunked  # never between two chunks
         self._rests_for = first.get(b"keep-alive")
-        return Head(
-            status, self._raw_head(status), first, int(length) if length is not None and not chunked else None
-        )
-
-    def _raw_head(self, status: int) -> bytes:
-        """The head as it came, where it came with one line a header; else its like."""
+        known = int(length) if length is not None and not chunked else None
         opening, self._opening = self._opening, b""
         raw = opening[: opening.find(b"\r\n\r\n")]
-        is_plain = raw.count(b"\n") == len(self._lines) or _has_plain_lines(raw)
-        if is_plain and raw.startswith(b"HTTP/1.1 %d" % status):
-            return raw
-        return b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(_headers(opening))
+        is_usual = raw.startswith(_status_line(status))
+        if is_usual and raw.count(b"\n") == len(first):  # one line a header, and none stands twice
+            return Head(status, raw, first, known, plain=True)
+        if not is_usual or not _has_plain_lines(raw):
+            raw = b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(_headers(opening))
+        return Head(status, raw, first, known)
 
     def on_chunk_header(self) -> None:
         self._in_chunk = True
@@ -344,6 +341,11 @@ def _by_lower_name(lines: dict[bytes, bytes]) -> dict[bytes, bytes]:
 @functools.lru_cache(256)
 def _lower(names: tuple[bytes, ...]) -> tuple[bytes, ...]:
     return tuple(name.lower() for name in names)
+
+
+@functools.lru_cache(1024)
+def _status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d" % status
 
 
 def _has_plain_lines(raw: bytes) -> bool:

@@ -150,3 +150,13 @@ def test_parts_that_exceed_their_whole_never_make_a_cost_negative(
 ) -> None:
     cost = PriceBook({}, {"p": named[0]}, lambda: NOW).cost("p", named[2], usage)
     assert cost is None or cost >= 0
+
+
+_COUNT = st.none() | st.integers(0, 10**9)
+
+
+@given(st.builds(Usage, input=st.integers(0, 10**9), cached=_COUNT, output=_COUNT, reasoning=_COUNT))
+def test_the_short_way_for_ordinary_usage_costs_what_the_long_one_does(usage: Usage) -> None:
+    counts = {name: getattr(usage, name) for name in usage.__struct_fields__}
+    book = PriceBook({}, LIST)
+    assert book.cost("openai", "gpt-4o-mini", usage) == book.cost("openai", "gpt-4o-mini", Billed(**counts))
