@@ -22,7 +22,14 @@ DATE = rf"(?:\d{{4}}-\d\d-\d\d(?:[T ]{_CLOCK})?|(?:{_WEEKDAY}, )?{_MONTH} \d{{1,
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 ID = rf"(?:{_UUID}|(?=[a-f]{{0,31}}\d)[0-9a-f]{{16,64}}(?!\w)|\d{{10,19}})"
 """A UUID, a hash or trace id, an epoch or another long number (a regular expression without anchors)."""
-_TYPES = {"date": re.compile(DATE), "id": re.compile(ID)}
+_TYPES = {
+    "date": re.compile(DATE),
+    "id": re.compile(ID),
+    "number": re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3}){1,8}|\d{1,15})(?:\.\d{1,15})?%?"),
+}
+_OPENING = {"{": "}", "[": "]"}
+_ITEM = re.compile(r"\s{0,8}(?:[-*•]|\d{1,3}[.)]|\[\d{1,3}\])\s")
+_SENTENCE_END = re.compile(r"[.!?](?:(?<=[^\W\d_]{4}[.])|(?<=[!?]))[\"')\]]{0,3}\s{1,4}(?=[^\sa-z])|[。？！](?=\S)")
 
 _SELF_OVERLAP = 8
 """From here on a piece repeats itself so much that `str.find` could look at a character this many times."""
@@ -31,10 +38,11 @@ _SELF_OVERLAP = 8
 class Slot(msgspec.Struct, frozen=True):
     """A hole in the text.
 
-    `name` is for people and for the stripped form; `kind` says what it holds: `text`, `date`, `id`, or `part`
-    for a whole content part that is not text. The rest is what the requests behind the template never
-    went beyond; a value that does is not stripped: `limit` characters (0: any), `single_line`, or `choices`
-    (empty: any).
+    `name` is for people and for the stripped form; `kind` says what it holds: `text`, `choice` (few different
+    texts), `number`, `date`, `id`, `json`, `list`, or `part` for a whole content part that is not text. The
+    rest is what the requests behind the template never went beyond; a value that does is not stripped: `limit`
+    characters (0: any), `single_line`, `choices` (empty: any), `sentence_limit` characters for more than one
+    sentence (0: any), or `single_word` (no white space).
     """
 
     name: str
@@ -42,6 +50,8 @@ class Slot(msgspec.Struct, frozen=True):
     limit: int = 0
     single_line: bool = False
     choices: tuple[str, ...] = ()
+    sentence_limit: int = 0
+    single_word: bool = False
 
     def holds(self, value: str) -> bool:
         """Whether the value is of the sort that was seen here."""
@@ -49,14 +59,33 @@ class Slot(msgspec.Struct, frozen=True):
             return False
         if self.single_line and "\n" in value:
             return False
-        if self.kind in _TYPES and _TYPES[self.kind].fullmatch(value) is None:
+        if self.sentence_limit and len(value) > self.sentence_limit and several_sentences(value):
+            return False
+        if self.single_word and len(value.split(None, 1)) > 1:
+            return False
+        if self.kind != "text" and not is_kind(self.kind, value):
             return False
         return not self.choices or value in self.choices
 
 
+def several_sentences(value: str) -> bool:
+    """Whether a sentence ends inside the value; what looks like an abbreviation ends none."""
+    return _SENTENCE_END.search(value) is not None
+
+
+def is_kind(kind: str, value: str) -> bool:
+    """Whether the value can be of this kind: to the letter for dates, ids and numbers, by how it begins for a
+    list, and by its first and last character for JSON. Anything is a text, a choice or a part."""
+    if kind in _TYPES:
+        return _TYPES[kind].fullmatch(value) is not None
+    if kind == "json":
+        return value[:1] in _OPENING and value[-1:] == _OPENING[value[0]]
+    return kind != "list" or _ITEM.match(value) is not None
+
+
 def kind_of(value: str) -> str:
     """The kind of slot that this one value suggests: `date`, `id` or `text`."""
-    return next((kind for kind, shape in _TYPES.items() if shape.fullmatch(value)), "text")
+    return next((kind for kind in ("date", "id") if _TYPES[kind].fullmatch(value)), "text")
 
 
 class TextPattern(msgspec.Struct, frozen=True):

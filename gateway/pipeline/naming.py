@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern, kind_of
+from gateway.domain.pattern import Slot, TextPattern, is_kind, kind_of, several_sentences
+from gateway.domain.template import MessagePattern, PromptTemplate
 from gateway.pipeline.alignment import COMMON
 
 _SKIPPED = COMMON | {
@@ -32,7 +35,9 @@ _SKIPPED = COMMON | {
 _LABEL = re.compile(r"([A-Za-z][A-Za-z0-9 _-]{0,30}?)\s*[\"'`*)\]]*\s*[:=]\s*[\"'`*\[(]*\s*$")
 _TAG = re.compile(r"<([A-Za-z][A-Za-z0-9_-]{0,30})(?:\s[^<>]{0,60})?>\s*$")
 _HEADING = re.compile(r"(?:^|\n)\s*(?:#+|\*\*|\[)\s*([A-Za-z][A-Za-z0-9 _-]{0,30}?)\s*[:*#\]]*\s*$")
-_SINGLE_LINE_AFTER = 8
+_SOME = 5
+_MORE = 8
+_MANY = 12
 _CHOICES_AFTER = 16
 
 
@@ -98,15 +103,60 @@ def slot_name(before: str, slot: Slot) -> str:
 
 
 def bounded(slot: Slot, values: Sequence[str]) -> Slot:
-    """The slot with what its values never went beyond: length, new lines, a closed set of long texts."""
+    """The slot with its kind, and what its values never went beyond.
+
+    Each rule is broken by fewer than one in a thousand of the values that come later (measured on other people's
+    prompts): what breaks it is more likely an instruction that was written next to the slot.
+    """
     if slot.kind == "part":
         return slot
     kinds = {kind_of(value) for value in values}
     if len(kinds) == 1 and "text" not in kinds:
         return Slot(slot.name, kinds.pop())
     distinct = sorted(set(values))
-    limit = 8 * max(map(len, distinct)) + 400
-    single = len(values) >= _SINGLE_LINE_AFTER and not any("\n" in value for value in distinct)
     few = len(values) >= _CHOICES_AFTER and len(distinct) <= max(2, len(values) // 8)
     closed = few and sum(map(len, distinct)) >= 20 * len(distinct)
-    return Slot(slot.name, slot.kind, limit, single, tuple(distinct) if closed else ())
+    some, more, many = (len(values) >= least for least in (_SOME, _MORE, _MANY))
+    return Slot(
+        slot.name,
+        _kind(distinct, some=some, few=few),
+        length_limit(values),
+        single_line=more and not any("\n" in value for value in distinct),
+        choices=tuple(distinct) if closed else (),
+        sentence_limit=max(map(len, distinct)) if many and not any(map(several_sentences, distinct)) else 0,
+        single_word=some and not any(len(value.split(None, 1)) > 1 for value in distinct),
+    )
+
+
+def _kind(distinct: Sequence[str], *, some: bool, few: bool) -> str:
+    """The narrowest kind that all values are of."""
+    if some:
+        if all(is_kind("number", value) for value in distinct):
+            return "number"
+        if all(is_kind("json", value) and _is_json(value) for value in distinct):
+            return "json"
+    if few:
+        return "choice"
+    return "list" if some and all(is_kind("list", value) for value in distinct) else "text"
+
+
+def _is_json(value: str) -> bool:
+    try:
+        msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
+def length_limit(values: Sequence[str]) -> int:
+    """Characters beyond which a value is unlike these.
+
+    Lengths of texts are spread as their logarithms are: five standard deviations above the mean, but never less
+    than twice the longest. From few values no spread can be told: eight times the longest.
+    """
+    longest = max(map(len, values))
+    if len(values) < _MORE:
+        return 8 * longest + 400
+    logs = [math.log(len(value) + 10) for value in values]
+    deviation = max(0.25, statistics.pstdev(logs))
+    return max(2 * longest + 40, math.ceil(math.exp(statistics.fmean(logs) + 5 * deviation)))
