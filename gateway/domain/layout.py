@@ -34,6 +34,8 @@ MAX_MESSAGES = 1000
 """A request with more is never taken apart."""
 MAX_CHARACTERS = 1 << 19
 """Characters of a request's texts, or of its turns, beyond which it is not matched."""
+MAX_NESTED = 1000
+"""Objects and arrays in a message's parts beyond which it is not matched; brackets in texts count, too."""
 
 _OUTSIDE = frozenset(SYSTEM_KEYS)
 _STATIC = frozenset(STATIC_KEYS)
@@ -269,7 +271,7 @@ def sound(text: str) -> str:
 
 def _read_parts(parts: list[Any]) -> tuple[str, tuple[str, ...], list[Any]]:
     """Form letters (t text, x text with more keys, j anything else), texts, and the x parts' other keys."""
-    forms, texts, extras = [], [], []
+    forms, texts, extras, nested = [], [], [], 0
     for part in parts:
         if type(part) is dict and part.get("type") == "text" and type(part.get("text")) is str:
             texts.append(part["text"])
@@ -281,6 +283,9 @@ def _read_parts(parts: list[Any]) -> tuple[str, tuple[str, ...], list[Any]]:
         else:
             forms.append("j")
             texts.append(canonical(part))
+            nested += texts[-1].count("[") + texts[-1].count("{")
+            if nested > MAX_NESTED:
+                raise TooLarge(f"a message has JSON of more than {MAX_NESTED} objects and arrays")
     return "".join(forms), tuple(texts), extras
 
 

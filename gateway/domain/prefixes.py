@@ -55,7 +55,7 @@ class Prefixes:
 def _tree(bits: dict[str, int], ending: bool) -> _Node | None:
     """The tree over these keys; keys of endings are reversed, edges are the right way round."""
     root: dict[str, _Node] = {}
-    work = [(root, sorted(bits), 0)]
+    work = [(root, sorted(bits), 0)] if bits else []
     while work:
         siblings, keys, start = work.pop()
         shared = _shared(keys[0], keys[-1])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from templates import chat, pattern
 
 from gateway.domain.matching import CODES, MAX_CANDIDATES, TemplateIndex, reason, why_not
+from gateway.domain.pattern import TextPattern, find
+from gateway.domain.prefixes import Prefixes
 from gateway.domain.template import PromptTemplate, Slot
 
 LETTER = PromptTemplate(
@@ -103,3 +110,91 @@ def test_where_a_long_fixed_text_ends_is_found_whatever_its_place(at: int) -> No
     found = reason(prompt, chat(("user", fixed[:at] + "#" + fixed[at + 1 :])))
     assert found is not None
     assert f"ends at character {at}: expected {fixed[at : at + 40]!r}, found '#" in found.sentence
+
+
+few = st.text(alphabet="ab", max_size=6)
+
+
+@given(st.lists(few, max_size=12), few, st.booleans())
+def test_the_tree_finds_just_the_texts_that_a_text_begins_or_ends_with(
+    texts: list[str], text: str, ending: bool
+) -> None:
+    found = Prefixes(((one, 1 << i) for i, one in enumerate(texts)), ending=ending).find(text)
+    fits = text.endswith if ending else text.startswith
+    assert found == sum(1 << i for i, one in enumerate(texts) if fits(one))
+
+
+@given(
+    st.text("ab-", min_size=1, max_size=30), st.text("ab-", max_size=200), st.integers(0, 200), st.integers(0, 200)
+)
+def test_a_piece_is_found_where_str_find_finds_it(piece: str, text: str, start: int, end: int) -> None:
+    for one in (piece, piece * 10):
+        assert find(one, text, start, end) == text.find(one, start, end)
+
+
+def steps(index: TemplateIndex, body: dict[str, Any]) -> int:
+    """How many functions, also those written in C, are called to match."""
+    count = 0
+
+    def seen(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    index.match(body)  # what is worked out once
+    gc.disable()
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        index.match(body)
+    finally:
+        sys.setprofile(before)
+        gc.enable()
+    return count
+
+
+ALIKE = [
+    PromptTemplate(f"t{i}", 1, (pattern("user", "Read: ", f"\nTone {i}: ", "\nPlace: ", "\nAnswer it."),))
+    for i in range(200)
+] + [LETTER, TALK]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["\nTone 7: ", "\nTone: ", "\nPlace: ", "Letter: ", "\nTone", "x", "-" * 40]), max_size=6
+    )
+)
+def test_no_text_makes_more_steps_however_long_it_is(pieces: list[str]) -> None:
+    index = TemplateIndex(ALIKE)
+    for frame in ("Read: {}\nAnswer it.", "Letter: {}\nAnswer it."):
+        short, long = (
+            [SYSTEM] * frame.startswith("Letter") + [("user", frame.format("".join(pieces) * times))]
+            for times in (2, 200)
+        )
+        assert steps(index, chat(*long)) <= steps(index, chat(*short)) + 10
+        assert steps(index, chat(*long)) < 60 * MAX_CANDIDATES
+
+
+def test_each_turn_more_costs_the_same() -> None:
+    index = TemplateIndex(ALIKE)
+    spent = [
+        steps(index, chat(("system", "You are the guide of a museum."), *[("user", "hm")] * n))
+        for n in (200, 400, 800)
+    ]
+    assert spent[2] - spent[1] <= 2.1 * (spent[1] - spent[0])
+
+
+def test_a_ruler_of_dashes_is_not_searched_again_and_again() -> None:
+    ruler = "-" * 40 + "\nTone\n" + "-" * 40
+    field = TextPattern(("Read: ", ruler, ""), (Slot("over"), Slot("under")))
+    assert field.cut("Read: a" + ruler + "b") == ("a", "b")
+    assert field.cut("Read: " + "-" * 5000) is None
+
+
+def test_json_parts_of_many_arrays_are_not_read_to_their_end() -> None:
+    part = {"type": "x", "deep": [[]] * 600}
+    body = {"messages": [{"role": "user", "content": [part] * 1000}]}
+    found = reason(LETTER, body)
+    assert found is not None
+    assert found.code == "too_large"
+    assert steps(TemplateIndex(ALIKE), body) < 100

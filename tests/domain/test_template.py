@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from gateway.domain import layout
 from gateway.domain.matching import TemplateIndex, show, why_not
 from gateway.domain.template import (
+    Inputs,
     MessagePattern,
     PromptTemplate,
     Slot,
     TextPattern,
     join_form,
     parse_stripped,
+    rebuilds,
     split_form,
 )
 
@@ -127,6 +129,54 @@ def test_a_value_unlike_all_that_were_seen_is_not_stripped() -> None:
     assert pattern.cut("Message: " + "long" * 20) is None
     assert pattern.cut("Message: two\nlines") is None
     assert TextPattern(("Say ", ""), (Slot("x", choices=("yes", "no")),)).cut("Say maybe") is None
+
+
+def test_a_rebuild_is_believed_only_if_it_is_one() -> None:
+    request = body(("system", "Teach rain to a child."), ("user", "hm"), ("user", "The pupil says: wet"), n=1)
+    inputs = TUTOR.strip(request)
+    assert inputs is not None
+    assert rebuilds(inputs, request)
+    wrong: list[dict[str, Any]] = [
+        {"values": ("rain ", "wet")}, {"values": ("rain",)}, {"values": ("rain", "wet", "")},
+        {"turns": ()}, {"turns": ({"role": "user", "content": "hm "},)}, {"turns": inputs.turns * 2},
+        {"envelope": {}}, {"envelope": {**inputs.envelope, "n": 1.0}}, {"envelope": {**inputs.envelope, "m": 1}},
+        {"template": INTENT}, {"template": CHAT},
+    ]  # fmt: skip
+    for fields in wrong:
+        assert not rebuilds(msgspec.structs.replace(inputs, **fields), request)
+
+
+values = st.tuples(st.sampled_from(["", "a", "\nTone: "]), st.sampled_from(["", "b", "\nReply now:"]))
+
+
+@given(values, values, st.sampled_from([0, 1, 1.0, True]), st.sampled_from([0, 1, 1.0, True]))
+def test_laying_the_pieces_over_a_body_tells_the_same_as_building_it(
+    one: tuple[str, str], other: tuple[str, str], n: object, m: object
+) -> None:
+    request = REPLY.render(Inputs(REPLY, one, (), {"n": n}))
+    inputs = Inputs(REPLY, other, (), {"n": m})
+    assert rebuilds(inputs, request) == layout.same(REPLY.render(inputs), request)
+
+
+def test_nothing_that_could_not_be_sent_is_stripped() -> None:
+    deep: Any = 0
+    for _ in range(900):
+        deep = [deep]
+    part = {"type": "x", "deep": deep}
+    look = MessagePattern(
+        layout.read_message({"role": "user", "content": [part | {"deep": 0}]})[0],
+        (TextPattern(("", ""), (Slot("part", kind="part"),)),),
+    )
+    template = PromptTemplate("look", 1, (message("system", SYSTEM), look))
+    for content in ([part], [{"type": "x", "text": "\ud800"}]):
+        assert template.strip({"messages": [SYSTEM_MESSAGE, {"role": "user", "content": content}]}) is None
+    for turn in (
+        {"role": "user", "content": "\ud800"},
+        {"role": "^system", "content": "x"},
+        {"role": "a", "b": deep},
+    ):
+        assert CHAT.strip({"messages": [SYSTEM_MESSAGE, turn]}) is None
+    assert CHAT.strip({"messages": [SYSTEM_MESSAGE, "hi"]}) is None
 
 
 def test_tools_response_format_and_number_types_are_kept_apart() -> None:
