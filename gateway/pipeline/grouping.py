@@ -16,6 +16,7 @@ from gateway.domain.layout import Layout
 from gateway.domain.template import MessagePattern, PromptTemplate, TextPattern
 from gateway.pipeline.mining import Found, Miner, Row, cut_row
 from gateway.pipeline.naming import finish
+from gateway.pipeline.quoting import told_apart
 from gateway.pipeline.records import Recorded
 from gateway.pipeline.splitting import MIN_ROWS, fixed_words
 from gateway.pipeline.versions import Use
@@ -39,7 +40,7 @@ def mine_bucket(seen: Sequence[Seen]) -> list[Use]:
     for headers, group in _grouped(seen).items():
         fixed = _few_shot(group, seen)
         examples = _mine(fixed, headers) if fixed else []
-        uses += [_use(fixed, headers, found) for found in examples]
+        uses += [use for found in examples for use in _uses(fixed, headers, found)]
         left += _without(group, fixed, examples)
     for beginning, group in _by_beginning(left).items():
         begun = _mine(group, beginning)
@@ -47,7 +48,7 @@ def mine_bucket(seen: Sequence[Seen]) -> list[Use]:
             uses += _uses_of_beginning([group[i] for i in found.members], beginning, found)
         for headers, rest in _grouped(_without(group, group, begun)).items():
             if headers != beginning:
-                uses += [_use(rest, headers, found) for found in _mine(rest, headers)]
+                uses += [use for found in _mine(rest, headers) for use in _uses(rest, headers, found)]
     return uses
 
 
@@ -144,10 +145,10 @@ def _uses_of_beginning(members: list[Seen], beginning: tuple[str, ...], found: F
     """The template behind a beginning: the whole request, a longer request of one form, or a conversation."""
     shapes = {item.layout.headers for item in members}
     if shapes == {beginning}:
-        return [_use(members, beginning, Found(found.patterns, list(range(len(members)))))]
+        return _uses(members, beginning, Found(found.patterns, list(range(len(members)))))
     if len(shapes) == 1:
         (headers,) = shapes
-        whole = [_use(members, headers, f) for f in _mine(members, headers)]
+        whole = [use for f in _mine(members, headers) for use in _uses(members, headers, f)]
         if whole:
             return whole
     return [_conversation(members, beginning, found.patterns)]
@@ -188,6 +189,16 @@ def _wrapping(members: list[Seen], first: MessagePattern) -> MessagePattern | No
         if item.layout.headers[-1] != first.header or cut_row(first.fields, item.layout.fields[-1]) is None:
             return None
     return first
+
+
+def _uses(group: Sequence[Seen], headers: tuple[str, ...], found: Found) -> list[Use]:
+    """The template that was found; or two, where some requests quote it."""
+    rows = [_row(item, range(len(headers))) for item in group]
+    main, quoting = told_apart(rows, "".join(map(_forms, headers)), found)
+    first = _use(group, headers, main)
+    if quoting is None:
+        return [first]
+    return [first, _use(group, headers, quoting)._replace(quotes=first.template.literals)]
 
 
 def _use(group: Sequence[Seen], headers: tuple[str, ...], found: Found) -> Use:

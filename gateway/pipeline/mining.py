@@ -122,7 +122,7 @@ class Miner:
         return [one for one in found if not any(self._fills(one, other) for other in found if other is not one)]
 
     def _fills(self, one: Found, other: Found) -> bool:
-        if not all(_holds(other.patterns, self._rows[i]) for i in one.members):
+        if not all(holds(other.patterns, self._rows[i]) for i in one.members):
             return False
         cuts = [cut_row(other.patterns, self._rows[i]) for i in one.members]
         values = [cut for cut in cuts if cut is not None]
@@ -202,36 +202,13 @@ class Miner:
         fit = self._fit(members)
         if is_prompt(fit.patterns, self._system) or len(members) < 2 * MIN_ROWS:
             return fit
-        plainest = self._plainest(members)
-        if not plainest:
+        samples = plainest(self._rows, members)
+        if not samples:
             return fit
-        again = self._fitted(members, self._patterns(plainest))
-        strays = sum(not _holds(again.patterns, self._rows[i]) for i in again.misfits)
+        again = self._fitted(members, self._patterns(samples))
+        strays = sum(not holds(again.patterns, self._rows[i]) for i in again.misfits)
         enough = 2 * len(again.values) >= len(members) >= _FEW_STRAYS * strays
         return again._replace(quoted=True) if enough and is_prompt(again.patterns, self._system) else fit
-
-    def _plainest(self, members: list[int]) -> list[int]:
-        """Of some rows those in which least of what all of them hold occurs once more than need be; half at most.
-
-        Only pairs of tokens count that many rows hold as seldom as any: these are the prompt's, not the language's.
-        None where the rows share too little to be one prompt's.
-        """
-        samples = spread(members, 4 * _SAMPLE)
-        counts: list[Counter[tuple[str, str]]] = []
-        common: set[tuple[str, str]] = set()
-        for i in samples:
-            counts.append(_pairs(self._rows[i]))
-            common = common.intersection(counts[-1]) if len(counts) > 1 else set(counts[-1])
-            if len(common) < _FEW_PAIRS:
-                return []
-        extra = [0] * len(samples)
-        for pair in common:
-            column = [found[pair] for found in counts]
-            least = min(column)
-            if column.count(least) >= len(column) / 4:
-                extra = [n + (count > least) for n, count in zip(extra, column, strict=True)]
-        order = sorted(range(len(samples)), key=lambda n: (extra[n], n))
-        return sorted(samples[n] for n in order[: min(_SAMPLE, len(samples) // 2)])
 
     def _fitted(self, members: list[int], patterns: tuple[TextPattern, ...]) -> Fit:
         cuts = {i: cut_row(patterns, self._rows[i]) for i in members}
@@ -256,8 +233,7 @@ class Miner:
         return best
 
     def _patterns(self, samples: list[int]) -> tuple[TextPattern, ...]:
-        columns = zip(*(self._rows[i] for i in samples), strict=True)
-        return tuple(_pattern(column, form) for column, form in zip(columns, self._forms, strict=True))
+        return patterns_of(self._rows, samples, self._forms)
 
     def _sides(self, members: list[int], fit: Fit) -> tuple[Side, Side]:
         """By which side to part first: the one on which more values agree, as prompts may begin with their input.
@@ -294,7 +270,37 @@ class Miner:
         return []
 
 
-def _holds(patterns: Sequence[TextPattern], row: Row) -> bool:
+def patterns_of(rows: Sequence[Row], samples: Sequence[int], forms: str) -> tuple[TextPattern, ...]:
+    """What these rows (by index) have in common: a pattern for each of their texts; `forms` as in `Miner`."""
+    columns = zip(*(rows[i] for i in samples), strict=True)
+    return tuple(_pattern(column, form) for column, form in zip(columns, forms, strict=True))
+
+
+def plainest(rows: Sequence[Row], members: Sequence[int], count: int = _SAMPLE) -> list[int]:
+    """Of some rows the `count` in which least of what all of them hold occurs once more than need be; half at most.
+
+    Only pairs of tokens count that many rows hold as seldom as any: these are the prompt's, not the language's.
+    None where the rows share too little to be one prompt's.
+    """
+    samples = spread(members, 4 * _SAMPLE)
+    counts: list[Counter[tuple[str, str]]] = []
+    common: set[tuple[str, str]] = set()
+    for i in samples:
+        counts.append(_pairs(rows[i]))
+        common = common.intersection(counts[-1]) if len(counts) > 1 else set(counts[-1])
+        if len(common) < _FEW_PAIRS:
+            return []
+    extra = [0] * len(samples)
+    for pair in common:
+        column = [found[pair] for found in counts]
+        least = min(column)
+        if column.count(least) >= len(column) / 4:
+            extra = [n + (count > least) for n, count in zip(extra, column, strict=True)]
+    order = sorted(range(len(samples)), key=lambda n: (extra[n], n))
+    return sorted(samples[n] for n in order[: min(count, len(samples) // 2)])
+
+
+def holds(patterns: Sequence[TextPattern], row: Row) -> bool:
     """Whether a row has all fixed text in order, even if it could be cut in several ways."""
     for pattern, text in zip(patterns, row, strict=True):
         first, *inner = pattern.literals

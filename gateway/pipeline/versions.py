@@ -39,6 +39,7 @@ class Use(NamedTuple):
     """A template, the first and last time it was seen (seconds), and the apps' own names for the task.
 
     `settings`: the parameters around the messages as canonical JSON, None for one that varies; empty: not known.
+    `quotes`: the literals of the template that these requests hold, and more of its text in their values, if any.
     """
 
     template: PromptTemplate
@@ -46,19 +47,31 @@ class Use(NamedTuple):
     last: float
     hints: tuple[str | None, ...] = ()
     settings: Mapping[str, str | None] = MappingProxyType({})
+    quotes: tuple[str, ...] = ()
 
 
 def place(new: Sequence[Use], known: Sequence[Use]) -> list[PromptTemplate]:
-    """The new templates with task and version, in the order in which they came into use."""
+    """The new templates with task and version, in the order in which they came into use, those that quote last."""
     placed = [(use, wording(use.template)) for use in known]
-    for use in sorted(new, key=lambda use: (use.first, use.last, use.template.literals)):
+    for use in sorted(new, key=_turn):
         said = wording(use.template)
-        task = agreed(use.hints) or _origin(use, said, placed)
+        task = agreed(use.hints) or _quoted(use, placed) or _origin(use, said, placed)
         task = task or slug(use.template, {earlier.template.task for earlier, _ in placed})
         versions = [u.template.version for u, _ in placed if u.template.task == task]
         template = msgspec.structs.replace(use.template, task=task, version=1 + max(versions, default=0))
         placed.append((use._replace(template=template), said))
     return [use.template for use, _ in placed[len(known) :]]
+
+
+def _turn(use: Use) -> tuple[bool, float, float, tuple[str, ...]]:
+    """In the order in which they came into use; what quotes a template comes behind all that may be quoted."""
+    return bool(use.quotes), use.first, use.last, use.template.literals
+
+
+def _quoted(use: Use, placed: Sequence[tuple[Use, Wording]]) -> str | None:
+    """The task of the template that these requests quote."""
+    found = (other.template for other, _ in placed if use.quotes and other.template.literals == use.quotes)
+    return next((t.task for t in found if t.bucket == use.template.bucket), None)
 
 
 def agreed(hints: Sequence[str | None]) -> str | None:
