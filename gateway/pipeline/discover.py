@@ -45,6 +45,8 @@ BATCH = 500
 """So many exchanges are read at once: their bodies are in memory."""
 RESIDUE = 2000
 """So many of the newest exchanges without a task are remembered when the process starts."""
+AGAIN = 1000
+"""So many of them are looked at again when something was found."""
 TRUSTED_AFTER = 20
 """So many requests make a template trusted."""
 _CLAIMED = 0.9
@@ -79,8 +81,9 @@ class Discovery:
         found: list[str] = []
         while fresh := self._store.unseen(BATCH):
             self._look_at(fresh)
-            if search is not False:
-                found += self._search_due()
+            if search is not False and (names := self._search_due()):
+                found += names
+                self._look_again()
         if search:
             found += self._learn(self._read(self._store.unassigned(2 * RESIDUE)))
         self._watch.tell(self._known.standing)
@@ -158,6 +161,15 @@ class Discovery:
     def _read(self, exchanges: Iterable[Exchange]) -> list[Recorded]:
         return [request for exchange in exchanges if (request := recorded(exchange)) is not None]
 
+    def _look_again(self) -> None:
+        """What was not searched itself may match what was found all the same."""
+        ids = self._remembered().newest(AGAIN)
+        exchanges = self._store.exchanges(
+            "id IN (SELECT value FROM json_each(?)) AND task IS NULL", [json.dumps(ids)]
+        )
+        again = [(request, self._known.match(request.body)) for request in self._read(exchanges)]
+        self._adopt([Seen(request, match) for request, match in again if match is not None])
+
     # --- searching ---------------------------------------------------------------------------------------
 
     def _search_due(self) -> list[str]:
@@ -177,7 +189,8 @@ class Discovery:
             found = self._replace(replaced, left)
             if found is not None:
                 return found
-        self._adopt([self._see(request) for request in requests if request not in left])
+        unexplained = {request.id for request in left}
+        self._adopt([self._see(request) for request in requests if request.id not in unexplained])
         inference = infer(left, self._known.templates, unexplained=True) if left else Inference([], {})
         for narrow in self._narrower(inference.templates) if replaced is None else ():
             found = self._replace(narrow, left)

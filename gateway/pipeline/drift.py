@@ -48,11 +48,13 @@ differ with every request."""
 
 
 class Sample(NamedTuple):
-    """What is kept of a value: its two ends (the same text where it is short), and its length."""
+    """What is kept of a value: its two ends (the same text where it is short), its length, and a hash that tells
+    values apart whose dates and numbers look alike."""
 
     start: str
     end: str
     length: int
+    identity: int
 
 
 class Drift(NamedTuple):
@@ -107,7 +109,7 @@ def sample(value: str) -> Sample:
         start = end = _alike(value)
     else:
         start, end = _alike(value[:_KEPT]), _alike(value[-_KEPT:])
-    return Sample(start, end, len(value))
+    return Sample(start, end, len(value), hash(value))
 
 
 def _alike(text: str) -> str:

@@ -3,7 +3,7 @@
 A request leaves a few cues: the template that it nearly matches, or how its messages begin and end. Five requests
 with one cue may be a new prompt. A search that finds nothing is repeated when twice as many have come,
 so that the work for a cue grows with the logarithm of its requests; each search looks at the newest 64, a whole
-bucket's at 400. Cues are counted as in lossy counting (G. S. Manku and R. Motwani, VLDB 2002): when there are too
+bucket's at 500. Cues are counted as in lossy counting (G. S. Manku and R. Motwani, VLDB 2002): when there are too
 many, those that came once are forgotten, so that memory is bounded however many one-off requests there are.
 """
 
@@ -21,7 +21,7 @@ ENOUGH = 5
 ENOUGH_OF_BUCKET = 20
 """So many requests that share nothing but their tools and the form of their messages are."""
 CUES_AT_MOST = 20_000
-_NEWEST, _NEWEST_OF_BUCKET = 64, 400
+_NEWEST, _NEWEST_OF_BUCKET = 64, 500
 _GROWTH, _GROWTH_OF_BUCKET = 2.0, 1.5
 _READ = 120
 _WORDS = 3
@@ -35,12 +35,13 @@ class Group(NamedTuple):
 
 
 class _Cue:
-    __slots__ = ("count", "due", "growth", "ids", "near")
+    __slots__ = ("count", "due", "first", "growth", "ids", "near")
 
     def __init__(self, near: str | None, *, of_bucket: bool) -> None:
         self.near = near
         self.ids: deque[str] = deque(maxlen=_NEWEST_OF_BUCKET if of_bucket else _NEWEST)
-        self.count, self.due = 0, float(ENOUGH_OF_BUCKET if of_bucket else ENOUGH)
+        self.first = float(ENOUGH_OF_BUCKET if of_bucket else ENOUGH)
+        self.count, self.due = 0, self.first
         self.growth = _GROWTH_OF_BUCKET if of_bucket else _GROWTH
 
 
@@ -71,8 +72,8 @@ class Residue:
             self._forget()
 
     def due(self) -> Iterator[Group]:
-        """The groups to search now, each once: near misses first, then by cues, whole buckets last. What was found
-        in the meantime may be told with `found`."""
+        """The groups to search now, each once: near misses first, then cues, the commonest first (a rare one may be
+        some values of a prompt that begin alike), whole buckets last. What was found is told with `found`."""
         searched: set[tuple[str, ...]] = set()
         while self._due:
             name = min(self._due, key=self._order)
@@ -83,6 +84,11 @@ class Residue:
             if ids and ids not in searched:
                 searched.add(ids)
                 yield Group(ids, cue.near)
+
+    def newest(self, count: int) -> list[str]:
+        """The newest requests that are remembered, oldest first: ids are in the order of time."""
+        of_buckets = (cue for cue in self._cues.values() if cue.growth == _GROWTH_OF_BUCKET)
+        return sorted(one for cue in of_buckets for one in cue.ids)[-count:]
 
     def found(self, ids: Sequence[str]) -> None:
         """These are explained now: their cues begin anew with what is left."""
@@ -97,9 +103,9 @@ class Residue:
                 cue.ids.clear()
                 cue.ids.extend(left)
                 cue.count = len(left)
-                cue.due = max(
-                    float(ENOUGH_OF_BUCKET if cue.growth == _GROWTH_OF_BUCKET else ENOUGH), len(left) + 1.0
-                )
+                cue.due = max(cue.first, len(left) * cue.growth)
+                if cue.count < cue.due:
+                    self._due.pop(name, None)
 
     def _order(self, name: Hashable) -> tuple[bool, bool, int]:
         cue = self._cues[name]
