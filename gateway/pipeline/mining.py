@@ -277,7 +277,13 @@ def patterns_of(rows: Sequence[Row], samples: Sequence[int], forms: str) -> tupl
 
 
 def plainest(rows: Sequence[Row], members: Sequence[int], count: int = _SAMPLE) -> list[int]:
-    """Of some rows the `count` in which least of what all of them hold occurs once more than need be; half at most.
+    """Of some rows the `count` that `by_plainness` gives first, in the order of time; half of them at most."""
+    ordered = by_plainness(rows, members)
+    return sorted(ordered[: min(count, len(ordered) // 2)])
+
+
+def by_plainness(rows: Sequence[Row], members: Sequence[int]) -> list[int]:
+    """Some rows, those first in which least of what all of them hold occurs once more than need be.
 
     Only pairs of tokens count that many rows hold as seldom as any: these are the prompt's, not the language's.
     None where the rows share too little to be one prompt's.
@@ -296,8 +302,7 @@ def plainest(rows: Sequence[Row], members: Sequence[int], count: int = _SAMPLE) 
         least = min(column)
         if column.count(least) >= len(column) / 4:
             extra = [n + (count > least) for n, count in zip(extra, column, strict=True)]
-    order = sorted(range(len(samples)), key=lambda n: (extra[n], n))
-    return sorted(samples[n] for n in order[: min(count, len(samples) // 2)])
+    return [samples[n] for n in sorted(range(len(samples)), key=lambda n: (extra[n], n))]
 
 
 def holds(patterns: Sequence[TextPattern], row: Row) -> bool:

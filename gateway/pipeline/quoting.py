@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gateway.domain.template import TextPattern
-from gateway.pipeline.mining import Found, Row, cut_row, holds, patterns_of, plainest
+from gateway.pipeline.mining import Found, Row, by_plainness, cut_row, holds, patterns_of
 from gateway.pipeline.splitting import MIN_ROWS, spread
 
 PLAIN = 0.6
@@ -32,7 +32,9 @@ def told_apart(rows: Sequence[Row], forms: str, found: Found) -> ToldApart:
 
     All requests hold the text of the fuller one, in order, and most of them can be cut by it in one way only.
     """
-    shown = {_shown(rows, forms, found.members, count) for count in _SAMPLES}
+    plain = by_plainness(rows, found.members)
+    samples = {tuple(sorted(plain[: min(count, len(plain) // 2)])) for count in _SAMPLES}
+    shown = {_shown(rows, forms, found.members, sample) for sample in samples}
     fuller = sorted((p for p in shown if _adds_to(found.patterns, p)), key=_literals)
     if not fuller:
         return ToldApart(found, None)
@@ -43,12 +45,14 @@ def told_apart(rows: Sequence[Row], forms: str, found: Found) -> ToldApart:
     return ToldApart(main, found if len(main.members) < len(found.members) else None)
 
 
-def _shown(rows: Sequence[Row], forms: str, members: Sequence[int], count: int) -> tuple[TextPattern, ...]:
+def _shown(
+    rows: Sequence[Row], forms: str, members: Sequence[int], plain: Sequence[int]
+) -> tuple[TextPattern, ...]:
     """What a few of the rows that quote least have in common and all rows hold; nothing if there is no such text.
 
     Rows that lack something of it are looked at too: what only a few values share by chance goes out.
     """
-    samples = plainest(rows, members, count)
+    samples = list(plain)
     for _ in range(_ROUNDS if samples else 0):
         patterns = patterns_of(rows, samples, forms)
         strays = [i for i in members if not holds(patterns, rows[i])]
