@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 from gateway.domain.layout import Reader, TooLarge, Unreadable
-from gateway.domain.prefixes import Prefixes
+from gateway.domain.prefixes import Prefixes, shared_start
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, TextPattern
 
 MIN_FIXED_WORDS = 3
@@ -249,22 +249,10 @@ def _why_texts(template: PromptTemplate, seen: Reader) -> Reason | None:
     return None
 
 
-def _agreement(left: str, right: str) -> int:
-    """How many characters two texts begin with alike: halved, since a prompt may have hundreds of thousands."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left.startswith(right[low:middle], low):
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 def _why_text(field: TextPattern, text: str) -> tuple[Code, str]:
     first, last = field.literals[0], field.literals[-1]
     if not field.slots or not text.startswith(first):
-        at = _agreement(first, text)
+        at = shared_start(first, text)
         wanted, found = first[at : at + 40], text[at : at + 40]
         if not wanted:
             return "literal", f"more follows the fixed text of {at} characters: {found!r}"

@@ -58,7 +58,7 @@ def _tree(bits: dict[str, int], ending: bool) -> _Node | None:
     work = [(root, sorted(bits), 0)] if bits else []
     while work:
         siblings, keys, start = work.pop()
-        shared = _shared(keys[0], keys[-1])
+        shared = shared_start(keys[0], keys[-1])
         edge, children = keys[0][start:shared], dict[str, _Node]()
         here = bits[keys[0]] if len(keys[0]) == shared else 0
         siblings[keys[0][start : start + 1]] = _Node(edge[::-1] if ending else edge, here, children)
@@ -69,8 +69,8 @@ def _tree(bits: dict[str, int], ending: bool) -> _Node | None:
     return next(iter(root.values()), None)
 
 
-def _shared(one: str, other: str) -> int:
-    """How many characters the two begin with in common, found by halving."""
+def shared_start(one: str, other: str) -> int:
+    """How many characters two texts begin with alike: halved, since a prompt may have hundreds of thousands."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -202,7 +202,7 @@ class Miner:
         fit = self._fit(members)
         if is_prompt(fit.patterns, self._system) or len(members) < 2 * MIN_ROWS:
             return fit
-        samples = plainest(self._rows, members)
+        samples = plainest(by_plainness(self._rows, members))
         if not samples:
             return fit
         again = self._fitted(members, self._patterns(samples))
@@ -276,9 +276,8 @@ def patterns_of(rows: Sequence[Row], samples: Sequence[int], forms: str) -> tupl
     return tuple(_pattern(column, form) for column, form in zip(columns, forms, strict=True))
 
 
-def plainest(rows: Sequence[Row], members: Sequence[int], count: int = _SAMPLE) -> list[int]:
-    """Of some rows the `count` that `by_plainness` gives first, in the order of time; half of them at most."""
-    ordered = by_plainness(rows, members)
+def plainest(ordered: Sequence[int], count: int = _SAMPLE) -> list[int]:
+    """The first `count` of rows as `by_plainness` orders them, half of them at most, in the order of time."""
     return sorted(ordered[: min(count, len(ordered) // 2)])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gateway.domain.template import TextPattern
-from gateway.pipeline.mining import Found, Row, by_plainness, cut_row, holds, patterns_of
+from gateway.pipeline.mining import Found, Row, by_plainness, cut_row, holds, patterns_of, plainest
 from gateway.pipeline.splitting import MIN_ROWS, spread
 
 PLAIN = 0.6
@@ -33,7 +33,7 @@ def told_apart(rows: Sequence[Row], forms: str, found: Found) -> ToldApart:
     All requests hold the text of the fuller one, in order, and most of them can be cut by it in one way only.
     """
     plain = by_plainness(rows, found.members)
-    samples = {tuple(sorted(plain[: min(count, len(plain) // 2)])) for count in _SAMPLES}
+    samples = {tuple(plainest(plain, count)) for count in _SAMPLES}
     shown = {_shown(rows, forms, found.members, sample) for sample in samples}
     fuller = sorted((p for p in shown if _adds_to(found.patterns, p)), key=_literals)
     if not fuller:
