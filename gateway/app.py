@@ -27,6 +27,7 @@ from gateway.pipeline.cycle import Workshop
 from gateway.proxy.attempts import Guard
 from gateway.proxy.breaker import Breakers
 from gateway.proxy.capture import Capture
+from gateway.proxy.copies import Copies
 from gateway.proxy.house import House
 from gateway.proxy.router import Switchboard
 from gateway.proxy.server import Limits, Server
@@ -87,6 +88,11 @@ def build_switchboard(files: Files, config: Config) -> tuple[Switchboard, dict[s
         (["routes", r, "targets", t], target)
         for r, route in enumerate(table.routes)
         for t, target in enumerate(route.targets)
+    ]
+    targets += [
+        (["routes", r, "shadow"], route.shadow.target)
+        for r, route in enumerate(table.routes)
+        if route.shadow is not None
     ]
     problems: list[Problem] = []
     models: dict[str, EmbeddedModel] = {}
@@ -221,6 +227,7 @@ class App:
             record_bodies=capture.bodies,
             record_bytes=capture.max_body_mb << 20,
         )
+        self.house.copied = Copies(self.house, self.metrics.copied).ask
         self._background: list[asyncio.Task[None]] = []
         self._loop_watch = LoopWatch(self.metrics.late)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,8 @@ from gateway.domain.route import (
     Route,
     RouteLimits,
     RouteTable,
+    Shadow,
+    Sticky,
     Target,
     Timeouts,
 )
@@ -35,12 +37,22 @@ class _MatchConfig(Section):
     key: str | None = None
 
 
-class _TargetConfig(Section):
+class _PlaceConfig(Section):
     upstream: str
     model: str | None = None
-    weight: float = Field(100.0, ge=0)
     strip: Annotated[str, Field(pattern=r"^[^@\s]+@[0-9]+$")] | None = None
     min_confidence: float = Field(0.0, ge=0, le=1)
+
+
+class _TargetConfig(_PlaceConfig):
+    weight: float = Field(100.0, ge=0)
+
+
+class _ShadowConfig(_PlaceConfig):
+    percent: float = Field(100.0, ge=0, le=100)
+
+    def noun(self) -> Shadow:
+        return Shadow(target=Target(**self.model_dump(exclude={"percent"})), percent=self.percent)
 
 
 class _FallbackConfig(Section):
@@ -121,6 +133,9 @@ class _RouteConfig(Section):
     circuit: _CircuitConfig | None = None
     limits: _LimitsConfig = _LimitsConfig()
     on_client_gone: OnClientGone = "cancel"
+    sticky: Sticky = "session"
+    audit: float = Field(0.0, ge=0, le=100)
+    shadow: _ShadowConfig | None = None
 
     @pydantic.field_validator("circuit", mode="before")
     @classmethod
@@ -143,6 +158,9 @@ class _RouteConfig(Section):
             circuit=self.circuit.noun() if self.circuit else CircuitPolicy(),
             limits=self.limits.noun(),
             on_client_gone=self.on_client_gone,
+            sticky=self.sticky,
+            audit=self.audit,
+            shadow=self.shadow.noun() if self.shadow else None,
         )
 
 
@@ -226,8 +244,7 @@ def _checks(
             [*path, "match", "provider"], f"no provider {route.match.provider!r}; {names(config.providers)}"
         )
     upstreams = {**config.providers, LOCAL: None}
-    for place, target in enumerate(route.targets):
-        here = [*path, "targets", place]
+    for here, target in _targets(route, path):
         if target.upstream not in upstreams:
             yield document.problem([*here, "upstream"], f"no upstream {target.upstream!r}; {names(upstreams)}")
         elif target.upstream == LOCAL and target.model is None:
@@ -241,6 +258,14 @@ def _checks(
             )
     yield from _resilience_checks(route, path, document)
     yield from _protocol_checks(route, path, config, document)
+
+
+def _targets(route: _RouteConfig, path: list[str | int]) -> Iterator[tuple[list[str | int], _PlaceConfig]]:
+    """Each with the path to it: those that answer, and the one that is only asked."""
+    for place, target in enumerate(route.targets):
+        yield [*path, "targets", place], target
+    if route.shadow is not None:
+        yield [*path, "shadow"], route.shadow
 
 
 def _resilience_checks(route: _RouteConfig, path: list[str | int], document: Document) -> Iterable[Problem]:
@@ -259,7 +284,7 @@ def _protocol_checks(
     """Bodies are not translated: all places of a route must speak the language of the requests it takes."""
     protocols: Mapping[str, str] = {n: p.protocol for n, p in config.providers.items()} | {LOCAL: "openai"}
     places: list[tuple[list[str | int], str]] = [
-        ([*path, "targets", number, "upstream"], target.upstream) for number, target in enumerate(route.targets)
+        ([*place, "upstream"], target.upstream) for place, target in _targets(route, path)
     ]
     places += [([*path, *step, "upstream"], fallback.upstream) for step, fallback in route.fallbacks]
     first = route.match.provider if route.match.provider in protocols else None

@@ -52,7 +52,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
-    """What is known before the upstream is called. `started_at` is in seconds since the epoch."""
+    """What is known before the upstream is called. `started_at` is in seconds since the epoch.
+
+    `copy_of`: the client's own exchange whose request the gateway repeats here, for an audit or a shadow.
+    """
 
     id: str
     started_at: float
@@ -68,6 +71,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False
     request_headers: dict[str, str]
     request: bytes
     request_truncated: bool = False
+    copy_of: str | None = None
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -129,6 +133,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     request: bytes = b""
     response: bytes = b""
     truncated: bool = False
+    copy_of: str | None = None
 
     @classmethod
     def of(cls, begin: Begin, end: End | None) -> Exchange:
@@ -148,6 +153,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
             request_headers=begin.request_headers,
             request=begin.request,
             truncated=begin.request_truncated,
+            copy_of=begin.copy_of,
         )
         return first if end is None else first.ended(end)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -104,12 +104,23 @@ class RouteLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 OnClientGone = Literal["cancel", "finish"]
+Sticky = Literal["session", "key", "none"]
+"""What stays on its side of a split: whatever names the same session or user, or has the same key, or nothing."""
+
+
+class Shadow(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate that is asked, too, and for whose answer nobody waits: of `percent` of the requests that another
+    answered whole."""
+
+    target: Target
+    percent: float = 100.0
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the switchboard. Without fallbacks, the request's own provider is the fallback.
 
-    `retry`, `circuit` and `limits` are None where there is nothing to look at.
+    `retry`, `circuit` and `limits` are None where there is nothing to look at. `audit`: of so many percent of the
+    requests that a stripping target answered, its fallback is asked, too, for the record.
     """
 
     name: str
@@ -121,6 +132,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     circuit: CircuitPolicy | None = CircuitPolicy()
     limits: RouteLimits | None = None
     on_client_gone: OnClientGone = "cancel"
+    sticky: Sticky = "session"
+    audit: float = 0.0
+    shadow: Shadow | None = None
+
+    @property
+    def strips(self) -> Iterator[str]:
+        """The templates that it strips, as `TASK@VERSION`."""
+        targets = self.targets if self.shadow is None else (*self.targets, self.shadow.target)
+        return (target.strip for target in targets if target.strip is not None)
 
     @property
     def fallback(self) -> Target | None:
@@ -152,4 +172,4 @@ class RouteTable(msgspec.Struct, frozen=True, kw_only=True):
 
     def strips(self) -> frozenset[str]:
         """The templates that some target strips, as `TASK@VERSION`."""
-        return frozenset(t.strip for route in self.routes for t in route.targets if t.strip is not None)
+        return frozenset(name for route in self.routes for name in route.strips)

@@ -246,6 +246,12 @@ class Metrics:
         """The gateway itself turned a request away: `limit`, `circuit`, `too_large` and the like."""
         self._cells[self._index("unprompt_rejected_total", route or "none", reason)] += 1.0
 
+    def copied(self, route: str, kind: str, outcome: str, cost_usd: float | None) -> None:
+        """The gateway asked a request once more for the record, or skipped that."""
+        self._cells[self._index("unprompt_copies_total", route, kind, outcome)] += 1.0
+        if cost_usd is not None:
+            self._cells[self._index("unprompt_copies_cost_usd_total", route, kind)] += cost_usd
+
     def circuit(self, target: str, is_open: bool) -> None:
         """Whether requests to this target are held back for now."""
         self._set(float(is_open), "unprompt_upstream_circuit_open", self._target(target, 503))

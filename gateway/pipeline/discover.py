@@ -103,8 +103,9 @@ class Discovery:
     def _look_at(self, fresh: Sequence[Exchange]) -> None:
         seen = [self._see(request) for request in self._read(fresh)]
         read = {one.request.id for one in seen}
-        residue = self._remembered() if any(one.match is None for one in seen) else None
-        for one in seen:
+        own = [one for one in seen if not one.request.is_copy]  # a client's request counts once
+        residue = self._remembered() if any(one.match is None for one in own) else None
+        for one in own:
             if one.match is not None:
                 self._watch.matched(one.request, one.match)
             elif residue is not None:
@@ -112,7 +113,7 @@ class Discovery:
         with self._store.transaction():
             self._store.assign({one.request.id: _belongs(one.match) for one in seen})
             self._store.set_aside(exchange.id for exchange in fresh if exchange.id not in read)
-            self._count(seen)
+            self._count(own)
         self._judge()
 
     def _see(self, request: Recorded) -> Seen:

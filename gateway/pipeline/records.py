@@ -15,7 +15,8 @@ class Recorded(msgspec.Struct, frozen=True):
     """One request as it was recorded.
 
     `ts` seconds; `body` the parsed JSON; `key` tells tenants or endpoints apart, which never share a new
-    template; `hint` is the app's own name for the task, where it sent one.
+    template; `hint` is the app's own name for the task, where it sent one. `is_copy`: no client asked it, the
+    gateway repeated a client's request.
     """
 
     id: str
@@ -23,6 +24,7 @@ class Recorded(msgspec.Struct, frozen=True):
     body: dict[str, Any]
     key: str = ""
     hint: str | None = None
+    is_copy: bool = False
 
 
 def recorded(exchange: Exchange) -> Recorded | None:
@@ -33,5 +35,10 @@ def recorded(exchange: Exchange) -> Recorded | None:
         return None
     key = f"{exchange.provider} {exchange.endpoint} {exchange.key_id}"
     return Recorded(
-        id=exchange.id, ts=exchange.started_at, body=parsed, key=key, hint=task_name(exchange.task_hint)
+        id=exchange.id,
+        ts=exchange.started_at,
+        body=parsed,
+        key=key,
+        hint=task_name(exchange.task_hint),
+        is_copy=exchange.copy_of is not None,
     )

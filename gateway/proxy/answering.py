@@ -47,6 +47,7 @@ class Answering:
     _fell_back: str | None = None
     _blanker: secrets.Blanker | None = None
     _taker: UsageTaker | None = None
+    _has_copies = False
     _held: list[tuple[Head | None, bytes, bool] | UpstreamError] | None = None
     _number, _turn = -1, 0
     _takes_upload = _paused = _is_sent = _is_streamed = False
@@ -73,6 +74,10 @@ class Answering:
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error of our own."""
+        raise NotImplementedError
+
+    def _ask_copies(self) -> None:
+        """Ask once more for the record what the plan wants to have asked."""
         raise NotImplementedError
 
     def _goes_elsewhere(self, head: Head, piece: bytes, done: bool) -> bool:
@@ -335,6 +340,8 @@ class Answering:
         if last_received is not None:
             self._overhead += time.perf_counter() - last_received
         self._house.outbox.afterwards(self._observe)
+        if self._has_copies and complete and outcome is Outcome.OK:
+            self._house.outbox.afterwards(self._ask_copies)
 
     def _observe(self) -> None:
         self._recording.observe(self._overhead, self._fell_back)

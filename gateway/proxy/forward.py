@@ -19,6 +19,7 @@ from gateway.proxy.answering import Answering
 from gateway.proxy.attempts import Nobody, is_unacceptable
 from gateway.proxy.capture import LARGE
 from gateway.proxy.concurrency import check_size, take_seats
+from gateway.proxy.house import Served
 from gateway.proxy.outgoing import is_home, outgoing, plain_lines
 from gateway.proxy.record import outcome_of
 from gateway.proxy.retry import cause_of
@@ -84,6 +85,7 @@ class Exchanging(Answering):
         self._plan = plan = house.switchboard.plan(incoming, house.dice)
         if plan.route is not None:
             self._timeouts = plan.route.timeouts
+            self._has_copies = plan.audited or plan.shadow is not None
             self._attempts = house.guard.attempts(plan, house.dice)
             if plan.route.limits is not None:
                 self._check_size(plan.route, body)
@@ -111,6 +113,9 @@ class Exchanging(Answering):
             return
         self._overhead = time.perf_counter() - self._started
         self._next_attempt()
+
+    def _ask_copies(self) -> None:
+        self._house.copied(Served(self.id, self._asked, self._plan, self._number, self._is_streamed))
 
     def _check_size(self, route: Route, body: bytes | None) -> None:
         check_size(route, len(body) if body is not None else self._length or 0)

@@ -15,7 +15,7 @@ from gateway.proxy.asked import Asked
 from gateway.proxy.attempts import Guard
 from gateway.proxy.capture import Capture
 from gateway.proxy.record import Seen
-from gateway.proxy.router import Switchboard
+from gateway.proxy.router import Plan, Switchboard
 from gateway.proxy.wire import RequestHead
 from gateway.upstreams import Upstream
 from gateway.upstreams.outbox import Outbox
@@ -39,9 +39,19 @@ class UnderWay(Protocol):
     def stop(self) -> None: ...
 
 
+class Served(msgspec.Struct, frozen=True):
+    """A client's exchange that has ended well. `number`: which of the plan's attempts answered it."""
+
+    id: str
+    asked: Asked
+    plan: Plan
+    number: int
+    streamed: bool
+
+
 class House(msgspec.Struct, kw_only=True, eq=False):
-    """`switchboard` is replaced whole on a flip. `stream_usage`: by upstream, whether streams are asked for
-    their usage, and the upstream's host."""
+    """`switchboard` is replaced whole on a flip. `copied` is told of what ended well and is to be asked once more.
+    `stream_usage`: by upstream, whether streams are asked for their usage, and the upstream's host."""
 
     default_provider: str
     prefixes: Mapping[str, bytes]
@@ -59,6 +69,7 @@ class House(msgspec.Struct, kw_only=True, eq=False):
     outbox: Outbox = msgspec.field(default_factory=Outbox)
     record_bodies: bool = True
     record_bytes: int = 16 * 1024 * 1024
+    copied: Callable[[Served], None] = lambda served: None
     active: set[UnderWay] = msgspec.field(default_factory=set)
 
     def read(self, head: RequestHead) -> Asked:

@@ -78,6 +78,7 @@ class Recording:
     _first_piece: float | None = None
     _tunnel: str | None = None
     streamed = False
+    copy_of: str | None = None
 
     def __init__(self, books: Books, exchange_id: str, asked: Asked, started: float) -> None:
         self._books, self._id, self._asked, self._started = books, exchange_id, asked, started
@@ -164,6 +165,7 @@ class Recording:
             request_headers=headers,
             request=kept,
             request_truncated=truncated,
+            copy_of=self.copy_of,
         )
         return begin
 
@@ -332,6 +334,14 @@ class Recording:
         price, usage = self._books.prices.cost, facts.usage
         cost = price(attempt.upstream, facts.model, usage)
         return cost if cost is not None else price(attempt.upstream, attempt.model, usage)
+
+    @property
+    def ended_as(self) -> tuple[Outcome, float | None]:
+        """How it ended, and its cost in USD where that is known."""
+        end = self._end
+        if end is None:
+            return Outcome.INTERNAL, None
+        return Outcome.OK if end.error_type is None else Outcome(end.error_type), end.cost_usd
 
     def observe(self, overhead: float, fallback: str | None) -> None:
         """Count the exchange, once, after its end. `fallback`: why it went to a fallback, if it did."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -52,7 +53,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The attempts in order: each is only made when the one before it failed before its first byte.
 
     `model` and `original` are the request's own model and body: an attempt with the very same body object
-    sends it unchanged.
+    sends it unchanged. `audited`: if a stripped attempt answers, a whole one is asked, too, for the record;
+    `shadow` is asked if a whole one answers.
     """
 
     attempts: tuple[Attempt, ...]
@@ -60,24 +62,34 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     task: str | None = None
     model: str | None = None
     original: bytes | None = None
+    audited: bool = False
+    shadow: Attempt | None = None
 
 
 class Switchboard(msgspec.Struct, frozen=True):
     """A route table with the templates of its tasks; replaced whole when either changes. `withheld` are the
-    templates that must not be stripped for now, whatever the table says."""
+    templates that must not be stripped for now, whatever the table says; `raised` says by task of how many percent
+    of its stripped requests are audited, where a suspicion asks for more than the table does."""
 
     table: RouteTable
     templates: TemplateIndex
     by_name: dict[str, PromptTemplate] = {}
     withheld: frozenset[str] = frozenset()
+    raised: dict[str, float] = {}
 
     @classmethod
     def build(
-        cls, table: RouteTable, templates: Sequence[PromptTemplate], withheld: Collection[str] = ()
+        cls,
+        table: RouteTable,
+        templates: Sequence[PromptTemplate],
+        withheld: Collection[str] = (),
+        raised: Mapping[str, float] | None = None,
     ) -> Switchboard:
         """`templates`: all versions of every task that the table names."""
         by_name = {template.name: template for template in templates}
-        return cls(table, TemplateIndex(templates), by_name, table.strips() & frozenset(withheld))
+        return cls(
+            table, TemplateIndex(templates), by_name, table.strips() & frozenset(withheld), dict(raised or {})
+        )
 
     def plan(self, request: Incoming, dice: Callable[[], float]) -> Plan:
         """The first route that fits decides; without one, the request goes to its provider as it is."""
@@ -108,12 +120,31 @@ class Switchboard(msgspec.Struct, frozen=True):
         task: str | None,
         dice: Callable[[], float],
     ) -> Plan:
-        first = self._aim(route.choose(dice()), request, parsed, match)
+        first = self._aim(route.choose(_point(route, request, parsed, dice)), request, parsed, match)
         attempts: list[Attempt] = [] if first is None else [first]
         for fallback in _fallbacks(route, request):
             if all((fallback.upstream, fallback.body) != (other.upstream, other.body) for other in attempts):
                 attempts.append(fallback)  # the same request to the same place would fail the same way
-        return Plan(attempts=tuple(attempts), route=route, task=task, model=request.model, original=request.body)
+        stripped = first is not None and first.stripped
+        shadow = route.shadow
+        return Plan(
+            attempts=tuple(attempts),
+            route=route,
+            task=task,
+            model=request.model,
+            original=request.body,
+            audited=stripped and self._is_audited(route, dice),
+            shadow=self._aim(shadow.target, request, parsed, match)
+            if shadow is not None and not stripped and dice() * 100 < shadow.percent
+            else None,
+        )
+
+    def _is_audited(self, route: Route, dice: Callable[[], float]) -> bool:
+        percent = route.audit
+        if self.raised:
+            tasks = {name.partition("@")[0] for name in route.strips}
+            percent = max([percent, *(self.raised[task] for task in tasks if task in self.raised)])
+        return percent > 0 and dice() * 100 < percent
 
     def _aim(
         self, target: Target, request: Incoming, parsed: dict[str, Any] | None, match: Match | None
@@ -135,7 +166,28 @@ class Switchboard(msgspec.Struct, frozen=True):
 
 
 def _needs_task(route: Route) -> bool:
-    return route.match.task is not None or any(target.strip for target in route.targets)
+    return route.match.task is not None or any(route.strips)
+
+
+def _point(route: Route, request: Incoming, parsed: dict[str, Any] | None, dice: Callable[[], float]) -> float:
+    """Where on the line of the weights a request stands: what belongs together stays together, also when the
+    share of the first target grows."""
+    if len(route.targets) == 1 or route.sticky == "none":
+        return dice()
+    whose = request.key_id if route.sticky == "key" else _session(request, parsed)
+    if not whose:
+        return dice()
+    digest = hashlib.blake2b(f"{route.name}\0{whose}".encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+def _session(request: Incoming, parsed: dict[str, Any] | None) -> str | None:
+    """The conversation or the user that a request names: by a tag, or by OpenAI's fields for it."""
+    named = request.tags.get("session") or request.tags.get("user")
+    if named or parsed is None:
+        return named
+    fields = (parsed.get(name) for name in ("safety_identifier", "user"))
+    return next((value for value in fields if isinstance(value, str) and value), None)
 
 
 def _asks_for_one_text(parsed: dict[str, Any]) -> bool:

@@ -78,7 +78,9 @@ def encode_parts(record: Record) -> list[bytes]:
         body, bare = record.request, encode(msgspec.structs.replace(record, request=b""))
     else:
         body, bare = record.response, encode(msgspec.structs.replace(record, response=b""))
-    behind = 2 if isinstance(record, Begin) else 1  # a flag follows the body, and in a begin the nil of the end
+    behind = 1  # a flag follows the body; in a begin what it is a copy of, and the nil of the end, too
+    if isinstance(record, Begin):
+        behind += len(_encoder.encode(record.copy_of)) + 1
     before, after = bare[_HEAD.size : -behind - 2], bare[-behind:]
     before += b"\xc6" + len(body).to_bytes(4, "big")  # MessagePack: bytes with a length of four bytes
     crc = zlib.crc32(after, zlib.crc32(body, zlib.crc32(before)))

@@ -149,8 +149,9 @@ def _condition(criteria: Criteria) -> tuple[str, list[Any]]:
         parts.append("started_at < ?")
         values.append(criteria.before)
     if criteria.ids:
-        parts.append("id IN (SELECT value FROM json_each(?))")
-        values.append(json.dumps(criteria.ids))
+        named = "IN (SELECT value FROM json_each(?))"
+        parts.append(f"(id {named} OR copy_of {named})")  # what repeats a request holds all of it
+        values += [json.dumps(criteria.ids)] * 2
     for name, value in criteria.tags.items():
         parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE key = ? AND value = ?)")
         values += [name, value]

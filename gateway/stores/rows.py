@@ -18,7 +18,7 @@ Row = tuple[Any, ...]
 
 _FIRST = (
     "id", "started_at", "method", "endpoint", "provider", "route", "task", "task_hint", "model_requested", "key_id",
-    "tags", "request_at", "truncated",
+    "tags", "request_at", "truncated", "copy_of",
 )  # fmt: skip
 _PLAIN = _FIRST.index("tags")
 """So many columns are bound as a record has them, in its order."""
@@ -102,13 +102,15 @@ def _last(end: EndRecord, response_at: int) -> Row:
 
 def begun(begin: BeginRecord, request_at: int | None) -> Row:
     """What `INSERT_BEGUN` binds."""
-    return (*astuple(begin)[:_PLAIN], _text(begin.tags), request_at, int(begin.request_truncated))
+    truncated = int(begin.request_truncated)
+    return (*astuple(begin)[:_PLAIN], _text(begin.tags), request_at, truncated, begin.copy_of)
 
 
 def ended(begin: BeginRecord, end: EndRecord, request_at: int, response_at: int) -> Row:
     """What `INSERT_ENDED` binds."""
-    truncated = begin.request_truncated or end.response_truncated
-    return (*astuple(begin)[:_PLAIN], _text(begin.tags), request_at, int(truncated), *_last(end, response_at))
+    truncated = int(begin.request_truncated or end.response_truncated)
+    first = astuple(begin)[:_PLAIN]
+    return (*first, _text(begin.tags), request_at, truncated, begin.copy_of, *_last(end, response_at))
 
 
 def late(end: EndRecord, response_at: int) -> Row:
@@ -126,7 +128,7 @@ def whole(exchange: Exchange, request_at: int, response_at: int) -> Row:
     first = (getattr(exchange, name) for name in _FIRST[:_PLAIN])
     last = (getattr(exchange, name) for name in _LAST[:-2])
     return (
-        *first, _text(exchange.tags), request_at, int(exchange.truncated),
+        *first, _text(exchange.tags), request_at, int(exchange.truncated), exchange.copy_of,
         *last, _text(exchange.attempts), response_at, exchange.task_version,
     )  # fmt: skip
 

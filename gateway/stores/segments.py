@@ -41,6 +41,7 @@ class BeginRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     request_headers: msgspec.Raw
     request: msgspec.Raw
     request_truncated: bool = False
+    copy_of: str | None = None
 
 
 class EndRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
