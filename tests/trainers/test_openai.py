@@ -256,23 +256,18 @@ def test_an_unknown_option_is_named_beside_the_valid_ones(api: FakeOpenAI, datas
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (b"{not json", "train.jsonl line 11: not JSON"),
-        (b"[]", "train.jsonl line 11: no list of 'messages'"),
-        (b'{"messages": []}', "train.jsonl line 11: no list of 'messages'"),
-        (b'{"messages": ["hello"]}', "train.jsonl line 11: message 0 has no role"),
-        (
-            b'{"messages": [{"role": "user", "content": "hi"}]}',
-            "train.jsonl line 11: the last message is from 'user', not from the assistant",
-        ),
-        (
-            b'{"messages": [{"role": "assistant", "content": ""}]}',
-            "train.jsonl line 11: the assistant's answer is empty",
-        ),
+        (b"{not json", "not_json"),
+        (b"[]", "not_object: a row is an object, this is a list"),
+        (b'{"messages": []}', "no_messages"),
+        (b'{"messages": ["hello"]}', "wrong_type: message 0 is a text, not an object"),
+        (b'{"messages": [{"role": "user", "content": "hi"}]}', "no_answer: the last message is from 'user'"),
+        (b'{"messages": [{"role": "assistant", "content": ""}]}', "empty_answer"),
+        (b'{"messages": [{"role": "assistant", "content": "a <|endoftext|> b"}]}', "special_token"),
     ],
 )
 def test_a_bad_row_is_found_before_anything_is_sent(api: FakeOpenAI, tmp_path: Path, line: bytes, why: str) -> None:
     error = sentence(api, made_dataset(tmp_path, train=jsonl(10) + line + b"\n"))
-    assert error.startswith(f"invalid_file: {why}")
+    assert error.startswith(f"invalid_file: train.jsonl line 11: {why}")
     assert api.received == []
 
 
@@ -324,13 +319,6 @@ def test_a_job_that_fails_late_says_why(
 ) -> None:
     api.fail_next_job(code, message)
     assert sentence(api, dataset) == f"{kind}: the job ftjob-000003 failed with {code}: {message}."
-
-
-def test_what_the_service_refuses_though_we_did_not_is_said_too(api: FakeOpenAI, tmp_path: Path) -> None:
-    row = {"messages": [{"role": "assistant", "content": "a <|endoftext|> b"}]}
-    error = sentence(api, made_dataset(tmp_path, train=jsonl(10) + json.dumps(row).encode() + b"\n"))
-    assert error.startswith("invalid_file: ")
-    assert "Line 11" in error
 
 
 def test_a_job_that_is_gone_is_lost(api: FakeOpenAI, dataset: Dataset) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from gateway import formats
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune
 from gateway.errors import DatasetError
+from gateway.formats import InvalidRow
 from gateway.trainers.openai.options import Options
 
 OUR_ID = "unprompt_finetune"
 """The metadata key by which a job is known to be ours."""
 
-MIN_ROWS = 10
-MAX_BYTES = 512 * 1024 * 1024
+_FORMAT = formats.load("openai")
 _SUFFIX_LENGTH = 64
 
 
@@ -25,7 +25,7 @@ def checked_files(dataset: Dataset) -> dict[str, Path]:
     files = {part: Path(dataset.directory) / f"{part}.jsonl" for part in ("train", "validation")}
     if not files["train"].is_file():
         raise DatasetError(f"{files['train'].name} is missing in {dataset.directory}")
-    check_jsonl(files["train"], least=MIN_ROWS)
+    check_jsonl(files["train"], least=_FORMAT.least_rows)
     if not files["validation"].is_file() or check_jsonl(files["validation"], least=0) == 0:
         del files["validation"]
     return files
@@ -37,33 +37,19 @@ def check_jsonl(path: Path, *, least: int) -> int:
     Raises:
         DatasetError: names the file, the line and the reason.
     """
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise DatasetError(f"{path.name} has {size:,} bytes; the service takes {MAX_BYTES:,} at most")
+    most = _FORMAT.most_bytes
+    if most is not None and (size := path.stat().st_size) > most:
+        raise DatasetError(f"{path.name} has {size:,} bytes; the service takes {most:,} at most")
     rows = 0
     with path.open("rb") as lines:
         for rows, line in enumerate(lines, start=1):
-            if (why := _unfit(line)) is not None:
-                raise DatasetError(f"{path.name} line {rows}: {why}")
+            try:
+                formats.check_line(_FORMAT, line)
+            except InvalidRow as invalid:
+                raise DatasetError(f"{path.name} line {rows}: {invalid}") from None
     if rows < least:
         raise DatasetError(f"{path.name} has {rows} rows; the service takes no fewer than {least}")
     return rows
-
-
-def _unfit(line: bytes) -> str | None:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return f"not JSON ({error})"
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not messages:
-        return "no list of 'messages'"
-    for at, item in enumerate(messages):
-        if not isinstance(item, dict) or not isinstance(item.get("role"), str):
-            return f"message {at} has no role"
-    last = messages[-1]
-    if last["role"] != "assistant":
-        return f"the last message is from {last['role']!r}, not from the assistant"
-    return None if last.get("content") or last.get("tool_calls") else "the assistant's answer is empty"
 
 
 def file_name(dataset: Dataset, part: str) -> str:
