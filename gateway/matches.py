@@ -14,12 +14,15 @@ FILE = "matches.json"
 
 class Matches(msgspec.Struct, frozen=True, kw_only=True):
     """`shares`: by task, of its newest requests, near misses included; `counts`: by template (`task@version`) and
-    result (`matched`, or why not); `states`: by template; `alarms`: tasks whose share has fallen."""
+    result (`matched`, or why not); `states`: by template; `alarms`: tasks whose share has fallen; `saved_usd` and
+    `saved_seconds`: by task, what its stripped requests saved so far, net of audits and shadows."""
 
     shares: dict[str, float] = {}
     counts: dict[str, dict[str, int]] = {}
     states: dict[str, str] = {}
     alarms: list[str] = []
+    saved_usd: dict[str, float] = {}
+    saved_seconds: dict[str, float] = {}
 
 
 def matches(home: Path) -> Matches:

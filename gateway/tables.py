@@ -49,11 +49,22 @@ def share(value: float | None) -> str:
     return figure(value, "{:.1%}")
 
 
+def duration(seconds: float | None) -> str:
+    """In the largest unit that leaves a figure before the point."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def tasks(rows: Sequence[dict[str, Any]]) -> Table:
     """One line a task; the share of its newest exchanges that fit the version in use; what happens next."""
-    columns = ("task", "calls", "stripped", "fits", "next")
+    columns = ("task", "calls", "stripped", "fits", "saved USD", "saved time", "next")
     return table("Tasks", columns, [
         (f"{row['name']}@{row['version']}", str(row["exchanges"]), str(row["stripped"]), share(row["match_rate"]),
+         figure(row["saved_usd"]), duration(row["saved_seconds"]),
          " ".join(filter(None, (row["kind"] and f"{row['kind']};", row["alarm"] and f"ALARM: {row['alarm']};",
                                 row["next"]))))
         for row in rows

@@ -216,6 +216,8 @@ def _of_templates(home: Path) -> Iterator[tuple[str, Series]]:
     told = matches(home)
     yield "unprompt_task_match_ratio", {(label(task),): [share] for task, share in _some(told.shares)}
     yield "unprompt_task_alarm", {(label(task),): [float(task in told.alarms)] for task, _ in _some(told.shares)}
+    yield "unprompt_task_saved_usd", {(label(task),): [usd] for task, usd in _some(told.saved_usd)}
+    yield "unprompt_task_saved_seconds", {(label(task),): [one] for task, one in _some(told.saved_seconds)}
     results: Series = {}
     for name, counts in _some(told.counts):
         task, _, version = name.rpartition("@")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import msgspec
+
 from gateway.config import Config
 from gateway.pipeline.discover import TRUSTED_AFTER
+from gateway.pipeline.savings import Saved, savings
 from gateway.stores.edited import pinned_tasks
+from gateway.stores.ledger import entries
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import Standing, standings
 
@@ -18,9 +22,24 @@ def overview(store: SqliteStore, config: Config) -> list[dict[str, Any]]:
     A task whose templates and requests have all moved to another one is left out.
     """
     replaced = {template.replaces for template in store.templates()}
-    pinned = pinned_tasks(store)
-    rows = [_row(store, config, row) | {"pinned": row["name"] in pinned} for row in store.tasks()]
+    pinned, saved = pinned_tasks(store), savings(entries(store))
+    rows = [
+        _row(store, config, row) | {"pinned": row["name"] in pinned} | _saved(saved.get(row["name"]))
+        for row in store.tasks()
+    ]
     return [row for row in rows if row["exchanges"] or not _is_gone(row, replaced)]
+
+
+def _saved(saved: Saved | None) -> dict[str, Any]:
+    if saved is None:
+        return {"saved_usd": None, "saved_seconds": None, "audit_usd": 0.0, "saved_by_day": []}
+    days = [msgspec.to_builtins(day) for day in saved.days]
+    return {
+        "saved_usd": saved.usd,
+        "saved_seconds": saved.seconds,
+        "audit_usd": saved.overhead_usd,
+        "saved_by_day": days,
+    }
 
 
 def _is_gone(row: dict[str, Any], replaced: Collection[str]) -> bool:

@@ -16,6 +16,8 @@ from gateway.pipeline.history import Found, TemplateHistory
 from gateway.pipeline.known import Known
 from gateway.pipeline.matchrate import MatchRate
 from gateway.pipeline.records import Recorded, recorded
+from gateway.pipeline.savings import savings
+from gateway.stores.ledger import entries
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import FEW, MATCHED, Standing, alarms, newest_of, results, set_alarm
 from gateway.withheld import withhold
@@ -137,7 +139,15 @@ class Watch:
         shares = {task: rate.share for task, rate in self._rates.items() if rate.share is not None}
         counts = {f"{task}@{version}": found for (task, version), found in results(self._store).items()}
         states: dict[str, str] = {name: one.state for name, one in standing.items()}
-        return Matches(shares=shares, counts=counts, states=states, alarms=sorted(alarms))
+        saved = savings(entries(self._store))
+        return Matches(
+            shares=shares,
+            counts=counts,
+            states=states,
+            alarms=sorted(alarms),
+            saved_usd={task: one.usd for task, one in saved.items() if one.usd is not None},
+            saved_seconds={task: one.seconds for task, one in saved.items() if one.seconds is not None},
+        )
 
     # --- read from the store -------------------------------------------------------------------------------
 

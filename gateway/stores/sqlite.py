@@ -20,6 +20,7 @@ from gateway.domain.exchange import Exchange
 from gateway.domain.finetune import FineTune
 from gateway.domain.template import PromptTemplate
 from gateway.errors import StoreError
+from gateway.stores import ledger
 from gateway.stores import rows as row_of
 from gateway.stores.blocks import Blocks, in_blocks
 from gateway.stores.dictionaries import Dictionaries
@@ -376,7 +377,9 @@ class SqliteStore:
         """Note which task and template version each exchange belongs to; None: none known."""
         rows = [(*(found or (None, None)), key) for key, found in assignments.items()]
         with self.recounted(assignments):
+            fresh = ledger.not_entered(self.run, assignments)
             self.run_many("UPDATE exchanges SET task = ?, task_version = ?, looked_at = 1 WHERE id = ?", rows)
+            ledger.enter(self.run, fresh)
 
     def set_aside(self, exchange_ids: Iterable[str]) -> None:
         """Note that no template can be found in these: they are no chat requests."""
