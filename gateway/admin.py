@@ -1,4 +1,5 @@
-"""Our own pages: `/metrics`, `/healthz`, `/readyz`. An ordinary aiohttp application, off the request path."""
+"""Our own pages: `/metrics`, `/healthz`, `/readyz`, `/unprompt/api/...`. An ordinary aiohttp application, off the
+request path."""
 
 from __future__ import annotations
 
@@ -9,14 +10,19 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from urllib.parse import urlsplit
 
 from aiohttp import http_exceptions, web
 from aiohttp.typedefs import Middleware
+
+from gateway.domain.feedback import Feedback, read_feedback
+from gateway.errors import BadRequest, Forbidden, GatewayError
 
 WORK_SECONDS = 0.003
 """So long a page is worked at before requests have their turn, which under full load takes twice as long."""
 
 Ready = Callable[[], list[str]]
+Note = Callable[[Feedback], Awaitable[bool]]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -32,9 +38,12 @@ def quote_nobody(record: logging.LogRecord) -> bool:
 logging.getLogger("aiohttp.server").addFilter(quote_nobody)
 
 
-def application(metrics: Callable[[], Iterable[bytes]], not_ready: Ready, token: str | None) -> web.Application:
+def application(
+    metrics: Callable[[], Iterable[bytes]], not_ready: Ready, token: str | None, note: Note | None = None
+) -> web.Application:
     """`metrics` gives its page in pieces, between which requests are served; `not_ready` the reasons why traffic
-    should not come here; `token` opens the pages beyond loopback."""
+    should not come here; `token` opens the pages beyond loopback; `note` keeps feedback and tells whether it was
+    new."""
 
     async def scrape(_request: web.Request) -> web.Response:
         text: list[bytes] = []
@@ -57,7 +66,45 @@ def application(metrics: Callable[[], Iterable[bytes]], not_ready: Ready, token:
 
     app = web.Application(middlewares=[_one_answer, _guard(token)])
     app.add_routes([web.get("/metrics", scrape), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    if note is not None:
+        app.add_routes([web.post("/unprompt/api/feedback", _feedback(note, token))])
     return app
+
+
+def _feedback(note: Note, token: str | None) -> _Handler:
+    async def feedback(request: web.Request) -> web.Response:
+        if not _has_token(request, token):
+            _refuse_other_sites(request)
+        if request.content_type != "application/json":
+            raise BadRequest(f"feedback is JSON (content type application/json, not {request.content_type})")
+        try:
+            remark = read_feedback(await request.read())
+        except ValueError as error:
+            raise BadRequest(str(error)) from None
+        is_new = await note(remark)
+        return web.json_response(
+            {"exchange_id": remark.exchange_id, "noted": is_new}, status=201 if is_new else 200
+        )
+
+    return feedback
+
+
+def _refuse_other_sites(request: web.Request) -> None:
+    """Any web page may have the browser of somebody on this machine post something here, and must not: a page's
+    origin is named by the browser, and only one of this machine's own may."""
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return
+    try:
+        host = urlsplit(origin).hostname or ""
+        own = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        own = False
+    if not own:
+        raise Forbidden("a page of another site may not write here")
+
+
+_CODES = {405: "bad_request", 413: "body_too_large"}
 
 
 @web.middleware
@@ -66,7 +113,9 @@ async def _one_answer(request: web.Request, handler: _Handler) -> web.StreamResp
     try:
         response = await handler(request)
     except web.HTTPException as error:
-        response = _error(error.status, "unknown_path", error.reason)
+        response = _error(error.status, _CODES.get(error.status, "unknown_path"), error.reason)
+    except GatewayError as error:
+        response = _error(error.status, error.code, str(error))
     response.force_close()
     return response
 

@@ -22,6 +22,7 @@ from gateway.domain.price import Price, PriceBook
 from gateway.domain.route import LOCAL, RouteTable, Target
 from gateway.domain.template import PromptTemplate
 from gateway.errors import ConfigError, UnpromptError
+from gateway.feedback import FeedbackDesk
 from gateway.metrics import LoopWatch, Metrics, Sheet
 from gateway.pipeline.cycle import Workshop
 from gateway.proxy.attempts import Guard
@@ -228,6 +229,7 @@ class App:
             record_bytes=capture.max_body_mb << 20,
         )
         self.house.copied = Copies(self.house, self.metrics.copied).ask
+        self.feedback = FeedbackDesk(places.store)
         self._background: list[asyncio.Task[None]] = []
         self._loop_watch = LoopWatch(self.metrics.late)
 
@@ -235,7 +237,8 @@ class App:
         """Listen; gives our base URL."""
         server = self.config.server
         token = os.environ.get(self.config.auth.admin_token_env or "")
-        runner = web.AppRunner(admin.application(self.metrics.pages, self.not_ready, token), access_log=None)
+        pages_app = admin.application(self.metrics.pages, self.not_ready, token, self.feedback.note)
+        runner = web.AppRunner(pages_app, access_log=None)
         await runner.setup()
         self._runner = runner
         pages = runner.server
@@ -284,6 +287,7 @@ class App:
             await upstream.close()
         self.house.capture.close()
         await self._runner.cleanup()
+        self.feedback.close()
 
     # --- routes ----------------------------------------------------------------------------------
 

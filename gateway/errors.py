@@ -57,6 +57,13 @@ class UnknownPath(GatewayError):
     code = "unknown_path"
 
 
+class UnknownExchange(GatewayError):
+    """Feedback on an exchange that is not recorded."""
+
+    status = 404
+    code = "unknown_exchange"
+
+
 class BodyTooLarge(GatewayError):
     """The request is larger than `server.max_body_mb`, or than its route allows."""
 
@@ -155,6 +162,7 @@ CODES = frozenset(
         BadRequest,
         Forbidden,
         UnknownPath,
+        UnknownExchange,
         BodyTooLarge,
         TooManyRequests,
         Overloaded,
