@@ -61,10 +61,11 @@ def duration(seconds: float | None) -> str:
 
 def tasks(rows: Sequence[dict[str, Any]]) -> Table:
     """One line a task; the share of its newest exchanges that fit the version in use; what happens next."""
-    columns = ("task", "calls", "stripped", "fits", "saved USD", "saved time", "next")
+    saves = any(row["saved_usd"] is not None for row in rows)
+    columns = ("task", "calls", "stripped", "fits", *(["saved USD"] if saves else []), "next")
     return table("Tasks", columns, [
         (f"{row['name']}@{row['version']}", str(row["exchanges"]), str(row["stripped"]), share(row["match_rate"]),
-         figure(row["saved_usd"]), duration(row["saved_seconds"]),
+         *([figure(row["saved_usd"])] if saves else []),
          " ".join(filter(None, (row["kind"] and f"{row['kind']};", row["alarm"] and f"ALARM: {row['alarm']};",
                                 row["next"]))))
         for row in rows

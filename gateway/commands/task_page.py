@@ -67,6 +67,8 @@ def _title(found: Explanation) -> Text:
     ]
     if found.match_rate is not None:
         facts.append(f"{tables.share(found.match_rate)} of the last {RECENT:,} match")
+    if row["saved_usd"] is not None:
+        facts.append(f"{row['saved_usd']:,.2f} USD and {tables.duration(row['saved_seconds'])} saved")
     alarm = [(f"\nALARM: {row['alarm']}", "bold red")] if row["alarm"] else []
     return Text.assemble((found.template.name, "bold"), f"  {', '.join(facts)}\nnext: {row['next']}", *alarm)
 

@@ -54,3 +54,13 @@ def test_what_is_next(shop: Workshop, jobs: list[Any], promotions: list[str], sa
         })  # fmt: skip
     (row,) = overview(shop.store, shop.config)
     assert row["next"] == said
+
+
+def test_what_its_stripped_requests_saved(shop: Workshop) -> None:
+    whole = [exchange(n, asked(f"letter {n}"), "refund", cost_usd=0.004, latency_ms=900.0) for n in range(10)]
+    bare = [exchange(100 + n, asked(f"letter {n}"), "refund", cost_usd=0.0, latency_ms=100.0, stripped=True,
+                     target="local/mail-1") for n in range(5)]  # fmt: skip
+    keep(shop.store, [*whole, *bare])
+    (row,) = overview(shop.store, shop.config)
+    assert (row["saved_usd"], row["saved_seconds"]) == (pytest.approx(0.02), pytest.approx(4.0))
+    assert [day["stripped"] for day in row["saved_by_day"]] == [5]
