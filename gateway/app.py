@@ -32,6 +32,7 @@ from gateway.proxy.copies import Copies
 from gateway.proxy.house import House
 from gateway.proxy.router import Switchboard
 from gateway.proxy.server import Limits, Server
+from gateway.raised import AUDITS, raised
 from gateway.stores.journal import JournalWriter, waiting
 from gateway.stores.sqlite import SqliteStore
 from gateway.ticks import tick
@@ -104,12 +105,13 @@ def build_switchboard(files: Files, config: Config) -> tuple[Switchboard, dict[s
             except UnpromptError as error:
                 problems.append(problem_at(files.routes, [*path, "model"], str(error)))
     kept_back = withheld(config.store.home)
-    switchboard = Switchboard.build(table, [], kept_back)
+    more_audits = raised(config.store.home)
+    switchboard = Switchboard.build(table, [], kept_back, more_audits)
     tasks = {name.partition("@")[0] for name in table.strips()}
     tasks |= {route.match.task for route in table.routes if route.match.task is not None}
     if tasks:
         templates = _templates(places.store, sorted(tasks))
-        switchboard = Switchboard.build(table, templates, kept_back)
+        switchboard = Switchboard.build(table, templates, kept_back, more_audits)
         for path, target in targets:
             if target.strip is not None and target.strip not in switchboard.by_name:
                 reason = f"no template {target.strip}; 'unprompt tasks' lists the templates that there are"
@@ -192,6 +194,7 @@ class App:
         )
         self._routes_seen, switchboard, self.local.models = loaded.seen, loaded.switchboard, loaded.models
         self._withheld_seen: tuple[int, ...] | None = None
+        self._audits_seen: tuple[int, ...] | None = None
         self.metrics.reloaded(switchboard.table, time.time())
         capture = config.capture
         self.house = House(
@@ -300,6 +303,7 @@ class App:
             if now != self._routes_seen or self._is_withheld_anew():
                 self._routes_seen = now
                 await self.reload()
+            self._take_up_audits()
 
     def _is_withheld_anew(self) -> bool:
         """The worker writes the file; one that cannot be read is reported by the reload, which changes nothing."""
@@ -313,6 +317,14 @@ class App:
         except ConfigError:
             return True
         return names != self.house.switchboard.withheld
+
+    def _take_up_audits(self) -> None:
+        """The worker raises and lowers the share of requests that are audited."""
+        now = fingerprint(self.config.store.home / AUDITS)
+        if now != self._audits_seen:
+            self._audits_seen = now
+            more = raised(self.config.store.home)
+            self.house.switchboard = msgspec.structs.replace(self.house.switchboard, raised=more)
 
     async def reload(self) -> bool:
         """Build the whole new switchboard, then swap it in one assignment; on any problem nothing changes."""

@@ -34,6 +34,7 @@ from gateway.domain.route import Match, Route, RouteTable, Sticky, Target
 from gateway.pipeline.discover import Discovery
 from gateway.proxy.copies import MOST_COPIES
 from gateway.proxy.router import Incoming, Switchboard
+from gateway.raised import raise_audits
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import MATCHED, results
 
@@ -185,6 +186,25 @@ async def test_so_many_copies_are_under_way_and_no_more(tmp_path: Path) -> None:
         go_on.set()
         assert await soon(lambda: sum(row.copy_of is not None and row.complete for row in gateway.rows()) == 64)
         wire.close()
+
+
+@story
+async def test_under_suspicion_more_answers_are_audited_until_it_is_over(tmp_path: Path) -> None:
+    learned(tmp_path)
+    async with (
+        upstream(answering(response(REFUND))) as home,
+        relay(tmp_path, openai(home), routes=audited(0)) as gateway,
+    ):
+        await gateway.ask(request(BODY))
+        raise_audits(tmp_path / "data", {"mail": 100.0})
+        assert await soon(lambda: gateway.app.house.switchboard.raised == {"mail": 100.0}, 2)
+        await gateway.ask(request(BODY))
+        assert await soon(lambda: len(home.requests) == 1)
+        raise_audits(tmp_path / "data", {})
+        assert await soon(lambda: gateway.app.house.switchboard.raised == {}, 2)
+        await gateway.ask(request(BODY))
+        assert await soon(lambda: sum(row.status is not None for row in gateway.rows()) == 4)
+        assert len(home.requests) == 1
 
 
 @story
