@@ -14,7 +14,7 @@ import click
 
 from gateway import __version__, tables
 from gateway.app import Files, Loaded, Places, build_switchboard, workshop
-from gateway.commands import config_option, json_option, offline, print_json, records, tasks
+from gateway.commands import config_option, json_option, label, offline, print_json, records, tasks
 from gateway.config import Config, InvalidConfig, Problem, load_config
 from gateway.errors import UnpromptError
 from gateway.jobs import Worker
@@ -177,7 +177,7 @@ def demo_command(as_json: bool, **chosen: Any) -> None:
 
 for _command in (
     tasks.tasks_command, offline.infer_command, offline.dataset_command, offline.finetune_command,
-    offline.evaluate_command, offline.promote_command, offline.rollback_command,
+    label.label_command, offline.evaluate_command, offline.promote_command, offline.rollback_command,
     records.show_command, records.export_command, records.prune_command,
 ):  # fmt: skip
     main.add_command(_command)

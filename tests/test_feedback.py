@@ -139,9 +139,9 @@ async def test_a_store_that_cannot_be_read_is_a_503(tmp_path: Path) -> None:
 
 @web.middleware
 async def from_far_away(
-    asked: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    return await handler(asked.clone(remote="203.0.113.9"))
+    return await handler(request.clone(remote="203.0.113.9"))
 
 
 @pytest.mark.parametrize(("given_token", "status"), [(None, 403), ("wrong", 403), ("t0ken", 201)])
