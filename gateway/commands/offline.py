@@ -9,7 +9,7 @@ import click
 import msgspec
 import yaml
 
-from gateway import tables
+from gateway import formats, tables
 from gateway.app import Files, workshop
 from gateway.commands import config_option, json_option, open_shop, print_json
 from gateway.config import Config, load_config
@@ -18,6 +18,7 @@ from gateway.errors import TaskError
 from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote
 from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.formatting import Formatted, write_format
 from gateway.pipeline.predictions import infer_files
 from gateway.stores.sqlite import SqliteStore
 
@@ -53,23 +54,40 @@ def infer_command(train: Path, live: Path | None, out: Path, as_json: bool) -> N
 @click.argument("task")
 @config_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; default beside the store.")
+@click.option("--format", "form", type=click.Choice(formats.names()), help="Write the rows as this consumer wants "
+              "them.")  # fmt: skip
 @json_option
-def dataset_command(task: str, config: Path | None, out: Path | None, as_json: bool) -> None:
+def dataset_command(task: str, config: Path | None, out: Path | None, form: str | None, as_json: bool) -> None:
     """Write TASK's training rows and their card.
 
-    train.jsonl and validation.jsonl are in OpenAI's chat format; card.md has the funnel.
+    train.jsonl and validation.jsonl are in OpenAI's chat format; card.md has the funnel. With --format each row is
+    checked by its consumer's rules; dpo has pairs of a corrected or approved answer and a worse one.
 
     \b
     Example: unprompt dataset support-intent --out export
+             unprompt dataset support-intent --format trl --out export
     """
+    if form and out is None:
+        raise click.UsageError("--format needs --out: what stands outside the store's folder is yours to delete")
     with open_shop(config) as shop:
         built = dataset.build(shop.store, task, shop.datasets)
         place = dataset.export(built, out) if out else Path(built.directory)
+        found = write_format(shop.store, built, form, place / form) if form else None
     if as_json:
-        print_json(built.card | {"directory": str(place)})
-    else:
-        click.echo(card_text(built.card))
-        click.echo(f"written to {place}")
+        print_json(built.card | {"directory": str(place)} | ({"format": found} if found else {}))
+        return
+    click.echo(card_text(built.card))
+    if found is not None:
+        _tell_format(found)
+    click.echo(f"written to {place}")
+
+
+def _tell_format(found: Formatted) -> None:
+    rows = ", ".join(f"{count} {part}" for part, count in found.rows.items())
+    click.echo(f"format {found.format}: {rows}; in {found.directory}")
+    if found.left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+        click.echo(f"left out as invalid: {reasons}; left_out.jsonl names each")
 
 
 @click.command("finetune")
