@@ -111,6 +111,9 @@ class TaskPolicy(Section):
     max_cost_ratio: float = Field(0.9, gt=0, description="candidate's cost over the incumbent's, at most")
     max_latency_ratio: float = Field(1.2, gt=0, description="candidate's p95 latency over the incumbent's, at most")
     approve: Literal["auto", "ask"] = "auto"
+    scrub: Literal["off", "mask", "drop"] = Field("mask", description="personal data and secrets in rows")
+    max_row_tokens: int = Field(65_536, ge=1, description="longer rows are dropped, never cut")
+    max_label_rows: int | None = Field(None, ge=1, description="training rows of one answer, at most")
     trainers: tuple[str, ...] = Field(("classifier",), min_length=1)
 
 

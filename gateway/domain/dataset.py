@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
-Split = Literal["train", "validation"]
+Split = Literal["train", "validation", "confirmation"]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,20 +27,26 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows plus where their files are. `digest` is the SHA-256 of the two JSONL files' bytes.
+    """Rows plus where their files are. `digest` is the SHA-256 of the bytes of the parts' JSONL files.
 
-    `beyond` are held-out inputs to which the incumbent gave no text that can be learnt (tool calls, a refusal):
-    nobody trains on them, and a candidate that answers one of them is wrong.
+    `rows` may be in a file and read one at a time. `beyond` are held-out inputs to which the incumbent gave no text
+    that can be learnt (tool calls, a refusal): nobody trains on them, and a candidate that answers one of them is
+    wrong. `confirmation` rows are the newest of the held-out ones: whoever was chosen by `validation` is confirmed
+    on them, once.
     """
 
     id: str
     task: str
     template: str
-    rows: list[Row]
+    rows: Sequence[Row]
     directory: str
     digest: str
     card: dict[str, Any]
-    beyond: list[Row] = []
+    beyond: Sequence[Row] = ()
 
     def part(self, split: Split) -> list[Row]:
         return [row for row in self.rows if row.split == split]
+
+    def count(self, split: Split) -> int:
+        """How many rows a part has; the card knows, so that no file is read."""
+        return int(self.card[split]) if split in self.card else len(self.part(split))

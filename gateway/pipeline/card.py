@@ -7,16 +7,27 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.domain.dataset import Row, Split
+import numpy as np
+
+from gateway.domain.dataset import Row
+from gateway.pipeline.choosing import Chosen
+from gateway.pipeline.parts import Found
+
+LABEL_CHARS = 200
+SAMPLES = 5
 
 
 def kind_of(outputs: Sequence[str]) -> str:
     """`classification` (a closed set of answers), `extraction` (JSON objects) or `generation`."""
     counts = Counter(outputs)
     repeated = sum(count for count in counts.values() if count > 1)
-    if repeated >= len(outputs) / 2 and max(map(len, counts), default=0) <= 200:
+    return _kind(repeated, len(outputs), max(map(len, counts), default=0), all(map(_is_json_object, outputs)))
+
+
+def _kind(repeated: int, outputs: int, longest: int, objects: bool) -> str:
+    if repeated >= outputs / 2 and longest <= LABEL_CHARS:
         return "classification"
-    return "extraction" if all(map(_is_json_object, outputs)) else "generation"
+    return "extraction" if objects else "generation"
 
 
 def _is_json_object(output: str) -> bool:
@@ -26,36 +37,57 @@ def _is_json_object(output: str) -> bool:
         return False
 
 
-def card(
-    rows: Sequence[Row], beyond: Sequence[Row], dropped: Counter[str], recorded: int, disagreement: float,
-    tokens: Sequence[int],
-) -> dict[str, Any]:  # fmt: skip
-    """The figures of a card. `recorded` exchanges are the rows and what was dropped, each counted once; `tokens`
-    are the input tokens of recent whole requests."""
-    outputs = [row.output for row in rows]
-    kind = kind_of(outputs)
-    balance = dict(Counter(outputs).most_common()) if kind == "classification" else {}
-    sides = Counter(row.split for row in rows)
+def card(found: Found, chosen: Chosen, rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of a card. `recorded` exchanges are the rows and what was dropped, each counted once."""
+    counts, noise, places = chosen.counts, chosen.settled.noise, chosen.places
+    _, first, often = np.unique(found.columns.answers[places], return_index=True, return_counts=True)
+    longest = int(found.sizes[places].max(initial=0))
+    kind = _kind(int(often[often > 1].sum()), len(places), longest, bool(found.objects[places].all()))
+    balance = _balance(rows, first, often) if kind == "classification" else {}
     return {
         "kind": kind,
-        "recorded": recorded,
-        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
-        "rows": len(rows),
-        "train": sides["train"],
-        "validation": sides["validation"],
-        "held_out_beyond": len(beyond),
-        "inputs_on_both_sides": len(_inputs(rows, "train") & _inputs(rows, "validation")),
-        "answers_differ_on_repeated_inputs": round(disagreement, 4),
-        "input_tokens_before_mean": round(sum(tokens) / len(tokens), 1) if tokens else None,
-        "input_tokens_after_mean": round(sum(len(row.text) for row in rows) / len(rows) / 4, 1),
+        "recorded": chosen.recorded,
+        "dropped": dict(sorted(chosen.dropped.items())),
+        "rows": len(places),
+        **{part: counts[part] for part in ("train", "validation", "confirmation")},
+        "held_out_beyond": len(chosen.beyond),
+        "on_both_sides": chosen.leaks,
+        "pairs_not_compared": chosen.settled.uncompared,
+        "answers_differ_on_repeated_inputs": _share(noise.differing, noise.repeated),
+        "answers_outvoted_on_repeated_inputs": _share(noise.outvoted, noise.answers),
+        "scrubbed": dict(sorted(found.scrubbed.items())),
+        "examples_scrubbed": sum(head.rows_scrubbed for head in found.heads),
+        **_tokens(found, chosen),
         "labels": len(balance),
         "balance": balance,
-        "samples": [{"input": row.text, "output": row.output} for row in rows[:5]],
+        "samples": [{"input": row.text, "output": row.output} for row in rows[:SAMPLES]],
     }
 
 
-def _inputs(rows: Sequence[Row], side: Split) -> set[str]:
-    return {row.text for row in rows if row.split == side}
+def _balance(rows: Sequence[Row], first: Any, often: Any) -> dict[str, int]:
+    """How many rows each answer has, most first, then in the order of the rows."""
+    order = np.lexsort((first, -often))
+    return {rows[int(first[n])].output: int(often[n]) for n in order}
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 4) if whole else 0.0
+
+
+def _tokens(found: Found, chosen: Chosen) -> dict[str, Any]:
+    """Tokens of a request, mean: as upstreams counted them before the strip, and about how many are left. A token
+    is taken to be as long as in the task's own requests, which were counted; else 4 characters."""
+    asked = sum(head.asked for head in found.heads)
+    tokens = sum(head.asked_tokens for head in found.heads)
+    characters = sum(head.asked_characters for head in found.heads)
+    length = characters / tokens if tokens and characters else 4.0
+    left = float(found.lengths[chosen.places].mean()) if len(chosen.places) else 0.0
+    return {
+        "input_tokens_before_mean": round(tokens / asked, 1) if asked else None,
+        "input_tokens_after_mean": round(left / length, 1),
+        "characters_per_token": round(length, 2),
+        "input_tokens_after_is": "estimate",
+    }
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -69,21 +101,36 @@ def card_text(card: dict[str, Any]) -> str:
     ]
     lines += ["| funnel | rows |", "|---|---|", f"| recorded exchanges | {card['recorded']} |"]
     lines += [f"| dropped: {reason} | -{count} |" for reason, count in card["dropped"].items()]
-    lines += [f"| rows | {card['rows']} |", f"| train / validation | {card['train']} / {card['validation']} |", ""]
-    before, after = card["input_tokens_before_mean"], card["input_tokens_after_mean"]
-    lines.append(
-        f"Input tokens of a request, mean: {before} before, about {after} after the strip (4 characters each)."
-    )
-    lines.append(f"Repeated inputs whose answers differ: {card['answers_differ_on_repeated_inputs']:.1%}.")
-    lines.append(f"Inputs on both sides of the split: {card['inputs_on_both_sides']}.")
-    lines += [f"Held-out inputs that a candidate must leave to the incumbent: {card['held_out_beyond']}.", ""]
+    parts = f"{card['train']} / {card['validation']} / {card['confirmation']}"
+    lines += [f"| rows | {card['rows']} |", f"| train / validation / confirmation | {parts} |", ""]
+    lines += [*_sentences(card), ""]
     if card["balance"]:
         lines += ["| answer | rows |", "|---|---|"]
         lines += [f"| {_cell(answer)} | {count} |" for answer, count in card["balance"].items()]
         lines.append("")
     lines += ["| sample input | answer |", "|---|---|"]
     lines += [f"| {_cell(sample['input'])} | {_cell(sample['output'])} |" for sample in card["samples"]]
+    lines += ["", "| file | SHA-256 |", "|---|---|"]
+    lines += [f"| {name}.jsonl | {value} |" for name, value in card["sha256"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _sentences(card: dict[str, Any]) -> list[str]:
+    before, after, length = (
+        card[key] for key in ("input_tokens_before_mean", "input_tokens_after_mean", "characters_per_token")
+    )
+    both = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in card["on_both_sides"].items())
+    masked = ", ".join(f"{count} {kind}" for kind, count in card["scrubbed"].items()) or "nothing found"
+    done = {"off": "off", "mask": f"masked: {masked}", "drop": "examples with any dropped"}[card["scrub"]]
+    return [
+        f"Input tokens of a request, mean: {before} before, about {after} after the strip"
+        f" ({length} characters each).",
+        f"Repeated inputs whose answers differ: {card['answers_differ_on_repeated_inputs']:.1%};"
+        f" answers that the others outvote: {card['answers_outvoted_on_repeated_inputs']:.1%}.",
+        f"On both sides of the split: {both}.",
+        f"Personal data and secrets: {done}.",
+        f"Held-out inputs that a candidate must leave to the incumbent: {card['held_out_beyond']}.",
+    ]
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Exchanges -> stripped rows -> exact duplicates out -> 80/20 split -> JSONL and a card with the funnel."""
+"""Exchanges -> stripped rows -> duplicates and near duplicates out -> split -> JSONL and a card with the funnel."""
 
 from __future__ import annotations
 
@@ -6,110 +6,73 @@ import hashlib
 import json
 import re
 import shutil
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gateway import providers
-from gateway.domain.dataset import Dataset, Row, Split
-from gateway.domain.exchange import Exchange
-from gateway.domain.template import Inputs, PromptTemplate
-from gateway.encoding import decoded
+from gateway.config import TaskPolicy
+from gateway.domain.dataset import Dataset
 from gateway.errors import DatasetError, StoreError, TaskError
-from gateway.files import write_whole
+from gateway.pipeline import rows as files
 from gateway.pipeline.card import card, card_text
-from gateway.providers.openai import read_chat
+from gateway.pipeline.choosing import Chosen, choose
+from gateway.pipeline.duplicates import settle
+from gateway.pipeline.examples import Scope, Teacher
+from gateway.pipeline.parts import Found, read_heads, whole_line
+from gateway.pipeline.reading import ALONE, Say, key_of, parts, read_all
+from gateway.pipeline.rows import PARTS, RowFile, Written, chat_line
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import untrusted
 
 AT_LEAST = 50
 """Fewer rows are refused: nothing can be learnt from them, and less be proved."""
-TRAIN_SHARE = 80
 RECENT = 1000
 """So many of the newest answered exchanges decide which model is the teacher and which prompt is in use."""
-_SESSION_CHARS = 20
-_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
-"""Many programs that read lines end one at these, too; JSON leaves them as they are."""
-_BEYOND = frozenset({"tool calls", "refusal", "empty answer"})
-"""Answers that cannot be learnt, but that a candidate must not replace by one of its own."""
-_FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn"})
-_OLD_PROMPT = "older prompt version, held out"
-_REFUSAL = re.compile(
-    r"(?i)\b(i('|’)m sorry, (but )?i (can('|’)t|cannot)|i (can('|’)t|cannot|am unable to|am not able to) "
-    r"(help|assist|comply|provide|answer)|as an ai\b)"
-)
+_CARDS = ("card.md", "card.json")
 
 
-class Teacher(msgspec.Struct, frozen=True):
-    """Whose answers are learnt: what its requests ask for, and the `upstream/model` that answers them."""
-
-    provider: str
-    model: str | None
-    target: str
-
-
-class Scope(msgspec.Struct, frozen=True, kw_only=True):
-    """What a dataset is about: one teacher's answers to one prompt. `templates` begins with the one in use;
-    `students` are the targets of models that we have trained."""
-
-    templates: tuple[PromptTemplate, ...]
-    teacher: Teacher
-    students: frozenset[str]
-    feedback: Mapping[str, dict[str, Any]]
-
-
-class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """An exchange that can be learnt from, before duplicates are settled. The greatest `rank` counts; `beyond`
-    is why its answer cannot be learnt, "" where it can."""
-
-    id: str
-    text: str
-    messages: list[dict[str, Any]]
-    output: str
-    side: Split
-    rank: tuple[int, bool]
-    beyond: str = ""
-
-
-def build(store: SqliteStore, task: str, folder: Path) -> Dataset:
+def build(
+    store: SqliteStore, task: str, folder: Path, policy: TaskPolicy | None = None, say: Say = lambda sentence: None
+) -> Dataset:
     """The dataset of all that is recorded of a task, written below `folder` and noted in the store.
 
-    Same exchanges, same bytes: its id is a hash of its files.
+    Same exchanges and policy, same bytes: its id is a hash of its files. `say` is told of progress. A build that
+    was killed goes on where it was. One at a time for each task.
 
     Raises:
         TaskError: there is no such task.
         DatasetError: too few rows are left; says how many and where the others went.
         StoreError: the files could not be written.
     """
-    scope = scope_of(store, task)
-    dropped: Counter[str] = Counter()
-    examples: list[Example] = []
-    for exchange in store.each_exchange("task = ?", [task]):
-        found = _example(exchange, scope)
-        if isinstance(found, str):
-            dropped[found] += 1
-        else:
-            examples.append(found)
-    recorded = dropped.total() + len(examples)
-    rows, beyond, disagreement = _distinct(examples, dropped)
-    if len(rows) < AT_LEAST or len({row.split for row in rows}) < 2:
-        raise DatasetError(_too_few(task, recorded, len(rows), dropped))
-    answered = store.answered(task, RECENT)
-    tokens = [row["input_tokens"] for row in answered if row["input_tokens"]]
-    about = {
-        "task": task,
-        "template": scope.templates[0].name,
-        "teacher": msgspec.to_builtins(scope.teacher),
-        "teachers": dict(Counter(_target(row) for row in answered).most_common(5)),
-    } | card(rows, beyond, dropped, recorded, disagreement, tokens)
-    return _write(store, about, rows, beyond, folder)
+    scope = scope_of(store, task, policy)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", task)
+    work = folder / name / f".parts-{key_of(scope)}"
+    try:
+        _forget_other_builds(work)
+        found = read_heads(read_all(store, scope, list(parts(store, task)), work, say))
+        if len(found.lengths) > ALONE:
+            say(f"settling the duplicates among {len(found.lengths):,} examples")
+        chosen = choose(found, settle(found.columns), policy or TaskPolicy())
+        try:
+            _check(task, found, chosen)
+            dataset = _write(store, scope, task, found, chosen, work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(
+            f"dataset {folder / name}: {error.strerror}; check the disk and its permissions"
+        ) from error
+    with store.transaction():
+        store.set_kind(task, dataset.card["kind"])
+        place = Path(dataset.directory)
+        store.add_dataset(msgspec.structs.replace(dataset, directory=_relative(place, store)))
+    return dataset
 
 
-def scope_of(store: SqliteStore, task: str) -> Scope:
+def scope_of(store: SqliteStore, task: str, policy: TaskPolicy | None = None) -> Scope:
     """Who answers the task's requests now, and with which prompt: what most of the newest exchanges say.
 
     Raises:
@@ -120,6 +83,7 @@ def scope_of(store: SqliteStore, task: str) -> Scope:
     if not found:
         known = ", ".join(row["name"] for row in store.tasks()) or "none yet"
         raise TaskError(f"no task {task!r}; known tasks: {known}")
+    policy = policy or TaskPolicy()
     kept_back = untrusted(store)
     templates = [template for template in found if template.name not in kept_back]
     if not templates:
@@ -133,8 +97,9 @@ def scope_of(store: SqliteStore, task: str) -> Scope:
     first = max(templates, key=lambda template: (uses[template.version], template.version))
     others = sorted((t for t in templates if t is not first), key=lambda t: -t.version)
     return Scope(
-        templates=(first, *others), teacher=teacher, students=students, feedback=_feedback(store.rows("feedback"))
-    )
+        templates=(first, *others), teacher=teacher, students=students, feedback=_feedback(store.rows("feedback")),
+        scrub=policy.scrub, max_row_tokens=policy.max_row_tokens,
+    )  # fmt: skip
 
 
 def _target(row: Mapping[str, Any]) -> str:
@@ -145,207 +110,80 @@ def _feedback(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What was said of each exchange; of each field the last word counts."""
     said: dict[str, dict[str, Any]] = defaultdict(dict)
     for row in rows:
-        said[row["exchange_id"]].update({name: value for name, value in row.items() if value is not None})
-    return said
+        kept = {name: row[name] for name in ("score", "label", "corrected_output") if row[name] is not None}
+        said[row["exchange_id"]].update(kept)
+    return dict(said)
 
 
-# --- one exchange ----------------------------------------------------------------------------------------
+def _forget_other_builds(work: Path) -> None:
+    """Parts that were read for another prompt, teacher or policy are of no use any more."""
+    for other in work.parent.glob(".parts-*"):
+        if other != work:
+            shutil.rmtree(other, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
 
 
-def _example(exchange: Exchange, scope: Scope) -> Example | str:
-    """The example, or the reason why there is none."""
-    if not exchange.complete or exchange.truncated:
-        return "incomplete"
-    if exchange.status is None or not 200 <= exchange.status < 300:
-        return "error status"
-    body = decoded(exchange.request, exchange.request_headers.get("content-encoding"))
-    request = read_chat(body) if body else None
-    inputs = next((i for t in scope.templates if (i := t.strip(request)) is not None), None) if request else None
-    if inputs is None:
-        return "does not match the template"
-    answer = _answer(exchange, scope)
-    if isinstance(answer, str):
-        return answer
-    output, rank, beyond = answer
-    side, current = split_of(session(inputs)), inputs.template is scope.templates[0]
-    if side == "validation" and not current:
-        return _OLD_PROMPT  # it would judge candidates by what another prompt asked for
-    return Example(
-        id=exchange.id, text=inputs.text, messages=inputs.messages, output=output, side=side,
-        rank=(rank, current), beyond=beyond,
-    )  # fmt: skip
-
-
-def _answer(exchange: Exchange, scope: Scope) -> tuple[str, int, str] | str:
-    """(what to learn, its rank, why it cannot be learnt), or the reason to drop the exchange: a person's
-    correction before an approved answer before a plain one."""
-    said = scope.feedback.get(exchange.id, {})
-    corrected = said.get("corrected_output") or said.get("label")
-    if corrected:
-        return (corrected, 2, "") if _is_text(corrected) else "not valid text"
-    target = exchange.target or f"{exchange.provider}/{exchange.model_requested}"
-    if exchange.stripped or target in scope.students:
-        return "answered by a candidate"
-    if said.get("score", 0) < 0:
-        return "negative feedback"
-    if Teacher(exchange.provider, exchange.model_requested, target) != scope.teacher:
-        return "answered by another model"
-    text, reason = _output(exchange)
-    if reason and reason not in _BEYOND:
-        return reason
-    return text, 1 if said.get("score", 0) > 0 else 0, reason
-
-
-_OPENAI = providers.load("openai")
-
-
-def _output(exchange: Exchange) -> tuple[str, str]:
-    """(text, "") or ("", reason)."""
-    plain = decoded(exchange.response, exchange.response_headers.get("content-encoding"))
-    read = _OPENAI.read_answer(plain, streamed=exchange.streamed) if plain else None
-    if read is None or read.error:
-        return "", "unreadable answer"
-    answer = read.choices[0]
-    if answer.tool_calls:
-        return "", "tool calls"
-    if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.search(answer.text[:240]):
-        return "", "refusal"
-    if answer.finish_reason not in _FINISHED:
-        return "", "not finished"
-    if not answer.text.strip():
-        return "", "empty answer"
-    return (answer.text, "") if _is_text(answer.text) else ("", "not valid text")
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can be written: JSON lets half a surrogate pair through, which no encoding has."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-# --- one row for each input ------------------------------------------------------------------------------
-
-
-def _distinct(examples: Sequence[Example], dropped: Counter[str]) -> tuple[list[Row], list[Row], float]:
-    """Rows to learn from, held-out rows beyond learning, and the share of repeated inputs whose answers differ:
-    an estimate of the teacher's noise. What is left out is counted in `dropped`."""
-    groups: dict[str, list[Example]] = defaultdict(list)
-    unlearnable: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        (unlearnable if example.beyond else groups)[example.text].append(example)
-        if example.beyond:
-            dropped[example.beyond] += 1
-    repeated = [group for group in groups.values() if len(group) > 1]
-    differing = sum(len({example.output for example in group}) > 1 for group in repeated)
-    dropped["duplicate input"] += sum(len(group) - 1 for group in groups.values())
-    beyond = [
-        _row(group[-1], len(group))
-        for text, group in unlearnable.items()
-        if text not in groups and group[-1].side == "validation"
-    ]
-    rows = [_row(_winner(group), len(group)) for group in groups.values()]
-    return _sorted(rows), _sorted(beyond), differing / len(repeated) if repeated else 0.0
-
-
-def _winner(group: Sequence[Example]) -> Example:
-    """The best rank, then the majority's answer, then the newest."""
-    best = max(example.rank for example in group)
-    ranked = [example for example in group if example.rank == best]
-    votes = Counter(example.output for example in ranked)
-    return max(ranked, key=lambda example: (votes[example.output], example.id))
-
-
-def _row(example: Example, seen: int) -> Row:
-    return Row(
-        exchange_id=example.id, text=example.text, messages=example.messages, output=example.output,
-        split=example.side, seen=seen,
-    )  # fmt: skip
-
-
-def _sorted(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: row.exchange_id)
-
-
-def session(inputs: Inputs) -> str:
-    """What requests of one conversation have in common: what its user said first. Without turns, the input."""
-    if not inputs.template.turns:
-        return inputs.text
-    said = ""
-    for turn in inputs.turns:
-        if turn.get("role") == "user":
-            said += f"\n{turn.get('content')}"
-        if len(said) > _SESSION_CHARS:  # "Hi" alone is no conversation of its own
-            break
-    return said or inputs.text
-
-
-def split_of(text: str) -> Split:
-    """The side on which an input is, for ever: a hash of its words alone decides, so that inputs which differ in
-    case, spaces or punctuation only are on the same side."""
-    words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-    number = int.from_bytes(hashlib.sha256((words or text.strip()).encode("utf-8", "surrogatepass")).digest()[:8])
-    return "train" if number % 100 < TRAIN_SHARE else "validation"
-
-
-def _too_few(task: str, recorded: int, rows: int, dropped: Counter[str]) -> str:
-    lost = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common() if count) or "nothing dropped"
-    return (
-        f"task {task}: {rows} usable rows, and at least {AT_LEAST} are needed; of {recorded} recorded exchanges: "
-        f"{lost}. Send more traffic through the gateway, 100 good rows are a start"
-    )
+def _check(task: str, found: Found, chosen: Chosen) -> None:
+    """Refuse what nothing can be learnt from or proved by."""
+    counts = chosen.counts
+    if sum(counts.values()) < AT_LEAST or not counts["train"] or not counts["validation"]:
+        lost = ", ".join(f"{count} {reason}" for reason, count in chosen.dropped.most_common() if count)
+        raise DatasetError(
+            f"task {task}: {sum(counts.values())} usable rows, and at least {AT_LEAST} are needed; of "
+            f"{chosen.recorded} recorded exchanges: {lost or 'nothing dropped'}. Send more traffic through the "
+            "gateway, 100 good rows are a start"
+        )
+    if any(chosen.leaks.values()):
+        raise DatasetError(f"task {task}: rows of several parts have something in common: {chosen.leaks}")
 
 
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def _write(store: SqliteStore, about: dict[str, Any], rows: list[Row], beyond: list[Row], folder: Path) -> Dataset:
-    parts, task, template = _parts(rows), about["task"], about["template"]
-    digest = _digest(parts)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", task)
+def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Chosen, work: Path) -> Dataset:
+    hashes = _write_rows(found, chosen, work)
+    template, digest = scope.templates[0].name, files.digest(hashes)
+    name = work.parent.name
     identity = hashlib.sha256(json.dumps([task, template, digest]).encode()).hexdigest()
-    place = folder / name / f"{name}-{identity[:12]}"
-    about |= {"id": place.name, "sha256": {k: hashlib.sha256(v).hexdigest() for k, v in parts.items()}}
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        for side, data in parts.items():
-            write_whole(place / f"{side}.jsonl", data)
-        write_whole(place / "rows.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-        write_whole(place / "beyond.jsonl", b"".join(msgspec.json.encode(row) + b"\n" for row in beyond))
-        write_whole(place / "card.md", card_text(about).encode())
-        write_whole(place / "card.json", json.dumps(about, indent=1, ensure_ascii=False).encode())
-    except OSError as error:
-        raise StoreError(f"dataset {place}: {error.strerror}; check the disk and its permissions") from error
-    dataset = Dataset(
-        id=place.name, task=task, template=template, rows=rows, directory=str(place), digest=digest, card=about,
-        beyond=beyond,
+    place = work.parent / f"{name}-{identity[:12]}"
+    answered = store.answered(task, RECENT)
+    about = {
+        "id": place.name, "task": task, "template": template, "teacher": msgspec.to_builtins(scope.teacher),
+        "teachers": dict(Counter(_target(row) for row in answered).most_common(5)), "scrub": scope.scrub,
+    }  # fmt: skip
+    about |= card(found, chosen, RowFile(work / "rows.jsonl"))
+    about["sha256"] = hashes
+    (work / "card.md").write_text(card_text(about), "utf-8")
+    (work / "card.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
+    place.mkdir(parents=True, exist_ok=True)
+    for file in (*(f"{part}.jsonl" for part in hashes), *_CARDS):
+        (work / file).replace(place / file)
+    return _dataset(place, about, digest)
+
+
+def _write_rows(found: Found, chosen: Chosen, work: Path) -> dict[str, str]:
+    """All rows' files, in the order of their exchanges' ids; gives the hash of each."""
+    written = Written(work, ("rows", "beyond", *PARTS))
+    for line, part, seen in zip(found.lines(chosen.places), chosen.parts, chosen.seen.tolist(), strict=True):
+        row = whole_line(line, part, seen)
+        written.add("rows", row)
+        written.add(part, chat_line(row))
+    for line, seen in zip(found.lines(chosen.beyond), chosen.beyond_seen.tolist(), strict=True):
+        written.add("beyond", whole_line(line, "validation", seen))
+    return written.close()
+
+
+def _dataset(place: Path, about: dict[str, Any], digest: str) -> Dataset:
+    return Dataset(
+        id=place.name, task=about["task"], template=about["template"], rows=RowFile(place / "rows.jsonl"),
+        directory=str(place), digest=digest, card=about, beyond=RowFile(place / "beyond.jsonl"),
     )  # fmt: skip
-    with store.transaction():
-        store.set_kind(task, about["kind"])
-        store.add_dataset(msgspec.structs.replace(dataset, directory=_relative(place, store)))
-    return dataset
 
 
 def _relative(place: Path, store: SqliteStore) -> str:
     """Relative to the store's folder, so that the folder can be moved as a whole."""
     home, place = store.path.parent.resolve(), place.resolve()
     return str(place.relative_to(home)) if place.is_relative_to(home) else str(place)
-
-
-def _parts(rows: Sequence[Row]) -> dict[str, bytes]:
-    return {side: b"".join(_line(row) for row in rows if row.split == side) for side in ("train", "validation")}
-
-
-def _digest(parts: Mapping[str, bytes]) -> str:
-    return hashlib.sha256(parts["train"] + b"\0" + parts["validation"]).hexdigest()
-
-
-def _line(row: Row) -> bytes:
-    """One example in OpenAI's chat format for supervised fine-tuning."""
-    messages = [*row.messages, {"role": "assistant", "content": row.output}]
-    return json.dumps({"messages": messages}, ensure_ascii=False).translate(_LINE_ENDS).encode() + b"\n"
 
 
 def load(store: SqliteStore, dataset_id: str) -> Dataset:
@@ -358,22 +196,15 @@ def load(store: SqliteStore, dataset_id: str) -> Dataset:
     if not found:
         raise DatasetError(f"no dataset {dataset_id}; build it with 'unprompt dataset TASK'")
     row = found[0]
-    place = store.path.parent / row["directory"]
+    place, about = store.path.parent / row["directory"], json.loads(row["card"])
+    remedy = "build it again with 'unprompt dataset TASK'"
     try:
-        rows, beyond = _read_rows(place / "rows.jsonl"), _read_rows(place / "beyond.jsonl")
-        whole = _digest(_parts(rows)) == row["digest"] and all((place / f"{p}.jsonl").is_file() for p in _parts([]))
-    except (OSError, msgspec.MsgspecError, ValueError) as error:
-        raise DatasetError(f"dataset {dataset_id}: {error}; build it again with 'unprompt dataset TASK'") from error
-    if not whole:
-        raise DatasetError(f"dataset {dataset_id}: {place} is damaged; build it again with 'unprompt dataset TASK'")
-    return Dataset(
-        id=row["id"], task=row["task"], template=row["template"], rows=rows, directory=str(place),
-        digest=row["digest"], card=json.loads(row["card"]), beyond=beyond,
-    )  # fmt: skip
-
-
-def _read_rows(file: Path) -> list[Row]:
-    return [msgspec.json.decode(line, type=Row) for line in file.read_bytes().splitlines()]
+        hashes = {name: files.hash_of(place / f"{name}.jsonl") for name in ("rows", "beyond", *PARTS)}
+        if hashes != about.get("sha256") or files.digest(hashes) != row["digest"]:
+            raise DatasetError(f"dataset {dataset_id}: {place} is damaged; {remedy}")
+        return _dataset(place, about, row["digest"])
+    except OSError as error:
+        raise DatasetError(f"dataset {dataset_id}: {error}; {remedy}") from error
 
 
 def export(dataset: Dataset, folder: Path) -> Path:

@@ -462,8 +462,8 @@ class SqliteStore:
         """Note a dataset whose files are written; one that is noted already becomes the newest."""
         self.put("datasets", {
             "id": dataset.id, "task": dataset.task, "template": dataset.template, "directory": dataset.directory,
-            "digest": dataset.digest, "train_rows": len(dataset.part("train")),
-            "validation_rows": len(dataset.part("validation")), "card": dataset.card, "created_at": time.time(),
+            "digest": dataset.digest, "train_rows": dataset.count("train"),
+            "validation_rows": dataset.count("validation"), "card": dataset.card, "created_at": time.time(),
         })  # fmt: skip
 
     def save_finetune(self, finetune: FineTune) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def forget_datasets(store: SqliteStore, deleted: Collection[str]) -> tuple[list[
     """Delete every dataset with a row of a deleted exchange: its files, its card, and its row unless a fine-tune
     refers to it. Gives the ids of the datasets and of those fine-tunes. The next turn builds a dataset anew."""
     home = store.path.parent
+    for unfinished in home.glob("datasets/*/.parts-*"):  # of a build that was killed
+        shutil.rmtree(unfinished)
     noted = {home / row["directory"]: row["id"] for row in store.rows("datasets") if row["directory"]}
     folders = {*noted, *(file.parent for file in home.glob("datasets/*/*/rows.jsonl"))}
     datasets, models = [], []

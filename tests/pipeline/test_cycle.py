@@ -16,7 +16,7 @@ from stories import asked, config_in, exchange, keep, mail, sorted_by_the_model,
 
 from gateway.domain.finetune import FineTuneState
 from gateway.errors import StoreError
-from gateway.pipeline import cycle, dataset, promote
+from gateway.pipeline import cycle, dataset, promote, reading
 from gateway.pipeline.cycle import Workshop, turn, turn_all
 from gateway.pipeline.finetune import Elsewhere
 from gateway.pipeline.overview import overview
@@ -137,10 +137,10 @@ def test_a_task_that_breaks_stops_no_other(shop: Workshop, monkeypatch: pytest.M
     keep(shop.store, [*traffic(110), *post], template(), template(task="post"))
     build = dataset.build
 
-    def broken(store: SqliteStore, task: str, folder: Path) -> Any:
+    def broken(store: SqliteStore, task: str, *more: Any) -> Any:
         if task == "post":
             raise ZeroDivisionError("a bug of ours")
-        return build(store, task, folder)
+        return build(store, task, *more)
 
     monkeypatch.setattr(dataset, "build", broken)
     assert [decision.task for decision in turn_all(shop)] == ["mail"]
@@ -157,7 +157,7 @@ def test_a_store_that_cannot_be_written_is_an_outage_and_not_a_failed_task(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dataset, "write_whole", full)
+    monkeypatch.setattr(reading, "write_whole", full)
     with pytest.raises(StoreError, match="No space left on device"):
         turn_all(shop)
     assert jobs(shop) == [("dataset", "running")]

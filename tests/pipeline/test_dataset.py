@@ -20,7 +20,8 @@ from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.errors import DatasetError, StoreError, TaskError
 from gateway.pipeline import dataset
 from gateway.pipeline.card import card_text, kind_of
-from gateway.pipeline.dataset import build, export, load, session, split_of
+from gateway.pipeline.dataset import build, export, load
+from gateway.pipeline.examples import session, split_of
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -256,7 +257,8 @@ def test_the_same_exchanges_in_any_order_give_the_same_bytes(tmp_path: Path) -> 
         data = built_of(SqliteStore(tmp_path / str(number) / "u.db"), tmp_path / str(number), shuffled)
         written.append((data.id, {f.name: f.read_bytes() for f in Path(data.directory).iterdir()}))
     assert written[0] == written[1] == written[2]
-    names = {"train.jsonl", "validation.jsonl", "rows.jsonl", "beyond.jsonl", "card.md", "card.json"}
+    names = {"train.jsonl", "validation.jsonl", "confirmation.jsonl", "rows.jsonl", "beyond.jsonl", "card.md",
+             "card.json"}  # fmt: skip
     assert set(written[0][1]) == names
 
 

@@ -1,0 +1,209 @@
+"""An exchange -> an example to learn from, or the one reason why there is none. Pure: what is read is given."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from gateway import providers
+from gateway.domain.dataset import Split
+from gateway.domain.exchange import Exchange
+from gateway.domain.template import Inputs, PromptTemplate
+from gateway.encoding import decoded
+from gateway.pipeline.schemas import fits
+from gateway.pipeline.scrub import scrubbed
+from gateway.providers.openai import read_chat
+
+TRAIN_SHARE = 80
+BYTES_PER_TOKEN = 4
+"""Of UTF-8, in a rough estimate that is good enough to tell what no model can be trained on."""
+BEYOND = frozenset({"tool calls", "refusal", "empty answer"})
+"""Answers that cannot be learnt, but that a candidate must not replace by one of its own."""
+Scrub = Literal["off", "mask", "drop"]
+_SESSION_CHARS = 20
+_FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn"})
+_OLD_PROMPT = "older prompt version, held out"
+_REFUSAL = re.compile(
+    r"(?i)\b(i('|’)m sorry, (but )?i (can('|’)t|cannot)|i (can('|’)t|cannot|am unable to|am not able to) "
+    r"(help|assist|comply|provide|answer)|as an ai\b)"
+)
+_SPECIAL = re.compile(r"<[|｜][\w .▁-]{1,40}[|｜]>|</?(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
+"""How the chat formats of open and closed models mark their turns: in a training row they would be obeyed."""
+
+
+class Teacher(msgspec.Struct, frozen=True):
+    """Whose answers are learnt: what its requests ask for, and the `upstream/model` that answers them."""
+
+    provider: str
+    model: str | None
+    target: str
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """What a dataset is about: one teacher's answers to one prompt. `templates` begins with the one in use;
+    `students` are the targets of models that we have trained; the rest is the task's policy."""
+
+    templates: tuple[PromptTemplate, ...]
+    teacher: Teacher
+    students: frozenset[str]
+    feedback: Mapping[str, dict[str, Any]]
+    scrub: Scrub = "mask"
+    max_row_tokens: int = 65_536
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """An exchange that can be learnt from, before duplicates are settled.
+
+    The greatest `rank` counts: (2 a person's correction, 1 approved, 0 plain; answered to the prompt in use).
+    `beyond` is why its answer cannot be learnt, "" where it can. `side` is `train` or `validation`, for ever.
+    `session` are the words that requests of one conversation have in common, `words` those of the text. `found` are
+    the kinds of personal data and secrets that were masked. `characters` are those of the whole prompt, beside the
+    `tokens` that it was.
+    """
+
+    id: str
+    text: str
+    messages: list[dict[str, Any]]
+    output: str
+    side: Split
+    session: str
+    words: str
+    rank: tuple[int, bool]
+    beyond: str = ""
+    found: Mapping[str, int] = {}
+    characters: int = 0
+    tokens: int | None = None
+
+
+def example(exchange: Exchange, scope: Scope) -> Example | str:
+    """The example, or the reason why there is none."""
+    if not exchange.complete or exchange.truncated:
+        return "incomplete"
+    if exchange.status is None or not 200 <= exchange.status < 300:
+        return "error status"
+    body = decoded(exchange.request, exchange.request_headers.get("content-encoding"))
+    request = read_chat(body) if body else None
+    inputs = next((i for t in scope.templates if (i := t.strip(request)) is not None), None) if request else None
+    if request is None or inputs is None:
+        return "does not match the template"
+    answer = _answer(exchange, scope)
+    if isinstance(answer, str):
+        return answer
+    output, rank, beyond = answer
+    if not beyond and not fits(output, request.get("response_format")):
+        return "not the JSON that was asked for"
+    words = words_of(session(inputs))
+    side, current = _side_of(words), inputs.template is scope.templates[0]
+    if side == "validation" and not current:
+        return _OLD_PROMPT  # it would judge candidates by what another prompt asked for
+    return _cleaned(inputs, Example(
+        id=exchange.id, text=inputs.text, messages=[], output=output, side=side, session=words, words=words,
+        rank=(rank, current), beyond=beyond, tokens=None if exchange.stripped else exchange.input_tokens,
+    ), scope)  # fmt: skip
+
+
+def _cleaned(inputs: Inputs, found: Example, scope: Scope) -> Example | str:
+    """The example with the inputs as they may be written, or why they may not."""
+    counts: Counter[str] = Counter()
+    output = found.output
+    if scope.scrub != "off":
+        inputs, output = scrubbed(inputs, output, counts)
+        if counts and scope.scrub == "drop":
+            return "personal data or a secret"
+    text = inputs.text if counts or inputs.template.turns else found.text
+    if _SPECIAL.search(text) or _SPECIAL.search(output):
+        return "a model's special token"
+    if len(text.encode()) + len(output.encode()) > scope.max_row_tokens * BYTES_PER_TOKEN:
+        return "too long"
+    fixed = sum(map(len, inputs.template.literals))
+    words = found.words if text == found.text and not inputs.template.turns else words_of(text)
+    return msgspec.structs.replace(
+        found, text=text, messages=inputs.messages, output=output, words=words, found=dict(counts),
+        characters=fixed + len(text),
+    )  # fmt: skip
+
+
+def _answer(exchange: Exchange, scope: Scope) -> tuple[str, int, str] | str:
+    """(what to learn, its rank, why it cannot be learnt), or the reason to drop the exchange: a person's
+    correction before an approved answer before a plain one."""
+    said = scope.feedback.get(exchange.id, {})
+    corrected = said.get("corrected_output") or said.get("label")
+    if corrected:
+        return (corrected, 2, "") if _is_text(corrected) else "not valid text"
+    target = exchange.target or f"{exchange.provider}/{exchange.model_requested}"
+    if exchange.stripped or target in scope.students:
+        return "answered by a candidate"
+    if said.get("score", 0) < 0:
+        return "negative feedback"
+    if Teacher(exchange.provider, exchange.model_requested, target) != scope.teacher:
+        return "answered by another model"
+    text, reason = _output(exchange)
+    if reason and reason not in BEYOND:
+        return reason
+    return text, 1 if said.get("score", 0) > 0 else 0, reason
+
+
+_OPENAI = providers.load("openai")
+
+
+def _output(exchange: Exchange) -> tuple[str, str]:
+    """(text, "") or ("", reason)."""
+    plain = decoded(exchange.response, exchange.response_headers.get("content-encoding"))
+    read = _OPENAI.read_answer(plain, streamed=exchange.streamed) if plain else None
+    if read is None or read.error:
+        return "", "unreadable answer"
+    answer = read.choices[0]
+    if answer.tool_calls:
+        return "", "tool calls"
+    if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.search(answer.text[:240]):
+        return "", "refusal"
+    if answer.finish_reason not in _FINISHED:
+        return "", "not finished"
+    if not answer.text.strip():
+        return "", "empty answer"
+    return (answer.text, "") if _is_text(answer.text) else ("", "not valid text")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written: JSON lets half a surrogate pair through, which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def session(inputs: Inputs) -> str:
+    """What requests of one conversation have in common: what its user said first. Without turns, the input."""
+    if not inputs.template.turns:
+        return inputs.text
+    said = ""
+    for turn in inputs.turns:
+        if turn.get("role") == "user":
+            said += f"\n{turn.get('content')}"
+        if len(said) > _SESSION_CHARS:  # "Hi" alone is no conversation of its own
+            break
+    return said or inputs.text
+
+
+def split_of(text: str) -> Split:
+    """The side on which an input is, for ever: a hash of its words alone decides, so that inputs which differ in
+    case, spaces or punctuation only are on the same side."""
+    return _side_of(words_of(text))
+
+
+def _side_of(words: str) -> Split:
+    number = int.from_bytes(hashlib.sha256(words.encode("utf-8", "surrogatepass")).digest()[:8])
+    return "train" if number % 100 < TRAIN_SHARE else "validation"
+
+
+def words_of(text: str) -> str:
+    """The words of a text, one space between them, in one case; the text itself where it has none."""
+    words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return words or text.strip()
