@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.config import Config
 from gateway.errors import UnpromptError
+from gateway.pipeline.adapters import Keeper, keeps_any
 from gateway.pipeline.cycle import Workshop, one_at_a_time, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.finetune import Elsewhere
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 RECORD_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 KEEP_SECONDS = 600.0
+ADAPTER_SECONDS = 5.0
 
 
 class Repeated:
@@ -100,6 +102,8 @@ class Worker:
         threading.Thread(target=self._watch_parent, daemon=True).start()
         recorder = Tended("recorder", self._record, self._died)
         tended = [recorder, Tended("jobs", self._turn, self._died)] if self._jobs else [recorder]
+        if keeps_any(self._config):
+            tended.append(Tended("adapters", self._load, self._died))
         if self._config.store.keep_days is not None or self._config.store.keep_mb is not None:
             tended.append(Tended("retention", self._keep, self._died))
         while not self._stop.is_set():
@@ -159,6 +163,19 @@ class Worker:
                 log.info("retention: %d exchanges deleted", done.exchanges)
 
         return keep
+
+    def _load(self) -> None:
+        self._repeat(Repeated(self._loading(), "serving of adapters", ADAPTER_SECONDS, longest=60.0))
+
+    def _loading(self) -> Callable[[], object]:
+        keeper: Keeper | None = None
+
+        def load() -> None:
+            nonlocal keeper
+            keeper = keeper or Keeper(self._open())
+            keeper.look()
+
+        return load
 
     def _turn(self) -> None:
         self._repeat(

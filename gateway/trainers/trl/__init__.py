@@ -33,6 +33,7 @@ from gateway.trainers.trl.process import (
     run,
     train,
 )
+from gateway.trainers.trl.server import command
 
 __all__ = ["Options", "Settings", "TrlTrainer", "build"]
 
@@ -78,6 +79,11 @@ class TrlTrainer:
     def adapters(self) -> Adapters:
         """The adapters of the server that serves the candidates."""
         return Adapters(self.settings.base_url, self.settings.api_key)
+
+    def place_of(self, adapter: Path) -> str:
+        """Where the server finds an adapter's folder; it may see the folder of models under another path."""
+        models = self.settings.models
+        return str(Path(self.own.adapters_at or models.resolve()) / adapter.relative_to(models))
 
 
 class _Run:
@@ -165,11 +171,10 @@ class _Run:
     def served(self, model: str, options: Options) -> None:
         """The candidate is something that a route can name."""
         settings, own = self.trainer.settings, self.trainer.own
-        training, _, _ = model.rpartition("-e")
         if own.serve != "by_hand" and options.output == "adapter":
             self.record(stage="loading")
-            folder = Path(own.adapters_at or settings.models.resolve()) / training / f"epoch-{options.taken}"
-            self.trainer.adapters().load(model, str(folder), patience=self.trainer.patience)
+            folder = settings.models / training_name(self.dataset, options) / f"epoch-{options.taken}"
+            self.trainer.adapters().load(model, self.trainer.place_of(folder), patience=self.trainer.patience)
         self.record(state=FineTuneState.SUCCEEDED, stage="done", upstream=settings.upstream, model=model)
 
 
@@ -180,8 +185,8 @@ def build(settings: TrainerSettings) -> TrlTrainer:
     """The trainer whose candidates the upstream of these settings serves.
 
     Raises:
-        ConfigError: no upstream, an option that is not known or has a wrong value, or the packages
-            of the extra are missing; says what to install.
+        ConfigError: no upstream, or one that `serve: local` cannot be; an option that is not known or has a wrong
+            value; or the packages of the extra are missing: says what to install.
     """
     own = checked(settings.options, Settings)
     if not settings.base_url:
@@ -196,4 +201,6 @@ def build(settings: TrainerSettings) -> TrlTrainer:
             f"trainer kind 'trl' needs the package {missing[0]!r}: {EXTRA}, or name an interpreter that has it in "
             "the option 'python'"
         )
+    if own.serve == "local":
+        command(own, settings.base_url, settings.models)
     return TrlTrainer(settings, own)
