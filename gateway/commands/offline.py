@@ -70,7 +70,9 @@ def dataset_command(task: str, config: Path | None, out: Path | None, form: str 
     if form and out is None:
         raise click.UsageError("--format needs --out: what stands outside the store's folder is yours to delete")
     with open_shop(config) as shop:
-        built = dataset.build(shop.store, task, shop.datasets, shop.config.policy(task), shop.say)
+        built = dataset.build(
+            shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms()
+        )
         place = dataset.export(built, out) if out else Path(built.directory)
         found = write_format(shop.store, built, form, place / form) if form else None
     if as_json:
@@ -106,7 +108,9 @@ def finetune_command(task: str, config: Path | None, sweep: Path | None, as_json
              unprompt finetune support-intent --sweep sweep.yaml
     """
     with open_shop(config, calls=True) as shop:
-        data = dataset.build(shop.store, task, shop.datasets, shop.config.policy(task), shop.say)
+        data = dataset.build(
+            shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms()
+        )
         wanted = _sweep_file(sweep, shop.config) if sweep else finetune.sweep_of(shop.config, data, shop.models)
         planned = finetune.plan(shop.store, data, wanted)
     open_ones = sum(not one.state.final for one in planned)

@@ -15,6 +15,7 @@ from pydantic import Field
 from gateway.config.document import Document, InvalidConfig, Problem, Section, read, validate
 from gateway.domain.price import Price
 from gateway.domain.route import LOCAL
+from gateway.domain.terms import Terms
 
 Protocol = Literal["openai", "anthropic", "gemini"]
 
@@ -53,6 +54,7 @@ class ProviderConfig(Section):
     base_url: str
     api_key_env: str | None = None
     stream_usage: Literal["auto", "ask", "leave"] = "auto"
+    train_on_outputs: bool = Field(True, description="whether its terms let models be trained on its answers")
     prices: dict[str, PriceConfig] = {}
 
     @pydantic.field_validator("base_url")
@@ -188,6 +190,18 @@ class Config(Section):
             return ""
         openai = urlsplit(section.base_url).hostname == "api.openai.com"
         return os.environ.get(section.api_key_env or ("OPENAI_API_KEY" if openai else ""), "")
+
+    def terms(self) -> Terms:
+        """Which providers' answers may be learnt, as far as the file says so."""
+        said = {
+            name: p.train_on_outputs
+            for name, p in self.providers.items()
+            if "train_on_outputs" in p.model_fields_set
+        }
+        return Terms(
+            barred=frozenset(name for name, may in said.items() if not may),
+            allowed=frozenset(name for name, may in said.items() if may),
+        )
 
     def prices(self) -> dict[tuple[str, str], Price]:
         """The user's own prices by (provider, model)."""

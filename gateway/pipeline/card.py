@@ -129,6 +129,8 @@ def _sentences(card: dict[str, Any]) -> list[str]:
         f" answers that the others outvote: {card['answers_outvoted_on_repeated_inputs']:.1%}.",
         f"On both sides of the split: {both}.",
         f"Personal data and secrets: {done}.",
+        f"Whether the terms of {card['teacher']['target']} let models be trained on its answers:"
+        f" {card['train_on_outputs']}.",
         f"Held-out inputs that a candidate must leave to the incumbent: {card['held_out_beyond']}.",
     ]
 

@@ -117,7 +117,7 @@ def _dataset(shop: Workshop, task: str, job: Job) -> tuple[Dataset, Job]:
             return dataset.load(shop.store, job["dataset"]), job
         except DatasetError as error:
             shop.say(f"task {task}: {error}; building it again")
-    data = dataset.build(shop.store, task, shop.datasets, shop.config.policy(task), shop.say)
+    data = dataset.build(shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms())
     shop.say(f"task {task}: dataset {data.id}, {len(data.rows)} rows from {data.card['recorded']} exchanges")
     return data, _note(shop, task, job, "finetune", dataset=data.id)
 

@@ -15,12 +15,13 @@ import msgspec
 
 from gateway.config import TaskPolicy
 from gateway.domain.dataset import Dataset
+from gateway.domain.terms import NOTHING_SAID, Terms, provider_of
 from gateway.errors import DatasetError, StoreError, TaskError
 from gateway.pipeline import rows as files
 from gateway.pipeline.card import card, card_text
 from gateway.pipeline.choosing import Chosen, choose
 from gateway.pipeline.duplicates import settle
-from gateway.pipeline.examples import Scope, Teacher
+from gateway.pipeline.examples import TERMS, Scope, Teacher
 from gateway.pipeline.parts import Found, read_heads, whole_line
 from gateway.pipeline.reading import ALONE, Say, key_of, parts, read_all
 from gateway.pipeline.rows import PARTS, RowFile, Written, chat_line
@@ -35,19 +36,24 @@ _CARDS = ("card.md", "card.json")
 
 
 def build(
-    store: SqliteStore, task: str, folder: Path, policy: TaskPolicy | None = None, say: Say = lambda sentence: None
+    store: SqliteStore,
+    task: str,
+    folder: Path,
+    policy: TaskPolicy | None = None,
+    say: Say = lambda sentence: None,
+    terms: Terms = NOTHING_SAID,
 ) -> Dataset:
     """The dataset of all that is recorded of a task, written below `folder` and noted in the store.
 
-    Same exchanges and policy, same bytes: its id is a hash of its files. `say` is told of progress. A build that
-    was killed goes on where it was. One at a time for each task.
+    Same exchanges, policy and terms, same bytes: its id is a hash of its files. `say` is told of progress. A build
+    that was killed goes on where it was. One at a time for each task.
 
     Raises:
         TaskError: there is no such task.
         DatasetError: too few rows are left; says how many and where the others went.
         StoreError: the files could not be written.
     """
-    scope = scope_of(store, task, policy)
+    scope = msgspec.structs.replace(scope_of(store, task, policy), terms=terms)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", task)
     work = folder / name / f".parts-{key_of(scope)}"
     try:
@@ -57,7 +63,7 @@ def build(
             say(f"settling the duplicates among {len(found.lengths):,} examples")
         chosen = choose(found, settle(found.columns), policy or TaskPolicy())
         try:
-            _check(task, found, chosen)
+            _check(task, scope, found, chosen)
             dataset = _write(store, scope, task, found, chosen, work)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -65,6 +71,8 @@ def build(
         raise StoreError(
             f"dataset {folder / name}: {error.strerror}; check the disk and its permissions"
         ) from error
+    if terms.is_unsaid(scope.teacher.target) and not store.rows("datasets", "task = ?", [task]):
+        say(_reminder(task, scope))
     with store.transaction():
         store.set_kind(task, dataset.card["kind"])
         place = Path(dataset.directory)
@@ -123,18 +131,35 @@ def _forget_other_builds(work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
 
 
-def _check(task: str, found: Found, chosen: Chosen) -> None:
+def _reminder(task: str, scope: Scope) -> str:
+    target = scope.teacher.target
+    return (
+        f"task {task}: models are trained on answers of {target}. If its terms do not allow that, set "
+        f"providers.{provider_of(target)}.train_on_outputs: false (true: this is not said again)"
+    )
+
+
+def _check(task: str, scope: Scope, found: Found, chosen: Chosen) -> None:
     """Refuse what nothing can be learnt from or proved by."""
     counts = chosen.counts
     if sum(counts.values()) < AT_LEAST or not counts["train"] or not counts["validation"]:
         lost = ", ".join(f"{count} {reason}" for reason, count in chosen.dropped.most_common() if count)
         raise DatasetError(
             f"task {task}: {sum(counts.values())} usable rows, and at least {AT_LEAST} are needed; of "
-            f"{chosen.recorded} recorded exchanges: {lost or 'nothing dropped'}. Send more traffic through the "
-            "gateway, 100 good rows are a start"
+            f"{chosen.recorded} recorded exchanges: {lost or 'nothing dropped'}. {_remedy(task, scope, chosen)}"
         )
     if any(chosen.leaks.values()):
         raise DatasetError(f"task {task}: rows of several parts have something in common: {chosen.leaks}")
+
+
+def _remedy(task: str, scope: Scope, chosen: Chosen) -> str:
+    if not chosen.dropped.get(TERMS):
+        return "Send more traffic through the gateway, 100 good rows are a start"
+    barred = ", ".join(f"providers.{name}.train_on_outputs" for name in sorted(scope.terms.barred))
+    return (
+        f"{barred} is false: have a provider answer whose terms let models be trained on its answers, or say what "
+        f"is right yourself ('unprompt label {task} --all')"
+    )
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -150,6 +175,7 @@ def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Ch
     about = {
         "id": place.name, "task": task, "template": template, "teacher": msgspec.to_builtins(scope.teacher),
         "teachers": dict(Counter(_target(row) for row in answered).most_common(5)), "scrub": scope.scrub,
+        "train_on_outputs": _said_of(scope),
     }  # fmt: skip
     about |= card(found, chosen, RowFile(work / "rows.jsonl"))
     about["sha256"] = hashes
@@ -159,6 +185,12 @@ def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Ch
     for file in (*(f"{part}.jsonl" for part in hashes), *_CARDS):
         (work / file).replace(place / file)
     return _dataset(place, about, digest)
+
+
+def _said_of(scope: Scope) -> str:
+    """What the settings say of learning the teacher's answers."""
+    target = scope.teacher.target
+    return "not said" if scope.terms.is_unsaid(target) else "barred" if scope.terms.bars(target) else "allowed"
 
 
 def _write_rows(found: Found, chosen: Chosen, work: Path) -> dict[str, str]:

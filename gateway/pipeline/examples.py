@@ -15,6 +15,7 @@ from gateway import providers
 from gateway.domain.dataset import Split
 from gateway.domain.exchange import Exchange
 from gateway.domain.template import Inputs, PromptTemplate
+from gateway.domain.terms import NOTHING_SAID, Terms
 from gateway.encoding import decoded
 from gateway.pipeline.schemas import fits
 from gateway.pipeline.scrub import scrubbed
@@ -25,6 +26,8 @@ BYTES_PER_TOKEN = 4
 """Of UTF-8, in a rough estimate that is good enough to tell what no model can be trained on."""
 BEYOND = frozenset({"tool calls", "refusal", "empty answer"})
 """Answers that cannot be learnt, but that a candidate must not replace by one of its own."""
+TERMS = "its provider's terms"
+"""Why answers of a provider with `train_on_outputs: false` are dropped, approved ones too: they are still its."""
 Scrub = Literal["off", "mask", "drop"]
 _SESSION_CHARS = 20
 _FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn"})
@@ -55,6 +58,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
     feedback: Mapping[str, dict[str, Any]]
     scrub: Scrub = "mask"
     max_row_tokens: int = 65_536
+    terms: Terms = NOTHING_SAID
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +143,8 @@ def _answer(exchange: Exchange, scope: Scope) -> tuple[str, int, str] | str:
     target = exchange.target or f"{exchange.provider}/{exchange.model_requested}"
     if exchange.stripped or target in scope.students:
         return "answered by a candidate"
+    if scope.terms.bars(target):
+        return TERMS
     if said.get("score", 0) < 0:
         return "negative feedback"
     if Teacher(exchange.provider, exchange.model_requested, target) != scope.teacher:

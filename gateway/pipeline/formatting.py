@@ -18,6 +18,7 @@ from gateway.files import write_whole
 from gateway.formats import Example, Format, Written
 from gateway.pipeline.explain import recorded_settings
 from gateway.pipeline.preferences import preferences
+from gateway.pipeline.scrub import scrub
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -66,11 +67,18 @@ def _parts(store: SqliteStore, data: Dataset, name: str) -> dict[str, list[Examp
     tools = _tools(store, data)
     found: list[tuple[Row, str | None]] = [(row, None) for row in data.rows]
     if name == "dpo":
-        found = [*preferences(store, data)]
+        found = [(row, clean) for row, worse in preferences(store, data) if (clean := _scrubbed(worse, data))]
     parts: dict[str, list[Example]] = {"train": [], "validation": []}
     for row, worse in found:
         parts.setdefault(row.split, []).append(example_of(row, tools, worse))
     return parts
+
+
+def _scrubbed(worse: str, data: Dataset) -> str:
+    """The worse answer, which stands in no row, as clean as the dataset's rows; "" where it must be dropped."""
+    policy, counts = data.card.get("scrub", "off"), Counter[str]()
+    clean = worse if policy == "off" else scrub(worse, counts)
+    return "" if counts and policy == "drop" else clean
 
 
 def example_of(row: Row, tools: list[dict[str, Any]], worse: str | None = None) -> Example:

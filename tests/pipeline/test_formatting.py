@@ -157,3 +157,17 @@ def test_twenty_corrections_are_twenty_pairs_each_on_its_side_of_the_split(
             assert side[text] == part
             assert row["preferred_output"][0]["content"] == "complaint"
             assert row["non_preferred_output"][0]["content"] == dict(mail())[text]
+
+
+def test_a_worse_answer_is_scrubbed_like_the_rows(store: SqliteStore, tmp_path: Path) -> None:
+    keep(
+        store,
+        [exchange(n, asked(text), f"write to anna{n}@example.com") for n, (text, _) in enumerate(mail()[:80])],
+    )
+    for n in range(60):
+        feedback(store, f"e{n:05}", corrected_output=f"call {n}, please")
+    write_format(store, built(store, tmp_path), "dpo", tmp_path / "out")
+    for row in lines_of(tmp_path / "out" / "train.jsonl"):
+        said = row["non_preferred_output"][0]["content"]
+        assert said.startswith("write to ")
+        assert "anna" not in said
