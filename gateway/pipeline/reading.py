@@ -27,6 +27,7 @@ from gateway.errors import DatasetError
 from gateway.files import write_whole
 from gateway.pipeline.examples import Example, Scope, example
 from gateway.pipeline.parts import part_file
+from gateway.pipeline.trainable import trainable
 from gateway.stores.sqlite import SqliteStore
 
 PART = 4096
@@ -34,7 +35,7 @@ PART = 4096
 ALONE = 20_000
 """So many exchanges are read by this process alone: others take a second to start."""
 MOST_PROCESSES = 8
-_EDITION = 1
+_EDITION = 2
 """Of the part files' content: a later release that reads exchanges differently counts on."""
 _SECONDS = 5.0
 Say = Callable[[str], None]
@@ -139,7 +140,7 @@ def _keep(store: SqliteStore, scope: Scope, rowids: Sequence[int], file: Path) -
     dropped: Counter[str] = Counter()
     found: list[Example] = []
     for exchange in store.each_exchange(where, [json.dumps(list(rowids))]):
-        one = example(exchange, scope)
+        one = trainable(example(exchange, scope))
         if isinstance(one, Example):
             found.append(one)
         dropped.update([one] if isinstance(one, str) else [one.beyond] if one.beyond else [])
