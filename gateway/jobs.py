@@ -19,6 +19,7 @@ from gateway.pipeline.adapters import Keeper, keeps_any
 from gateway.pipeline.cycle import Workshop, one_at_a_time, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.finetune import Elsewhere
+from gateway.pipeline.monitor import look_after
 from gateway.restarts import count_restart
 from gateway.stores.pruning import Criteria, prune
 from gateway.stores.recorder import Recorder
@@ -31,6 +32,7 @@ RECORD_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 KEEP_SECONDS = 600.0
 ADAPTER_SECONDS = 5.0
+WATCH_SECONDS = 1.0
 
 
 class Repeated:
@@ -87,7 +89,8 @@ class Tended:
 
 
 class Worker:
-    """Two threads, so that a long training never holds up recording; the main thread looks after both."""
+    """Some threads, so that a long training holds up neither recording nor the watch; the main thread looks after
+    them."""
 
     def __init__(self, config: Config, journal: Path, workshop: Callable[[], Workshop], *, jobs: bool) -> None:
         """`workshop` opens a store of its own for the thread that calls it."""
@@ -101,7 +104,9 @@ class Worker:
             signal.signal(number, lambda *_: self._stop.set())
         threading.Thread(target=self._watch_parent, daemon=True).start()
         recorder = Tended("recorder", self._record, self._died)
-        tended = [recorder, Tended("jobs", self._turn, self._died)] if self._jobs else [recorder]
+        tended = [recorder]
+        if self._jobs:
+            tended += [Tended("jobs", self._turn, self._died), Tended("watch", self._look, self._died)]
         if keeps_any(self._config):
             tended.append(Tended("adapters", self._load, self._died))
         if self._config.store.keep_days is not None or self._config.store.keep_mb is not None:
@@ -176,6 +181,20 @@ class Worker:
             keeper.look()
 
         return load
+
+    def _look(self) -> None:
+        self._repeat(Repeated(self._looking(), "the watch over candidates", WATCH_SECONDS, longest=30.0))
+
+    def _looking(self) -> Callable[[], object]:
+        """Beside the turns, which may train for minutes: what harms is taken back meanwhile."""
+        shop: Workshop | None = None
+
+        def look() -> None:
+            nonlocal shop
+            shop = shop or self._open()
+            look_after(shop)
+
+        return look
 
     def _turn(self) -> None:
         self._repeat(

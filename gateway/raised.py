@@ -40,7 +40,7 @@ def raise_audits(home: Path, shares: Mapping[str, float]) -> bool:
     return _write(home / AUDITS, dict(sorted(shares.items())))
 
 
-def told(home: Path) -> dict[str, Told]:
+def watched_candidates(home: Path) -> dict[str, Told]:
     """What was told last of each task; nothing where there is no such file or it cannot be read."""
     try:
         return msgspec.json.decode((home / ALARMS).read_bytes(), type=dict[str, Told])

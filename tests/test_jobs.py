@@ -226,7 +226,7 @@ def test_jobs_that_end_their_thread_again_and_again_hold_up_no_recording(house: 
     until = time.monotonic() + 20
     while restarts(journal).get("jobs", 0) < 2 and time.monotonic() < until:
         time.sleep(0.05)
-    assert set(restarts(journal)) == {"jobs"}
+    assert set(restarts(journal)) <= {"jobs", "watch"}
     house.record(5)
     house.wait_for("complete = 1", 25)
     assert worker.stdin is not None

@@ -16,6 +16,8 @@ from gateway.config import Config, load_config
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.errors import TaskError
 from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote
+from gateway.pipeline.canary import Step
+from gateway.pipeline.canary import steps as planned_steps
 from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.formatting import Formatted, write_format
@@ -177,17 +179,21 @@ def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
 @click.argument("task")
 @click.argument("candidate", required=False)
 @config_option
-@click.option("--canary", metavar="PERCENT", help="Send only this share of the requests, like 5%.")
+@click.option("--canary", metavar="PERCENT", help="Begin with this share of the requests, like 5%.")
+@click.option("--shadow", is_flag=True, help="Begin with none: ask the candidate, too, and compare.")
 @click.option("--force", is_flag=True, help="Promote although the gate refuses; noted in the decision record.")
 @json_option
-def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, force: bool,
-                    as_json: bool) -> None:  # fmt: skip
+def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, shadow: bool,
+                    force: bool, as_json: bool) -> None:  # fmt: skip
     """Flip TASK's route to its best candidate, or to CANDIDATE (a model or fine-tune id), past the gate.
+
+    With --canary or --shadow the worker takes the next steps of the task's policy itself, each when enough answers
+    were compared and nothing is wrong, and goes back when something is.
 
     \b
     Example: unprompt promote support-intent --canary 5%
     """
-    share = _percent(canary) if canary else None
+    first = _first_step(canary, shadow)
     with open_shop(config) as shop:
         report = evaluate.load_report(_newest(shop, "evaluations", task))
         chosen = [s for s in report.candidates if candidate in (None, s.model, s.finetune)]
@@ -202,13 +208,25 @@ def promote_command(task: str, candidate: str | None, config: Path | None, canar
             if as_json:
                 print_json({"decision": decision, "route": None})
             raise click.ClickException("the gate refuses; nothing was changed (--force overrides it)")
-        route = promote.promote(shop.store, shop.config, shop.routes, shop.models, report, decision,
-                                share=share or policy.share)  # fmt: skip
+        steps = (Step(policy.share),) if first is None else planned_steps(policy, first)
+        route = promote.promote(shop.store, shop.config, shop.routes, shop.models, report, decision, steps=steps)
     if as_json:
         print_json({"decision": decision, "route": route})
     else:
-        first = route["targets"][0]
-        click.echo(f"{shop.routes}: {first['weight']:g} % of {task} goes to {first['model']}")
+        click.echo(f"{shop.routes}: {_in_words(route, task)}")
+
+
+def _in_words(route: dict[str, Any], task: str) -> str:
+    candidate = promote.candidate_of(route)["model"]
+    if route.get("shadow"):
+        return f"{route['shadow']['percent']:g} % of {task} is shown to {candidate}, too"
+    return f"{route['targets'][0]['weight']:g} % of {task} goes to {candidate}"
+
+
+def _first_step(canary: str | None, shadow: bool) -> Step | None:
+    if shadow:
+        return Step(_percent(canary) if canary else 0.0, shadow=100.0)
+    return Step(_percent(canary)) if canary else None
 
 
 def _percent(text: str) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import pydantic
@@ -56,6 +57,7 @@ class ProviderConfig(Section):
     stream_usage: Literal["auto", "ask", "leave"] = "auto"
     train_on_outputs: bool = Field(True, description="whether its terms let models be trained on its answers")
     prices: dict[str, PriceConfig] = {}
+    shutdown_dates: dict[str, datetime.date] = Field({}, description="when the provider takes a model away")
 
     @pydantic.field_validator("base_url")
     @classmethod
@@ -101,6 +103,9 @@ class CaptureConfig(Section):
     on_failure: Literal["fail_open", "fail_closed"] = "fail_open"
 
 
+Share = Annotated[float, Field(gt=0, le=100)]
+
+
 class TaskPolicy(Section):
     """When a task is trained on, and what a candidate must show before it takes traffic."""
 
@@ -116,6 +121,12 @@ class TaskPolicy(Section):
     scrub: Literal["off", "mask", "drop"] = Field("mask", description="personal data and secrets in rows")
     max_row_tokens: int = Field(65_536, ge=1, description="longer rows are dropped, never cut")
     max_label_rows: int | None = Field(None, ge=1, description="training rows of one answer, at most")
+    audit: float = Field(10.0, ge=0, le=100, description="percent of a candidate's answers that are compared")
+    canary: tuple[Share, ...] = Field((100.0,), description="percent of requests, step by step")
+    canary_pairs: int = Field(50, ge=1, description="answers compared before a step is passed")
+    shadow: float = Field(0.0, ge=0, le=100, description="percent asked in the shadow, before the first step")
+    max_error_rate: float = Field(0.02, gt=0, lt=1, description="of requests that a candidate fails to answer")
+    retrain_days: float | None = Field(None, gt=0, description="train again after so long, if there is new data")
     trainers: tuple[str, ...] = Field(("classifier",), min_length=1)
 
 

@@ -39,6 +39,7 @@ from gateway.metrics.table import (
     Metric,
     label,
 )  # fmt: skip
+from gateway.raised import watched_candidates
 from gateway.restarts import restarts
 from gateway.stores.journal import waiting
 from gateway.stores.segments import set_aside
@@ -80,7 +81,12 @@ def pages(sheets: Sequence[Sheet], journal: Path) -> Iterator[bytes]:
         if number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1:
             yield b""
     states = [state for sheet in sheets if (state := _state_of(sheet)) is not None]
-    for name, series in (*_of_states(states), *_of_journal(journal), *_of_templates(journal.parent)):
+    for name, series in (
+        *_of_states(states),
+        *_of_journal(journal),
+        *_of_templates(journal.parent),
+        *_of_candidates(journal.parent),
+    ):
         _merge(found.setdefault(name, {}), series)
     for metric in TABLE:
         yield from _family(metric, found.get(metric.name, {}))
@@ -225,6 +231,20 @@ def _of_templates(home: Path) -> Iterator[tuple[str, Series]]:
     yield "unprompt_template_requests", results
     states = Counter(told.states.values())
     yield "unprompt_templates", {(state,): [float(states[state])] for state in ("proposed", "trusted", "drifting")}
+
+
+def _of_candidates(home: Path) -> Iterator[tuple[str, Series]]:
+    """What the watch over candidates has told."""
+    known = _some(watched_candidates(home))
+    yield "unprompt_alarm", {(label(task), kind): [1.0] for task, one in known for kind in one.alarms}
+    yield (
+        "unprompt_task_agreement",
+        {
+            (label(task), bound): [value]
+            for task, one in known
+            for bound, value in zip(("low", "mean", "high"), one.agreement or (), strict=False)
+        },
+    )
 
 
 def _some(told: Mapping[str, T]) -> list[tuple[str, T]]:

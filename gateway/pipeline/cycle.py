@@ -12,15 +12,16 @@ from typing import Any
 
 import msgspec
 
-from gateway.config import Config
+from gateway.config import Config, TaskPolicy
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.price import PriceBook
 from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
-from gateway.pipeline import dataset, evaluate, finetune, promote
+from gateway.pipeline import canary, dataset, evaluate, finetune, promote
 from gateway.pipeline.asking import asker
 from gateway.pipeline.finetune import Elsewhere, one_at_a_time
-from gateway.pipeline.gate import Decision, decide
+from gateway.pipeline.gate import Check, Decision, decide
+from gateway.stores.audited import last_call_to_retrain
 from gateway.stores.sqlite import SqliteStore
 
 __all__ = ["Workshop", "evaluation", "one_at_a_time", "turn", "turn_all"]
@@ -68,7 +69,7 @@ def turn(shop: Workshop, task: str) -> Decision | None:
     if not report.candidates and any(one.state is FineTuneState.SUCCEEDED for one in trained):
         _wait(shop, task, job | {"evaluation": None}, "evaluate", "; ".join(report.failed.values()))
         return None
-    decision = decide(report, shop.config.policy(task))
+    decision = _fresh(shop, decide(report, shop.config.policy(task)), report)
     job = _note(shop, task, job, "promote", decision=decision.reason)
     try:
         _settle(shop, report, decision)
@@ -152,8 +153,15 @@ def _report(
     kept = shop.store.rows("evaluations", "id = ?", [job.get("evaluation")])
     if kept and kept[0]["dataset"] == data.id:
         return evaluate.load_report(kept[0]), job
-    report = evaluation(shop, data, trained)
+    report = evaluation(shop, data, [*trained, *_serving(shop, task, trained)])
     return report, _note(shop, task, job, "evaluate", evaluation=report.id)
+
+
+def _serving(shop: Workshop, task: str, trained: list[FineTune]) -> list[FineTune]:
+    """The candidate that serves the task now, which the new ones are judged beside."""
+    now = _serving_id(shop, task)
+    found = shop.store.finetunes("id = ? AND state = 'succeeded'", [now]) if now else []
+    return [one for one in found if all(one.id != other.id for other in trained)]
 
 
 def evaluation(shop: Workshop, data: Dataset, trained: list[FineTune]) -> evaluate.Report:
@@ -162,15 +170,44 @@ def evaluation(shop: Workshop, data: Dataset, trained: list[FineTune]) -> evalua
     return evaluate.evaluate(shop.store, shop.config, data, trained, shop.models, asks)
 
 
+def _fresh(shop: Workshop, decision: Decision, report: evaluate.Report) -> Decision:
+    """The decision, and not to promote what was rolled back before, or is no better than what serves already."""
+    now = _serving_id(shop, decision.task)
+    current = next((score for score in report.candidates if now and score.finetune == now), None)
+    checks = []
+    if decision.candidate in promote.taken_back(shop.store, decision.task):
+        checks.append(Check("times that it was rolled back", 1.0, 0.0, False))
+    elif current is not None and decision.score is not None and decision.candidate != now:
+        mine, its = _right(decision.score), _right(current)
+        checks.append(Check("answers rightly (share), beside the candidate that serves", mine, its, mine > its))
+    holds = decision.promote and all(check.holds for check in checks)
+    return msgspec.structs.replace(decision, checks=(*decision.checks, *checks), promote=holds)
+
+
+def _serving_id(shop: Workshop, task: str) -> str | None:
+    """The fine-tune that serves the task now."""
+    serving = next(iter(promote.standing(shop.store, task)[-1:]), None)
+    return promote.candidate(serving) if serving else None
+
+
+def _right(score: evaluate.Score) -> float:
+    """The share of requests that it answers itself, and as the incumbent does."""
+    return score.answered - (1 - score.agreement)
+
+
 def _settle(shop: Workshop, report: evaluate.Report, decision: Decision) -> None:
     policy = shop.config.policy(decision.task)
+    if decision.promote and decision.candidate == _serving_id(shop, decision.task):
+        return  # it is there already, and still the best
     if not decision.promote:
         promote.note_refusal(shop.store, decision)
     elif policy.approve == "ask":
         promote.note_waiting(shop.store, decision)
         shop.say(f"task {decision.task}: waits for 'unprompt promote {decision.task}' (approve: ask)")
     else:
-        promote.promote(shop.store, shop.config, shop.routes, shop.models, report, decision, share=policy.share)
+        promote.promote(
+            shop.store, shop.config, shop.routes, shop.models, report, decision, steps=canary.steps(policy)
+        )
 
 
 # --- when a turn is due, and how far it is ---------------------------------------------------------------
@@ -189,11 +226,22 @@ def _job(shop: Workshop, task: str) -> Job | None:
         return _resumed(shop, task, last, found[-1]["step"])
     usable = shop.store.answered_count(task)
     policy = shop.config.policy(task)
-    growth = RETRY_GROWTH if state == "failed" else policy.retrain_growth
-    if usable < max(policy.min_rows, last.get("usable", 0) * growth):
+    if usable < max(policy.min_rows, _wanted(shop, task, policy, last, failed=state == "failed")):
         return None
     fresh = {"id": f"cycle-{task}-{uuid.uuid4().hex[:12]}", "usable": usable, "started_at": time.time()}
     return _note(shop, task, fresh | {"process": _PROCESS, "attempts": 1}, "dataset")
+
+
+def _wanted(shop: Workshop, task: str, policy: TaskPolicy, last: Job, *, failed: bool) -> float:
+    """So many recorded answers make the next turn due: many more than at the last one; fewer where it failed, where
+    the last training is too old, or where an alarm has called for another one since."""
+    had, began = float(last.get("usable", 0)), float(last.get("started_at", 0))
+    is_old = policy.retrain_days is not None and time.time() - began > policy.retrain_days * 86_400
+    if failed:
+        return had * RETRY_GROWTH
+    if is_old or (last and last_call_to_retrain(shop.store, task) > began):
+        return min(had * RETRY_GROWTH, had + policy.min_rows)
+    return had * policy.retrain_growth
 
 
 def _resumed(shop: Workshop, task: str, job: Job, step: str) -> Job:

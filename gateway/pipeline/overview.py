@@ -10,6 +10,7 @@ import msgspec
 from gateway.config import Config
 from gateway.pipeline.discover import TRUSTED_AFTER
 from gateway.pipeline.savings import Saved, savings
+from gateway.stores.audited import open_alarms
 from gateway.stores.edited import pinned_tasks
 from gateway.stores.ledger import entries
 from gateway.stores.sqlite import SqliteStore
@@ -54,7 +55,8 @@ def _row(store: SqliteStore, config: Config, row: dict[str, Any]) -> dict[str, A
     newest = versions[-1].version if versions else None
     used = max(recent, key=lambda version: recent[version]) if recent else newest
     standing = standings(store).get(f"{task}@{used}", Standing("trusted"))
-    row["alarm"] = row["alarm"] or standing.remark
+    raised = "; ".join(alarm["sentence"] for alarm in open_alarms(store, task))
+    row["alarm"] = row["alarm"] or standing.remark or raised or None
     return row | {
         "version": used,
         "versions": [template.version for template in versions],
@@ -91,8 +93,11 @@ def _newest(rows: list[dict[str, Any]]) -> float:
 
 
 def _after(promotion: dict[str, Any]) -> str:
+    canary = promotion["steps"] not in (None, "[]")
+    served = f"canary of {promotion['target']}" if canary else f"served by {promotion['target']}"
     return {
-        "promote": f"served by {promotion['target']}",
+        "promote": served,
+        "advance": served,
         "refuse": "candidate refused, waits for more rows",
         "ask": f"{promotion['target']} waits for 'unprompt promote {promotion['task']}'",
     }.get(promotion["action"], "rolled back")

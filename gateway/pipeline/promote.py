@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import yaml
@@ -23,24 +24,26 @@ from gateway.config import Config, InvalidConfig, parse_routes
 from gateway.domain.route import LOCAL
 from gateway.errors import ConfigError, TaskError
 from gateway.files import sync_folder
-from gateway.pipeline.evaluate import Report
+from gateway.pipeline.canary import Step
+from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.routes_text import Edited, RouteDict, edit, routes_of
 from gateway.stores.sqlite import SqliteStore
 from gateway.upstreams.embedded import EmbeddedModel
 
-__all__ = ["edit", "note_refusal", "note_waiting", "promote", "rollback", "settle", "standing"]
+__all__ = ["advance", "edit", "note_refusal", "note_waiting", "promote", "rollback", "settle", "standing",
+           "taken_back"]  # fmt: skip
 
-_POLICY = ("timeouts", "retry", "circuit", "limits", "on_client_gone")
+_POLICY = ("timeouts", "retry", "circuit", "limits", "on_client_gone", "sticky", "audit")
 """What people set for a route's requests, wherever they go: a promotion leaves it as it is."""
 
 
 def promote(
     store: SqliteStore, config: Config, routes: Path, models: Path, report: Report, decision: Decision,
-    *, share: float,
+    *, steps: Sequence[Step],
 ) -> RouteDict:  # fmt: skip
-    """Send `share` percent of the task's requests to the decision's candidate, the rest to the incumbent.
-    Doing it twice is doing it once.
+    """Take the first of the steps: so many of the task's requests go to the decision's candidate, the rest to the
+    incumbent. The other steps are noted, for `advance`. Doing it twice is doing it once.
 
     Raises:
         TaskError: the decision has no candidate, its model is gone, or the incumbent is unknown.
@@ -56,14 +59,16 @@ def promote(
         before = _read(routes)
         match = _match(report)
         routes_before = routes_of(before)
-        route = _route(task, match, report, decision, share, _names_beside(routes_before, match))
+        route = _route(task, match, report, score, steps[0], _names_beside(routes_before, match))
         replaced = next((one for one in routes_before if _clean(one.get("match")) == match), {})
-        route |= {key: replaced[key] for key in _POLICY if key in replaced}
+        audit = {"audit": config.policy(task).audit} if config.policy(task).audit else {}
+        route |= audit | {key: replaced[key] for key in _POLICY if key in replaced}
         edited = edit(before, lambda one: _clean(one.get("match")) == match, route)
         last = standing(store, task)[-1:]
         if edited.replaced == route and last and _says_the_same(last[0]["routes_after"], route):
             return route
-        _flip(store, config, routes, task, "promote", before, edited, route, decision)
+        flip = _Flip("promote", task, score.model, decision, tuple(steps[1:]))
+        _flip(store, config, routes, flip, before, edited, route)
     return route
 
 
@@ -86,25 +91,72 @@ def _says_the_same(noted: str | None, route: RouteDict) -> bool:
 
 
 def _route(
-    task: str, match: dict[str, Any], report: Report, decision: Decision, share: float, taken: set[str]
+    task: str, match: dict[str, Any], report: Report, score: Score, step: Step, taken: set[str]
 ) -> RouteDict:
-    score = decision.score
-    if score is None:
-        raise TaskError(f"task {task}: the decision has no candidate")
     before = _clean({"upstream": report.incumbent.upstream, "model": report.incumbent.model})
-    target = {"upstream": score.upstream, "model": score.model, "weight": share, "strip": report.template}
+    candidate: RouteDict = {"upstream": score.upstream, "model": score.model, "strip": report.template}
     if score.min_confidence > 0:
-        target["min_confidence"] = min(score.min_confidence, 1.0)
-    targets = [target] if share >= 100 else [target, {**before, "weight": round(100 - share, 6)}]
+        candidate["min_confidence"] = min(score.min_confidence, 1.0)
     name, number = task, 2
     while name in taken:
         name, number = f"{task}-{number}", number + 1
-    return {"name": name, "match": match, "targets": targets, "fallback": before}
+    return {"name": name, "match": match, **_staged(candidate, before, step), "fallback": before}
 
 
-def rollback(store: SqliteStore, config: Config, routes: Path, task: str) -> RouteDict | None:
-    """Put the task's route back to what it was before its last promotion; gives that route, None: no route.
-    A file that nobody has changed since is put back byte for byte.
+def _staged(candidate: RouteDict, incumbent: RouteDict, step: Step) -> RouteDict:
+    """Who answers, and who is only asked, at this step."""
+    place = {key: candidate[key] for key in ("upstream", "model")}
+    first = {**place, "weight": step.share, **candidate}
+    rest = {**incumbent, "weight": round(100 - step.share, 6)}
+    if step.shadow:
+        asked = {**candidate, "percent": step.shadow}
+        return {"targets": [incumbent] if step.share <= 0 else [first, rest], "shadow": asked}
+    return {"targets": [first] if step.share >= 100 else [first, rest]}
+
+
+def advance(
+    store: SqliteStore, config: Config, routes: Path, task: str, because: object = None
+) -> RouteDict | None:
+    """Take the next step of the task's promotion; None where there is none, or where a person has changed who
+    answers since: then the route is theirs. `because` is kept as the decision record.
+
+    Raises:
+        ConfigError: routes.yaml has a problem, or cannot be written; it is left as it is.
+    """
+    with _locked(routes):
+        _settle(store, routes)
+        last = next(iter(standing(store, task)[-1:]), None)
+        left = steps_left(last) if last else ()
+        before = _read(routes)
+        route = next((r for r in routes_of(before) if last and _says_the_same(last["routes_after"], r)), None)
+        if last is None or not left or route is None:
+            return None
+        candidate, incumbent = candidate_of(route), dict(route["fallback"])
+        new = {key: value for key, value in route.items() if key != "shadow"}
+        new |= _staged(candidate, incumbent, left[0])
+        flip = _Flip("advance", task, candidate.get("model"), because, left[1:])
+        _flip(store, config, routes, flip, before, edit(before, lambda one: one == route, new), new)
+    return new
+
+
+def candidate_of(route: RouteDict) -> RouteDict:
+    """The target of a promoted route that strips, without its share."""
+    targets = [*route.get("targets", []), *([route["shadow"]] if route.get("shadow") else [])]
+    found: RouteDict = next((target for target in targets if target.get("strip")), {})
+    return {key: value for key, value in found.items() if key not in ("weight", "percent")}
+
+
+def steps_left(promotion: dict[str, Any]) -> tuple[Step, ...]:
+    """The steps that a promotion (a row of `standing`) has still before it."""
+    return msgspec.json.decode(promotion["steps"] or b"[]", type=tuple[Step, ...])
+
+
+def rollback(
+    store: SqliteStore, config: Config, routes: Path, task: str, because: object = None
+) -> RouteDict | None:
+    """Put the task's route back to what it was before its last promotion, with all its steps; gives that route,
+    None: no route. A file that nobody has changed since is put back byte for byte. `because` is kept as the
+    decision record.
 
     Raises:
         TaskError: the task was never promoted, or is rolled back already.
@@ -124,7 +176,8 @@ def rollback(store: SqliteStore, config: Config, routes: Path, task: str) -> Rou
         else:
             promoted = yaml.safe_load(last["routes_after"] or "") or {}
             edited = _edited_since(current, promoted, task, route, last["routes_before"])
-        _flip(store, config, routes, task, "rollback", current, edited, route, None)
+        target = candidate_of(route).get("model") or route["targets"][0].get("model") if route else None
+        _flip(store, config, routes, _Flip("rollback", task, target, because), current, edited, route)
     return route
 
 
@@ -140,14 +193,37 @@ def _edited_since(
 
 
 def standing(store: SqliteStore, task: str) -> list[dict[str, Any]]:
-    """The promotions of a task that have not been rolled back, oldest first."""
+    """The promotions of a task that have not been rolled back, oldest first: each as it was promoted, with the
+    `steps` that are left, the file as it is after the last step, and in `step` that step's id."""
     found: list[dict[str, Any]] = []
     for row in store.rows("promotions", "task = ? AND state = 'done'", [task]):
         if row["action"] == "promote":
-            found.append(row)
+            found.append(row | {"step": row["id"]})
+        elif row["action"] == "advance" and found:
+            found[-1] = _advanced(found[-1], row)
         elif row["action"] == "rollback" and found:
             found.pop()
     return found
+
+
+def _advanced(promotion: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The file can be put back byte for byte only where nothing else was written between the steps."""
+    unbroken = _hash(row["file_before"] or "") == promotion["file_after"]
+    after = {"file_after": row["file_after"] if unbroken else None}
+    return promotion | after | {"routes_after": row["routes_after"], "steps": row["steps"], "step": row["id"]}
+
+
+def taken_back(store: SqliteStore, task: str) -> frozenset[str]:
+    """The candidates (ids of fine-tunes) of this task that were promoted and rolled back."""
+    rows = store.rows("promotions", "task = ? AND state = 'done' AND action = 'promote'", [task])
+    still = {row["id"] for row in standing(store, task)}
+    return frozenset(candidate(row) or "" for row in rows if row["id"] not in still)
+
+
+def candidate(promotion: dict[str, Any]) -> str | None:
+    """The id of the fine-tune that a row of `promotions` is about."""
+    record = json.loads(promotion["decision"] or "null")
+    return record.get("candidate") if isinstance(record, dict) else None
 
 
 def note_refusal(store: SqliteStore, decision: Decision) -> None:
@@ -171,17 +247,26 @@ def _note(store: SqliteStore, decision: Decision, action: str) -> None:
 # --- the file and its history ----------------------------------------------------------------------------
 
 
+class _Flip(NamedTuple):
+    """What is done to which task's route, why, and what comes after it."""
+
+    action: str
+    task: str
+    target: str | None
+    because: object = None
+    steps: tuple[Step, ...] = ()
+
+
 def _flip(
-    store: SqliteStore, config: Config, routes: Path, task: str, action: str, before: str, edited: Edited,
-    route: RouteDict | None, decision: Decision | None,
+    store: SqliteStore, config: Config, routes: Path, flip: _Flip, before: str, edited: Edited,
+    route: RouteDict | None,
 ) -> None:  # fmt: skip
     """Note it, write the file, settle it."""
     _checked(routes, edited.text, config)
     row_id = str(uuid.uuid4())
     store.put("promotions", {
-        "id": row_id, "task": task, "action": action, "state": "writing",
-        "target": route["targets"][0].get("model") if route else None,
-        "decision": msgspec.json.encode(decision).decode(),
+        "id": row_id, "task": flip.task, "action": flip.action, "state": "writing", "target": flip.target,
+        "decision": msgspec.json.encode(flip.because).decode(), "steps": msgspec.to_builtins(flip.steps),
         "routes_before": _source(edited), "routes_after": _one(route),
         "file_before": before if routes.exists() else None, "file_after": _hash(edited.text),
         "created_at": time.time(),

@@ -24,6 +24,8 @@ WEIGHTS = (0.2, 0.4, 0.2, 0.2)
 WARNING = 5.0
 """Evidence is a warning when a change would have begun about so many allowed events ago."""
 _LEAST = 1e-6
+_MOST = 1e8
+"""Beyond any limit: more would only take longer to be forgotten when all is well again."""
 
 
 class Bets(msgspec.Struct, frozen=True):
@@ -71,7 +73,7 @@ def observed(bets: Bets, value: float, allowed: float) -> Bets:
     return Bets(
         seen=bets.seen + 1,
         total=bets.total + value,
-        restarted=tuple(min((w + 1) * f, 1e300) for w, f in zip(bets.restarted, factors, strict=True)),
+        restarted=tuple(min((w + 1) * f, _MOST) for w, f in zip(bets.restarted, factors, strict=True)),
         logs=tuple(log + math.log(f) for log, f in zip(bets.logs, factors, strict=True)),
     )
 

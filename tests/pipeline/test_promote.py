@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gateway.config import Config, load_routes, parse_routes
 from gateway.domain.route import RouteLimits
 from gateway.errors import ConfigError, TaskError
 from gateway.pipeline import promote
+from gateway.pipeline.canary import Step
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.promote import rollback, settle, standing
@@ -48,11 +50,12 @@ class Switch:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.store, self.config, self.models = store, stories.config_in(folder), folder / "models"
 
-    def promote(self, share: float = 95.0, **about: Any) -> dict[str, Any]:
+    def promote(self, share: float = 95.0, steps: Sequence[Step] = (), **about: Any) -> dict[str, Any]:
         found = report(**about)
         decision = Decision(task=found.task, evaluation=found.id, candidate="ft-1", score=found.candidates[0],
                             checks=(), promote=True)  # fmt: skip
-        return promote.promote(self.store, self.config, self.file, self.models, found, decision, share=share)
+        return promote.promote(self.store, self.config, self.file, self.models, found, decision,
+                               steps=steps or (Step(share),))  # fmt: skip
 
     def rollback(self, task: str = "mail") -> dict[str, Any] | None:
         return rollback(self.store, self.config, self.file, task)
@@ -86,6 +89,7 @@ PROMOTED = {
         {"upstream": "openai", "model": "gpt-6", "weight": 5.0},
     ],
     "fallback": {"upstream": "openai", "model": "gpt-6"},
+    "audit": 10.0,
 }
 
 PROMOTED_CANARY = [
@@ -258,7 +262,8 @@ def test_the_incumbent_is_who_answered_before(switch: Switch) -> None:
     """A person's route had the requests for gpt-6 answered by gpt-6-mini: that is what is fallen back to."""
     found = msgspec.structs.replace(report(), incumbent=msgspec.structs.replace(INCUMBENT, model="gpt-6-mini"))
     decision = Decision(task="mail", evaluation="e", candidate="ft-1", score=TUNED, checks=(), promote=True)
-    route = promote.promote(switch.store, switch.config, switch.file, switch.models, found, decision, share=95)
+    route = promote.promote(switch.store, switch.config, switch.file, switch.models, found, decision,
+                            steps=[Step(95)])  # fmt: skip
     assert route["match"]["model"] == "gpt-6"
     assert route["fallback"]["model"] == route["targets"][1]["model"] == "gpt-6-mini"
 
@@ -379,6 +384,7 @@ import os, sys
 from pathlib import Path
 import msgspec, stories
 from gateway.pipeline import promote
+from gateway.pipeline.canary import Step
 from gateway.pipeline.evaluate import Report
 from gateway.pipeline.gate import Decision
 from gateway.stores.sqlite import SqliteStore
@@ -399,7 +405,7 @@ elif where == "written":
 files = stories.config_in(folder), folder / "config" / "routes.yaml"
 if report:
     found, made = msgspec.json.decode(report, type=Report), msgspec.json.decode(decision, type=Decision)
-    promote.promote(store, *files, folder / "models", found, made, share=95)
+    promote.promote(store, *files, folder / "models", found, made, steps=[Step(95)])
 else:
     promote.rollback(store, *files, "mail")
 """

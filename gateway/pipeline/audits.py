@@ -1,0 +1,76 @@
+"""Audits and shadows: requests that the candidate and the incumbent have both answered, and whether they agree."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gateway import providers
+from gateway.domain.exchange import Exchange
+from gateway.encoding import decoded
+from gateway.pipeline.alarms import Outcome
+from gateway.pipeline.asking import same_answer
+from gateway.stores.audited import Recorded
+from gateway.stores.sqlite import SqliteStore
+
+_OPENAI = providers.load("openai")
+ABSTAINED = "abstained"
+_NEVER_ASKED = frozenset({"circuit_open"})
+_FAILED = frozenset({
+    "upstream_http_5xx", "upstream_http_4xx", "upstream_connect", "upstream_timeout", "upstream_truncated", "other",
+})  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """One request with both answers. `candidate`: its text; `agrees`: from 0 to 1; None: one of them cannot be read
+    (no text was recorded, or the incumbent's answer is an error), which says nothing of the candidate."""
+
+    candidate: str | None
+    agrees: float | None
+
+
+def outcome(row: Recorded, candidate: str) -> Outcome | None:
+    """What became of an exchange at the candidate (its `upstream/model`); None where it was not asked, or where the
+    client left before there was an answer."""
+    reasons = [reason for name, _, reason in (one.rpartition(": ") for one in row.attempts) if name == candidate]
+    if row.stripped and row.target == candidate:
+        failed = row.error_type in _FAILED
+        if row.error_type is not None and not failed:
+            return None
+        return Outcome(not failed, failed, row.latency_ms, row.cost_usd)
+    tried = [reason for reason in reasons if reason not in _NEVER_ASKED]
+    if not tried:
+        return None
+    return Outcome(False, tried[-1] != ABSTAINED, row.latency_ms, row.cost_usd)
+
+
+def pair(store: SqliteStore, copy: Recorded, candidate: str) -> Pair | None:
+    """A copy and the client's own exchange; None where that is not in the store, yet or any more."""
+    found = store.exchanges("id IN (?, ?)", [copy.id, copy.copy_of])
+    return _pair(found[0], found[1], candidate) if len(found) == 2 else None
+
+
+def _pair(one: Exchange, other: Exchange, candidate: str) -> Pair:
+    stripped, whole = (one, other) if one.stripped else (other, one)
+    if stripped.target != candidate or whole.stripped or not _is_answered(stripped) or not _is_answered(whole):
+        return Pair(None, None)
+    said, wanted = answer_of(stripped), answer_of(whole)
+    if said is None or wanted is None:
+        return Pair(None, None)
+    return Pair(said, float(same_answer(said, wanted)))
+
+
+def _is_answered(exchange: Exchange) -> bool:
+    return exchange.complete and not exchange.truncated and 200 <= (exchange.status or 0) < 300
+
+
+def answer_of(exchange: Exchange) -> str | None:
+    """What an exchange answered: its text, or for tool calls and refusals what they say in a form of their own, so
+    that a text never agrees with them; None where it cannot be read."""
+    plain = decoded(exchange.response, exchange.response_headers.get("content-encoding"))
+    read = _OPENAI.read_answer(plain, streamed=exchange.streamed) if plain else None
+    if read is None or read.error or not read.choices:
+        return None
+    answer = read.choices[0]
+    if answer.tool_calls:
+        return "\0tool calls: " + "; ".join(f"{call.name}({call.arguments})" for call in answer.tool_calls)
+    return f"\0refusal: {answer.refusal}" if answer.refusal else answer.text

@@ -1,0 +1,404 @@
+"""A candidate that serves: audited answers are compared, canaries go on, and what slips is taken back."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from stories import answer, asked, config_in, exchange, keep, mail, workshop_in
+
+from gateway.domain.exchange import Exchange, id_maker
+from gateway.pipeline import promote
+from gateway.pipeline.canary import Step
+from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.evaluate import Report, Score
+from gateway.pipeline.gate import Decision
+from gateway.pipeline.monitor import look_after
+from gateway.pipeline.promote import standing
+from gateway.pipeline.routes_text import routes_of
+from gateway.raised import Told, raised, watched_candidates
+from gateway.stores.audited import open_alarms, row_before, watch_state
+from gateway.stores.sqlite import SqliteStore
+
+TUNED = Score(
+    candidate="openai tuned", finetune="ft-1", upstream="openai", model="ft:mail-1", rows=500, agreement=0.98,
+    agreement_low=0.96, answered=0.95, agreement_answered=0.98, min_confidence=0.0, cost_per_1k_usd=0.1,
+    p50_ms=100.0, p95_ms=300.0, input_tokens=10.0,
+)  # fmt: skip
+TEACHER = msgspec.structs.replace(
+    TUNED, candidate="incumbent", finetune=None, model="gpt-6", cost_per_1k_usd=1.0, p95_ms=700.0
+)
+NOW = 100_000.0
+
+
+class Life:
+    """A task whose requests a candidate answers, audited or not; the monitor looks whenever it is asked to."""
+
+    def __init__(self, shop: Workshop) -> None:
+        self.shop, self.store, self.number = shop, shop.store, 0
+
+    def promote(self, *steps: Step, finetune: str = "ft-1") -> None:
+        score = msgspec.structs.replace(TUNED, finetune=finetune, model=finetune.replace("ft-", "ft:mail-"))
+        report = Report(
+            id="eval-1", task="mail", dataset="d", template="mail@1", confidence=0.95, incumbent=TEACHER,
+            candidates=[score], failed={}, provider="openai", model="gpt-6",
+        )  # fmt: skip
+        self.store.put("evaluations", {"id": report.id, "task": "mail", "dataset": "d", "created_at": 1.0,
+                                       "report": msgspec.to_builtins(report)})  # fmt: skip
+        decision = Decision(
+            task="mail", evaluation="eval-1", candidate=finetune, score=score, checks=(), promote=True
+        )
+        promote.promote(self.store, self.shop.config, self.shop.routes, self.shop.models, report, decision,
+                        steps=steps or [Step(95)])  # fmt: skip
+
+    def one(self, reply: str | dict[str, Any], **columns: Any) -> Exchange:
+        self.number += 1
+        body = asked(mail()[self.number % 500][0])
+        return exchange(self.number, body, reply, started_at=NOW, **columns)
+
+    def served(self, reply: str = "refund", **columns: Any) -> Exchange:
+        """A stripped request that the candidate answered."""
+        usual = {"target": "openai/ft:mail-1", "stripped": True, "latency_ms": 120.0, "cost_usd": 0.0001}
+        return self.one(reply, **(usual | columns))
+
+    def whole(self, reply: str | dict[str, Any] = "refund", **columns: Any) -> Exchange:
+        """A request that the incumbent answered."""
+        return self.one(reply, **columns)
+
+    def audits(self, *agree: bool) -> list[Exchange]:
+        """Requests that the candidate answered, and the incumbent, too."""
+        both = []
+        for agrees in agree:
+            own = self.served("refund")
+            both += [own, self.whole("refund" if agrees else "praise", copy_of=own.id)]
+        return both
+
+    def record(self, exchanges: Sequence[Exchange]) -> None:
+        keep(self.store, exchanges)
+
+    def look(self, later: float = 0.0) -> None:
+        look_after(self.shop, NOW + later)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        kept = watch_state(self.store, "mail")
+        found: dict[str, Any] = json.loads(kept or b"{}")
+        return found
+
+    @property
+    def seen(self) -> dict[str, int]:
+        return {kind: bets["seen"] for kind, bets in self.state["tests"].items()}
+
+    @property
+    def share(self) -> float | None:
+        """Percent of the requests that the route sends to the candidate now."""
+        routes = routes_of(self.shop.routes.read_text())
+        return routes[0]["targets"][0].get("weight") if routes else None
+
+
+@pytest.fixture
+def life(shop: Workshop) -> Life:
+    return Life(shop)
+
+
+def test_a_good_candidate_is_left_alone_and_its_agreement_is_told(life: Life) -> None:
+    life.promote()
+    dice = random.Random(3)
+    life.record(life.audits(*(dice.random() < 0.98 for _ in range(300))))
+    life.look()
+    assert life.share == 95
+    assert open_alarms(life.store) == []
+    home = life.store.path.parent
+    assert raised(home) == {}
+    known = watched_candidates(home)["mail"]
+    assert known.alarms == []
+    assert known.agreement is not None
+    low, mean, high = known.agreement
+    assert low < 0.98 < high
+    assert mean == pytest.approx(0.98, abs=0.02)
+
+
+def test_one_that_slips_is_rolled_back_with_the_figures_that_say_so(life: Life) -> None:
+    life.promote()
+    life.record(life.audits(*[True] * 100))
+    life.look()
+    dice = random.Random(1)
+    life.record(life.audits(*(dice.random() < 0.7 for _ in range(150))))
+    life.look()
+    assert life.share is None
+    assert standing(life.store, "mail") == []
+    last = life.store.rows("promotions")[-1]
+    record = json.loads(last["decision"])
+    assert (last["action"], record["candidate"], record["alarm"]["kind"]) == ("rollback", "ft-1", "agreement")
+    assert record["alarm"]["figures"]["evidence"] >= record["alarm"]["figures"]["limit"] == 1e5
+    (alarm,) = life.store.rows("alarms")
+    assert (alarm["action"], alarm["cleared_at"]) == ("rollback", NOW)
+    life.look()
+    assert watched_candidates(life.store.path.parent) == {}
+
+
+def test_suspicion_has_everything_audited_until_it_is_settled(life: Life) -> None:
+    home = life.store.path.parent
+    life.promote()
+    life.record(life.audits(*[True] * 100, False, False, False))
+    life.look()
+    assert raised(home) == {"mail": 100.0}
+    assert life.share == 95
+    life.record(life.audits(*[True] * 150))
+    life.look()
+    assert raised(home) == {}
+
+
+def test_where_nothing_is_to_be_audited_nothing_is_raised(shop: Workshop, tmp_path: Path) -> None:
+    policy = {"default": {"audit": 0, "min_rows": 100}}
+    life = Life(msgspec.structs.replace(shop, config=config_in(tmp_path, tasks=policy)))
+    life.promote()
+    life.record(life.audits(*[True] * 100, False, False, False))
+    life.look()
+    assert raised(life.store.path.parent) == {}
+
+
+# --- a canary --------------------------------------------------------------------------------------------
+
+
+def test_a_canary_goes_on_when_enough_was_compared(life: Life) -> None:
+    life.promote(Step(5), Step(25), Step(95))
+    life.look()
+    assert raised(life.store.path.parent) == {"mail": 100.0}  # every answer of a canary is compared
+    life.record(life.audits(*[True] * 49))
+    life.look()
+    assert life.share == 5
+    life.record(life.audits(True))
+    life.look()
+    assert life.share == 25
+    life.look()
+    assert life.share == 25  # each step has its own
+    life.record(life.audits(*[True] * 50))
+    life.look()
+    assert life.share == 95
+    life.record(life.audits(*[True] * 49))
+    life.look()
+    assert raised(life.store.path.parent) == {"mail": 100.0}  # also the first after the last step
+    life.record(life.audits(True))
+    life.look()
+    assert raised(life.store.path.parent) == {}
+    first, *others = life.store.rows("promotions")
+    assert [json.loads(row["decision"])["pairs"] for row in others] == [50, 50]
+    assert standing(life.store, "mail")[0]["id"] == first["id"]
+
+
+def test_a_canary_under_suspicion_waits(life: Life) -> None:
+    life.promote(Step(5), Step(95))
+    life.record(life.audits(*[True] * 60, False, False, False))
+    life.look()
+    assert life.share == 5
+    life.record(life.audits(*[True] * 120))
+    life.look()
+    assert life.share == 95
+
+
+def test_what_takes_over_at_once_is_on_trial_at_first(life: Life) -> None:
+    life.promote(Step(95))
+    life.look()
+    assert raised(life.store.path.parent) == {"mail": 100.0}
+    life.record(life.audits(*[False] * 6))
+    life.look()
+    assert life.share is None
+
+
+@pytest.mark.parametrize("wrong", ["answers", "errors", "latency"])
+def test_a_bad_canary_is_taken_back_at_once(life: Life, wrong: str) -> None:
+    life.shop.routes.parent.mkdir(parents=True)
+    life.shop.routes.write_text("routes: []  # ours\n")
+    life.promote(Step(5), Step(25), Step(95))
+    bad = {
+        "answers": life.audits(*[True] * 10, *[False] * 8),
+        "errors": [life.whole(attempts=["openai/ft:mail-1: http_500"]) for _ in range(8)],
+        "latency": [life.served(latency_ms=2000.0) for _ in range(8)],
+    }
+    life.record(bad[wrong])
+    life.look()
+    assert life.shop.routes.read_text() == "routes: []  # ours\n"
+    kind = {"answers": "agreement"}.get(wrong, wrong)
+    assert json.loads(life.store.rows("promotions")[-1]["decision"])["alarm"]["kind"] == kind
+
+
+def test_in_the_shadow_answers_are_compared_that_nobody_got(life: Life) -> None:
+    life.promote(Step(0, shadow=100), Step(95))
+    both = []
+    for _ in range(50):
+        own = life.whole("refund")
+        both += [own, life.served("refund", copy_of=own.id)]
+    life.record(both)
+    life.look()
+    assert life.seen["agreement"] == 50
+    assert life.share == 95
+
+
+# --- what counts, and how often ----------------------------------------------------------------------------
+
+
+def test_each_exchange_counts_once_however_often_it_is_looked_at(life: Life) -> None:
+    life.promote()
+    life.record([*life.audits(True, False), life.served(), life.whole()])
+    for _ in range(3):
+        life.look()
+    assert life.seen == {"errors": 3, "input_drift": 3, "latency": 3, "cost": 3, "agreement": 2}
+
+
+def test_a_copy_that_comes_before_its_original_waits_for_it(life: Life) -> None:
+    """Workers write journals of their own."""
+    life.promote()
+    own, copy = life.audits(False)
+    life.record([copy])
+    life.look()
+    assert (life.state["tests"], len(life.state["open"])) == ({}, 1)
+    life.record([own])
+    life.look()
+    life.look()
+    assert life.seen["agreement"] == 1
+
+
+def test_an_answer_under_way_is_waited_for_but_not_for_ever(life: Life) -> None:
+    life.promote()
+    open_one = life.served(latency_ms=None, status=None, complete=False)
+    life.record([open_one])
+    life.look()
+    assert len(life.state["open"]) == 1
+    life.store.run("UPDATE exchanges SET latency_ms = 150, status = 200, complete = 1 WHERE id = ?", [open_one.id])
+    life.look()
+    assert (life.seen["errors"], life.state["open"]) == (1, [])
+    life.record([life.served(latency_ms=None, status=None, complete=False)])
+    life.look(later=1000.0)
+    assert (life.seen["errors"], life.state["open"]) == (1, [])
+
+
+def test_what_says_nothing_of_the_candidate_is_not_held_against_it(life: Life) -> None:
+    own = [life.served("refund") for _ in range(4)]
+    failed = life.whole("", status=500, error_type="upstream_http_5xx", copy_of=own[0].id)
+    without_body = msgspec.structs.replace(life.whole("praise", copy_of=own[1].id), response=b"")
+    another = life.served("praise", target="openai/ft:mail-0")
+    life.promote()
+    left = life.served(status=200, complete=False, error_type="caller_cancelled")
+    skipped = life.whole(attempts=["openai/ft:mail-1: circuit_open"])
+    life.record([*own, failed, without_body, another, life.whole("praise", copy_of=another.id), left, skipped])
+    life.look()
+    assert life.seen == {"errors": 4, "input_drift": 4, "latency": 4, "cost": 4}
+
+
+def test_a_text_where_the_incumbent_calls_a_tool_is_another_answer(life: Life) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "pay_back", "arguments": "{}"}}
+    tools = answer(None, finish="tool_calls", tool_calls=[call])
+    life.promote()
+    own = life.served("refund")
+    life.record([own, life.whole(tools, copy_of=own.id)])
+    life.look()
+    assert life.state["tests"]["agreement"]["total"] == 1.0
+
+
+def test_what_is_handed_over_is_no_failure(life: Life) -> None:
+    life.promote()
+    life.record([life.whole(attempts=["openai/ft:mail-1: abstained"]) for _ in range(30)])
+    life.look()
+    tests = life.state["tests"]
+    assert (tests["errors"]["total"], tests["input_drift"]["total"]) == (0.0, 30.0)
+
+
+# --- alarms that change nothing ----------------------------------------------------------------------------
+
+
+def test_an_outage_is_an_alarm_that_ends_by_itself(life: Life) -> None:
+    life.promote()
+    life.record(life.audits(*[True] * 50))
+    life.look()
+    life.record([life.whole(attempts=["openai/ft:mail-1: http_500"]) for _ in range(100)])
+    life.look()
+    life.look()
+    (alarm,) = open_alarms(life.store)
+    assert (alarm["kind"], alarm["action"]) == ("errors", "log")
+    assert watched_candidates(life.store.path.parent)["mail"].alarms == ["errors"]
+    assert life.share == 95
+    life.record([life.served() for _ in range(1500)])
+    life.look(later=60.0)
+    assert open_alarms(life.store) == []
+    assert [row["cleared_at"] for row in life.store.rows("alarms")] == [NOW + 60]
+
+
+def test_a_model_that_its_provider_takes_away_is_told_a_month_before(shop: Workshop, tmp_path: Path) -> None:
+    today = datetime.datetime.fromtimestamp(NOW, datetime.UTC).date()
+    url = {"base_url": "http://127.0.0.1:9/v1"}
+    for days, expected in ((31, []), (30, ["shutdown"])):
+        dates = {"gpt-6": today + datetime.timedelta(days=days)}
+        config = config_in(tmp_path, providers={"openai": url | {"shutdown_dates": dates}})
+        life = Life(workshop_in(tmp_path, shop.store, config))
+        if not standing(shop.store, "mail"):
+            life.promote()
+        life.look()
+        assert [row["kind"] for row in open_alarms(shop.store)] == expected
+
+
+def test_a_routes_file_that_a_person_is_editing_is_waited_for(life: Life) -> None:
+    life.promote()
+    good = life.shop.routes.read_text()
+    life.shop.routes.write_text("routes:\n  - name: half wri")
+    life.record(life.audits(*[False] * 30))
+    life.look()
+    assert life.shop.routes.read_text() == "routes:\n  - name: half wri"
+    life.shop.routes.write_text(good)
+    life.look()
+    assert life.share is None
+
+
+def test_a_person_who_rolls_back_ends_the_alarms(life: Life) -> None:
+    life.promote()
+    life.record(life.audits(*[True] * 50))
+    life.look()
+    life.record([life.whole(attempts=["openai/ft:mail-1: http_500"]) for _ in range(100)])
+    life.look()
+    assert [alarm["kind"] for alarm in open_alarms(life.store)] == ["errors"]
+    promote.rollback(life.store, life.shop.config, life.shop.routes, "mail")
+    life.look()
+    assert open_alarms(life.store) == []
+
+
+def test_the_next_candidate_begins_with_a_clean_slate(life: Life) -> None:
+    life.promote()
+    life.record(life.audits(*[True] * 20, False, False))
+    life.look()
+    life.promote(Step(5), Step(95), finetune="ft-2")
+    life.look()
+    assert life.state["pairs"] == 0
+
+
+def test_only_what_came_after_the_promotion_is_read(store: SqliteStore) -> None:
+    """Ids are ordered by time, and a look that comes late misses nothing."""
+    make = id_maker(iter([100.0, 200.0, 300.0]).__next__)
+    store.absorb("segment", 0, [Exchange(id=make(), started_at=moment) for moment in (100.0, 200.0, 300.0)])
+    assert [row_before(store, moment) for moment in (50.0, 100.5, 250.0, 400.0)] == [0, 1, 2, 3]
+
+
+def test_a_match_rate_that_has_fallen_is_told_with_the_others(life: Life) -> None:
+    life.record([life.whole()])
+    life.store.run("UPDATE tasks SET alarm = 'its requests nearly match' WHERE name = 'mail'")
+    life.look()
+    assert watched_candidates(life.store.path.parent) == {"mail": Told(["match_rate"])}
+
+
+def test_after_a_crash_in_between_the_next_look_goes_on(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    life.promote()
+    life.record(life.audits(*[False] * 30))
+    with monkeypatch.context() as broken:
+        broken.setattr(promote, "rollback", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            life.look()
+    assert life.share == 95
+    again = Life(msgspec.structs.replace(life.shop, store=SqliteStore(life.store.path)))
+    again.look()
+    assert again.share is None
+    assert again.seen["agreement"] == 30
