@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 Example = dict[str, Any]
@@ -204,6 +204,7 @@ def main(job: Job) -> None:
         ),
         callbacks=[Diary(out, job.checkpoint_seconds)],
     )
+    trainer.remove_callback(PrinterCallback)  # the diary tells it
     trainer.train(resume_from_checkpoint=newest_checkpoint(out / "checkpoints"))
     (out / "done.json").write_text(json.dumps({"rows": len(train), "too_long": too_long, "device": device}))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)  # they are for resuming only
