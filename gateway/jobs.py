@@ -170,7 +170,7 @@ class Worker:
         return keep
 
     def _load(self) -> None:
-        self._repeat(Repeated(self._loading(), "serving of adapters", ADAPTER_SECONDS, longest=60.0))
+        self._repeat(Repeated(self._loading(), "serving of adapters", ADAPTER_SECONDS, longest=30.0))
 
     def _loading(self) -> Callable[[], object]:
         keeper: Keeper | None = None

@@ -49,6 +49,8 @@ class Keeper:
         assert isinstance(trainer, TrlTrainer)
         adapters = trainer.adapters()
         there = self._names(name, trainer, adapters)
+        if there is None:
+            return
         wanted = self._routed(section.provider or "") | self._newest(name)
         for model in sorted(wanted - there):
             folder = adapter_folder(self._shop.models, model)
@@ -59,16 +61,17 @@ class Keeper:
             if folder is not None and folder.is_dir():  # one of ours: other adapters there are not our business
                 adapters.unload(model)
 
-    def _names(self, name: str, trainer: TrlTrainer, adapters: Adapters) -> set[str]:
+    def _names(self, name: str, trainer: TrlTrainer, adapters: Adapters) -> set[str] | None:
+        """What the server has; None while it starts."""
         try:
             return adapters.names()
         except ServingFailed:
-            if trainer.own.serve == "local":
-                server = self._servers.get(name)
-                if server is None:
-                    server = LocalServer(trainer.own, trainer.settings.base_url, self._shop.models)
-                    self._servers[name] = server
-                server.look_after()
+            if trainer.own.serve != "local":
+                raise
+            if name not in self._servers:
+                self._servers[name] = LocalServer(trainer.own, trainer.settings.base_url, self._shop.models)
+            if self._servers[name].look_after():
+                return None
             raise
 
     def _routed(self, upstream: str) -> set[str]:

@@ -161,16 +161,17 @@ def wait_until(what: Callable[[], bool], seconds: float = 30.0) -> None:
 
 def test_the_small_server_is_started_once_and_again_when_it_dies(tmp_path: Path) -> None:
     server, pids = local_server(tmp_path)
-    server.look_after()
-    server.look_after()
+    assert server.look_after()  # may be starting
+    assert server.look_after()
     wait_until(lambda: len(pids()) == 1)
     os.kill(pids()[0], signal.SIGKILL)
-
-    def again() -> bool:
+    wait_until(
+        lambda: not Path(f"/proc/{pids()[0]}").exists() or " Z " in Path(f"/proc/{pids()[0]}/stat").read_text()
+    )
+    with pytest.raises(ServingFailed, match=r"ended with code -9; .*server\.log says why"):
         server.look_after()
-        return len(pids()) == 2
-
-    wait_until(again)
+    server.look_after()
+    wait_until(lambda: len(pids()) == 2)
     server.stop()
     server.stop()
     assert not Path(f"/proc/{pids()[1]}").exists()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.errors import ConfigError
+from gateway.trainers.trl.adapters import ServingFailed
 from gateway.trainers.trl.options import Settings
 from gateway.trainers.trl.process import RECIPES
 
-log = logging.getLogger(__name__)
-
+START_SECONDS = 120.0
+"""A first start converts the base model."""
 _STOP_SECONDS = 10.0
 
 
@@ -29,18 +30,25 @@ class LocalServer:
         self._command = command(own, base_url, models / "llama.cpp")
         self._log = models / "llama.cpp" / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
 
-    def look_after(self) -> None:
-        """Start it unless it runs."""
+    def look_after(self) -> bool:
+        """Start it unless it runs. Whether it may still be starting, so that its silence means nothing.
+
+        Raises:
+            ServingFailed: it has ended; the next call starts it again.
+        """
         if self._process is not None and (code := self._process.poll()) is not None:
-            log.error("the local model server ended with code %s; %s says why", code, self._log)
             self._process = None
+            raise ServingFailed(f"the local model server ended with code {code}; {self._log} says why")
         if self._process is None:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("wb") as said:
                 self._process = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT
                 )
+            self._started = time.monotonic()
+        return time.monotonic() - self._started < START_SECONDS
 
     def stop(self) -> None:
         """End it, with its engine."""
