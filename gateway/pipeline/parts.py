@@ -55,7 +55,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 def part_file(found: Sequence[Example], dropped: Counter[str]) -> bytes:
     """A part's file: the length of the head (8 bytes, little-endian), the head, and the lines."""
     lines = [_line(one) for one in found]
-    signatures = [signature(one.text) for one in found]
+    signatures = [signature(one.words) for one in found]
     asked = [one for one in found if one.tokens]
     scrubbed = sum((Counter(one.found) for one in found), Counter[str]())
     head = msgspec.msgpack.encode(Head(

@@ -26,7 +26,7 @@ _HASHES_KEPT = 200_000
 
 Signature = NDArray[np.uint16]
 _WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
-"""A word, or one character of a script that has no spaces between words."""
+"""A word, or one character of a script without spaces between words."""
 
 
 class _Hashes(dict[str, int]):
@@ -47,12 +47,13 @@ _FACTORS, _ADDED = (_odd[SHINGLE:].astype(np.uint32) | np.uint32(1)).reshape(2, 
 
 
 def signature(text: str) -> Signature | None:
-    """The signature (126,) of a text; None for one with fewer than 30 words.
+    """The signature (126,) of a text, given as its words in one case with spaces between them; None where there are
+    fewer than 30.
 
     The lowest hash of all shingles under each of 126 multiply-shift functions (Dietzfelbinger et al. 1997); 16 bits
     of it are kept (b-bit minwise hashing, Li and Koenig 2010).
     """
-    words = _WORD.findall(text.casefold())[:_MOST_WORDS]
+    words = (text.split() if text.isascii() else _WORD.findall(text))[:_MOST_WORDS]
     if len(words) < LEAST_WORDS:
         return None
     hashes = np.fromiter(map(_hashes.__getitem__, words), np.uint64, len(words))
