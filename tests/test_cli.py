@@ -308,7 +308,7 @@ def test_a_sweep_of_ones_own(desk: Desk) -> None:
         "char",
     ]
     for text, reason in (
-        ("clasifier: [{}]", "no trainer 'clasifier'; the config has classifier"),
+        ("clasifier: [{}]", "no trainer 'clasifier'; the config has classifier, tagger"),
         ("- word", "write it like 'classifier: [{features: word}]'"),
         ("classifier: [", "write it like 'classifier: [{features: word}]'"),
     ):

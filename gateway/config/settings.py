@@ -161,7 +161,7 @@ def _default_providers() -> dict[str, ProviderConfig]:
     }
 
 
-_BUILT_IN_TRAINERS = {"classifier": TrainerConfig(kind="classifier")}
+_BUILT_IN_TRAINERS = {name: TrainerConfig(kind=name) for name in ("classifier", "tagger")}
 
 
 class Config(Section):
@@ -179,7 +179,7 @@ class Config(Section):
     @pydantic.field_validator("trainers")
     @classmethod
     def _with_built_in(cls, given: dict[str, TrainerConfig]) -> dict[str, TrainerConfig]:
-        """The classifier is there also where the file names other trainers: the default policy asks for it."""
+        """The embedded ones are there also where the file names other trainers: the usual policy needs them."""
         return {**_BUILT_IN_TRAINERS, **given}
 
     @property

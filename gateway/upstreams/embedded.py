@@ -10,6 +10,7 @@ import msgspec
 from gateway.domain.exchange import Usage
 from gateway.domain.route import LOCAL
 from gateway.errors import Abstained, TaskError, UpstreamError
+from gateway.extraction import MAGIC, Extractor
 from gateway.providers import openai
 from gateway.student import ModelFileError, TextClassifier
 from gateway.upstreams import Head, Outgoing, Sink
@@ -19,9 +20,9 @@ SUPPORT_FLOOR = 0.01
 
 
 class EmbeddedModel(msgspec.Struct, frozen=True):
-    """A trained classifier as something that answers."""
+    """A trained student as something that answers: labels, or JSON made of pieces of the text."""
 
-    classifier: TextClassifier
+    student: TextClassifier | Extractor
 
     @classmethod
     def load(cls, folder: Path, model: str) -> EmbeddedModel:
@@ -32,7 +33,8 @@ class EmbeddedModel(msgspec.Struct, frozen=True):
         """
         file = folder / model / "model.bin"
         try:
-            return cls(TextClassifier.from_bytes(file.read_bytes()))
+            blob = file.read_bytes()
+            return cls((Extractor if blob.startswith(MAGIC) else TextClassifier).from_bytes(blob))
         except OSError as error:
             known = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else ""
             raise TaskError(f"no trained model {model!r} in {folder}; there are: {known or 'none'}") from error
@@ -41,7 +43,7 @@ class EmbeddedModel(msgspec.Struct, frozen=True):
 
     def answer(self, text: str) -> tuple[str, float]:
         """The answer and how sure it is (0 to 1); 0 for a text unlike all that it was trained on."""
-        prediction = self.classifier.predict(text)
+        prediction = self.student.predict(text)
         sure = prediction.probability if prediction.support >= SUPPORT_FLOOR else 0.0
         return prediction.label, sure
 

@@ -67,7 +67,7 @@ stroe: {}
         "gateway.yaml:7: providers.third.base_url: is missing; add 'base_url:' here",
         "gateway.yaml:9: trainers.cloud.provider: no provider 'othr'; known: openai, other, third",
         "gateway.yaml:11: tasks.support.margin: input should be less than 1 (found 2)",
-        "gateway.yaml:12: tasks.default.trainers: no trainer 'clasifier'; known: classifier, cloud",
+        "gateway.yaml:12: tasks.default.trainers: no trainer 'clasifier'; known: classifier, tagger, cloud",
         "gateway.yaml:13: stroe: unknown key; did you mean 'store'?",
     ]
 
@@ -128,7 +128,7 @@ def test_the_built_in_trainer_is_there_beside_those_of_the_file(tmp_path: Path) 
     file = tmp_path / "gateway.yaml"
     file.write_text("trainers: {cloud: {kind: openai, provider: openai}}\n")
     config = load_config(file)
-    assert set(config.trainers) == {"classifier", "cloud"}
+    assert set(config.trainers) == {"classifier", "tagger", "cloud"}
     assert all(name in config.trainers for name in config.policy("any").trainers)
 
 

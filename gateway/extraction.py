@@ -1,0 +1,229 @@
+"""The embedded extraction student: reads values out of a text and writes them as the teacher's JSON would.
+
+A CRF marks the values that are in the text, classifiers choose those that are not, and an answer form writes both.
+Learnt offline by `gateway.trainers.tagger`. Only numpy is needed here: no files, no sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from gateway.json_answers import AnswerForm, shaped
+from gateway.student import ModelFileError, Prediction, TextClassifier, log_odds
+from gateway.tagging import OUTSIDE, Chain, Segment, Tokens, features, segments
+
+MAGIC = b"UNPRTAGG"
+MAX_TOKENS = 200
+"""Longer texts are not answered: reading one would hold up the relay for milliseconds."""
+_VERSION = 1
+_PREFIX = struct.Struct("<8sH32sI")  # magic, version, SHA-256 of all that follows it, length of the header
+
+
+def written(
+    form: AnswerForm, tokens: Tokens, found: Sequence[Segment], chosen: Mapping[int, Any]
+) -> tuple[str, int]:
+    """The answer with the values found in the text and those chosen (by field), and how many found ones it leaves
+    out: the less probable of two for one field, and what cannot be written in the field's shape."""
+    values, places, taken = dict(chosen), {}, 0
+    for number in {segment.field for segment in found}:
+        field, own = form.fields[number], [segment for segment in found if segment.field == number]
+        kept = own if field.many else [max(own, key=lambda segment: segment.chance)]
+        made = [shaped(tokens.text[segment.start : segment.end], field.shape or "copy") for segment in kept]
+        if None not in made:
+            values[number], places[number] = made if field.many else made[0], kept[0].start
+            taken += len(kept)
+    return form.write(values, places), len(found) - taken
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """A classifier for a value that is not in the text, or (`field` None) for which values a text has at all."""
+
+    field: int | None
+    classifier: TextClassifier
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What was read out of a text: the answer, signs of how sure it is (see `SIGNS`), and `support` as far as
+    the classifiers tell it."""
+
+    answer: str
+    signs: tuple[float, ...]
+    known: float
+    support: float
+
+
+SIGNS = ("any", "chain", "choice", "unsurest", "dropped", "known", "length")
+"""1; the log-odds of all tags together, of the unsurest choice and of the unsurest token of a value; values found
+beyond the one that a field can hold; the share of known features; the logarithm of the number of tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A trained extraction student, ready to answer.
+
+    `lexicon` holds the phrases that were values, each with its fields. `sureness` are the coefficients of a
+    logistic curve over `SIGNS`; `known` the ascending, evenly spaced quantiles of the share of known features in
+    unseen texts.
+    """
+
+    form: AnswerForm
+    chain: Chain
+    choices: tuple[Choice, ...]
+    lexicon: Mapping[str, tuple[str, ...]]
+    sureness: tuple[float, ...]
+    known: tuple[float, ...]
+
+    def predict(self, text: str) -> Prediction:
+        """The answer for any text at all, the empty one included; without support where it is too long."""
+        reading = self.read(text)
+        chance = 1 / (1 + float(np.exp(-np.clip(np.dot(self.sureness, reading.signs), -50, 50))))
+        rank = float(np.searchsorted(self.known, reading.known, side="right")) / len(self.known)
+        return Prediction(reading.answer, chance, min(rank, reading.support))
+
+    def read(self, text: str) -> Reading:
+        """The likeliest answer, and what tells how sure it is."""
+        tokens = Tokens.of(text)
+        chosen = [choice.classifier.predict(text) for choice in self.choices]
+        odds = min((float(log_odds(one.probability)) for one in chosen), default=log_odds(1.0))
+        support = min((one.support for one in chosen), default=1.0)
+        if not 0 < len(tokens.spans) <= MAX_TOKENS:
+            support = 0.0 if tokens.spans else support
+            tokens = Tokens(text, (), ())
+        found, chance, known = self._found(tokens, [one.label for one in chosen])
+        values = {
+            choice.field: json.loads(one.label)
+            for choice, one in zip(self.choices, chosen, strict=True)
+            if choice.field is not None and one.label
+        }
+        answer, dropped = written(self.form, tokens, found, values)
+        unsurest = log_odds(min((segment.chance for segment in found), default=1.0))
+        signs = 1.0, log_odds(chance), odds, unsurest, dropped, known, np.log1p(len(tokens.spans))
+        return Reading(answer, tuple(map(float, signs)), known, support)
+
+    def _found(self, tokens: Tokens, chosen: Sequence[str]) -> tuple[list[Segment], float, float]:
+        """(segments, probability of all tags together, share of known features)."""
+        if not tokens.spans:
+            return [], 1.0, 1.0
+        table, known = self.chain.scores(features(tokens, chosen, self.lexicon.get))
+        path, chances, chance = self.chain.best(table)
+        return segments(tokens, [self.chain.tags[tag] for tag in path], chances.tolist()), chance, known
+
+    def to_bytes(self) -> bytes:
+        """The model file: a versioned prefix with a SHA-256, a JSON header, arrays, the classifiers' own files."""
+        chain = self.chain
+        names = "\n".join(chain.names).encode("utf-8", "surrogatepass")
+        arrays = (
+            chain.starts.astype("<u4"),
+            chain.cells.astype("<u4"),
+            chain.weights.astype("<f4"),
+            chain.steps.astype("<f4"),
+        )
+        files = [choice.classifier.to_bytes() for choice in self.choices]
+        header = _Header(
+            form=self.form,
+            tags=chain.tags,
+            names=(len(chain.names), len(names)),
+            cells=len(chain.cells),
+            choices=tuple((choice.field, len(file)) for choice, file in zip(self.choices, files, strict=True)),
+            lexicon=dict(self.lexicon),
+            sureness=self.sureness,
+            known=self.known,
+        )
+        head = json.dumps(msgspec.to_builtins(header), sort_keys=True).encode()
+        blob = b"".join([head, names, *(array.tobytes() for array in arrays), *files])
+        return _PREFIX.pack(MAGIC, _VERSION, hashlib.sha256(blob).digest(), len(head)) + blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> Extractor:
+        """The student that `to_bytes` wrote.
+
+        Raises:
+            ModelFileError: not such a file, of another version, cut short or altered.
+        """
+        head_size = _checked_header_size(blob)
+        try:
+            header = msgspec.convert(json.loads(blob[_PREFIX.size : _PREFIX.size + head_size]), _Header)
+            return _assemble(header, blob[_PREFIX.size + head_size :])
+        except ModelFileError:
+            raise
+        except (msgspec.ValidationError, ValueError) as error:
+            raise ModelFileError(f"the model file's header and its contents disagree: {error}") from error
+
+
+_Size = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model file says of itself; `names` is how many features in how many bytes."""
+
+    form: AnswerForm
+    tags: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    names: tuple[_Size, _Size]
+    cells: _Size
+    choices: tuple[tuple[int | None, _Size], ...]
+    lexicon: dict[str, tuple[str, ...]]
+    sureness: tuple[float, ...]
+    known: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
+
+
+def _checked_header_size(blob: bytes) -> int:
+    if len(blob) < _PREFIX.size or not blob.startswith(MAGIC):
+        raise ModelFileError("not an extraction student's model file")
+    _, version, digest, head_size = _PREFIX.unpack_from(blob)
+    if version != _VERSION:
+        raise ModelFileError(
+            f"model file of version {version}; this release reads version {_VERSION}: train it again"
+        )
+    if hashlib.sha256(memoryview(blob)[_PREFIX.size :]).digest() != digest:
+        raise ModelFileError("the model file is damaged: its checksum does not match")
+    return int(head_size)
+
+
+def _assemble(header: _Header, body: bytes) -> Extractor:
+    """Cut the body into its parts. Raises ValueError when they do not fit."""
+    (count, size), cells, tags = header.names, header.cells, len(header.tags)
+    ends = np.cumsum(
+        [size, 4 * (count + 1), 4 * cells, 4 * cells, 4 * tags * tags, *(n for _, n in header.choices)]
+    )
+    if len(body) != ends[-1]:
+        raise ValueError(f"{ends[-1]} bytes announced, {len(body)} found")
+    parts = [body[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    names = parts[0].decode("utf-8", "surrogatepass").split("\n") if count else []
+    chain = Chain(
+        tags=header.tags,
+        names={name: number for number, name in enumerate(names)},
+        starts=np.frombuffer(parts[1], "<u4").astype(np.int64),
+        cells=np.frombuffer(parts[2], "<u4").astype(np.int64),
+        weights=np.frombuffer(parts[3], "<f4").astype(np.float64),
+        steps=np.frombuffer(parts[4], "<f4").astype(np.float64).reshape(tags, tags),
+    )
+    _check(header, chain, count)
+    choices = [
+        Choice(field, TextClassifier.from_bytes(part))
+        for (field, _), part in zip(header.choices, parts[5:], strict=True)
+    ]
+    return Extractor(header.form, chain, tuple(choices), header.lexicon, header.sureness, header.known)
+
+
+def _check(header: _Header, chain: Chain, count: int) -> None:
+    """What a text would otherwise stumble over. Raises ValueError."""
+    fields = range(len(header.form.fields))
+    named = [int(tag[2:]) for tag in chain.tags if tag != OUTSIDE] + [n for n, _ in header.choices if n is not None]
+    if len(chain.names) != count or any(number not in fields for number in named):
+        raise ValueError("features or fields are missing")
+    if (
+        chain.starts[-1] != len(chain.cells)
+        or (np.diff(chain.starts) < 0).any()
+        or (chain.cells >= len(chain.tags)).any()
+    ):
+        raise ValueError("weights are missing")
+    if len(header.sureness) != len(SIGNS):
+        raise ValueError(f"{len(SIGNS)} coefficients expected, {len(header.sureness)} found")
