@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.domain.finetune import FineTune
+from gateway.pipeline.comparison import METRICS
 from gateway.pipeline.evaluate import Report, Score, describe
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.predictions import Found
@@ -97,27 +98,41 @@ def finetunes(rows: Sequence[FineTune]) -> Table:
 
 
 def report(found: Report) -> Table:
-    """Agreement with the incumbent and its lower bound; `itself` is the share that a candidate dares answer."""
-    columns = ("candidate", "agrees", f"{found.confidence:.0%} sure", "itself", "USD/1k", "p50 ms", "p95 ms")
+    """Agreement with the incumbent and its lower bound, what the task's kind is measured by, and by people's word
+    where there is one; `itself` is the share that a candidate dares answer."""
+    scores = (found.incumbent, *found.candidates, *found.baselines)
+    names = [name for name in METRICS if any(name in score.metrics for score in scores)]
+    gold = ["right"] if any(score.gold for score in scores) else []
+    columns = ("candidate", "agrees", f"{found.confidence:.0%} sure", *gold, *(METRICS[name] for name in names),
+               "itself", "USD/1k", "p50 ms", "p95 ms")  # fmt: skip
     made = table(f"Evaluation of {found.task} on {found.incumbent.rows} held-out rows", columns, [
-        _score(score) for score in (found.incumbent, *found.candidates)
+        _score(score, names, bool(gold)) for score in scores
     ])  # fmt: skip
     for name, reason in found.failed.items():
         made.add_row(name, f"failed: {reason}")
     return made
 
 
-def _score(score: Score) -> tuple[str, ...]:
-    name = f"incumbent {score.model}" if score.finetune is None else score.candidate
+def _score(score: Score, names: Sequence[str], gold: bool) -> tuple[str, ...]:
+    name = f"incumbent {score.model}" if score.candidate == "incumbent" else score.candidate
+    right = [share(score.gold.accuracy.value if score.gold else None)] if gold else []
     return (
-        name, share(score.agreement), share(score.agreement_low), share(score.answered),
+        name, share(score.agreement), share(score.agreement_low), *right,
+        *(share(score.metrics[key].value if key in score.metrics else None) for key in names),
+        share(score.answered),
         figure(score.cost_per_1k_usd, "{:.4f}"), figure(score.p50_ms, "{:,.1f}"),
         figure(score.p95_ms, "{:,.1f}"),
     )  # fmt: skip
 
 
 def decision(made: Decision) -> Table:
+    """Each condition of the gate with what was measured."""
     return table(f"Decision: {made.reason}", ("condition", "measured", "limit", "holds"), [
         (check.name, figure(check.value, "{:.4f}"), figure(check.limit, "{:.4f}"), "yes" if check.holds else "NO")
         for check in made.checks
     ])  # fmt: skip
+
+
+def remarks(made: Decision) -> str:
+    """What a reader of the record should know beside the conditions: a line each."""
+    return "\n".join(f"- {note}" for note in made.notes)

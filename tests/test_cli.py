@@ -285,6 +285,38 @@ def test_the_gate_refuses_unless_it_is_forced(desk: Desk) -> None:
     assert json.loads(row["decision"])["promote"] is False
 
 
+def test_a_dry_run_shows_the_decision_record_and_changes_nothing(trained: Desk) -> None:
+    shown = trained.types("promote", "mail", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "agreement, lower bound" in shown.output
+    assert "- Chosen of 1 by what training promised" in shown.output
+    record = trained.reads("promote", "mail", "--dry-run")["decision"]
+    assert (record["promote"], record["policy"]["margin"], record["template"]) == (True, 0.05, "mail@1")
+    assert not trained.routes.exists()
+    assert trained.store.rows("promotions") == []
+
+
+def test_a_dry_run_of_what_the_gate_refuses_ends_with_1(desk: Desk) -> None:
+    keep(desk.store, traffic(120))
+    assert desk.types("finetune", "mail").exit_code == 0
+    assert desk.types("evaluate", "mail").exit_code == 0
+    assert desk.types("promote", "mail", "--dry-run").exit_code == 1
+    assert desk.store.rows("promotions") == []
+
+
+def test_the_report_is_beside_the_dataset_and_where_it_is_wanted(trained: Desk) -> None:
+    wanted = trained.folder / "mail.html"
+    told = trained.types("evaluate", "mail", "--report", str(wanted))
+    assert told.exit_code == 0, told.output
+    assert f"report: {wanted}" in told.output.replace("\n", "")
+    (beside,) = (trained.folder / "data" / "datasets").rglob("report.html")
+    assert wanted.read_bytes() == beside.read_bytes()
+    assert b"Quality, cost, latency" in wanted.read_bytes()
+    nowhere = trained.types("evaluate", "mail", "--report", str(trained.folder / "no" / "x.html"))
+    assert nowhere.exit_code == 1
+    assert "the report could not be written there" in nowhere.output
+
+
 def test_a_candidate_that_does_not_exist_is_not_promoted(trained: Desk) -> None:
     result = trained.types("promote", "mail", "mail-99")
     assert result.exit_code == 1

@@ -22,6 +22,7 @@ from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.formatting import Formatted, write_format
 from gateway.pipeline.predictions import infer_files
+from gateway.pipeline.report import FILE
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -158,12 +159,16 @@ def _newest(shop: Workshop, table: str, task: str) -> dict[str, Any]:
 @click.command("evaluate")
 @click.argument("task")
 @config_option
+@click.option("--report", "page", type=click.Path(path_type=Path, dir_okay=False),
+              help="Copy the report (HTML) to this file, too.")  # fmt: skip
 @json_option
-def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
+def evaluate_command(task: str, config: Path | None, page: Path | None, as_json: bool) -> None:
     """Judge TASK's candidates on held-out rows.
 
+    A page with chart, tables and the worst disagreements, report.html, is written beside the dataset.
+
     \b
-    Example: unprompt evaluate support-intent
+    Example: unprompt evaluate support-intent --report report.html
     """
     with open_shop(config, calls=True) as shop:
         data = dataset.load(shop.store, _newest(shop, "datasets", task)["id"])
@@ -173,6 +178,18 @@ def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
             print_json({"report": report, "decision": decision})
         else:
             tables.console.print(tables.report(report), tables.decision(decision))
+            tables.console.print(tables.remarks(decision), markup=False, highlight=False)
+        written = Path(data.directory) / FILE
+        if page is not None:
+            _copy(written, page)
+    click.echo(f"report: {page or written}", err=as_json)
+
+
+def _copy(written: Path, page: Path) -> None:
+    try:
+        page.write_bytes(written.read_bytes())
+    except OSError as error:
+        raise TaskError(f"{page}: the report could not be written there ({error.strerror})") from error
 
 
 @click.command("promote")
@@ -182,9 +199,10 @@ def evaluate_command(task: str, config: Path | None, as_json: bool) -> None:
 @click.option("--canary", metavar="PERCENT", help="Begin with this share of the requests, like 5%.")
 @click.option("--shadow", is_flag=True, help="Begin with none: ask the candidate, too, and compare.")
 @click.option("--force", is_flag=True, help="Promote although the gate refuses; noted in the decision record.")
+@click.option("--dry-run", is_flag=True, help="Only show the decision record; exit code 1 if the gate refuses.")
 @json_option
 def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, shadow: bool,
-                    force: bool, as_json: bool) -> None:  # fmt: skip
+                    force: bool, dry_run: bool, as_json: bool) -> None:  # fmt: skip
     """Flip TASK's route to its best candidate, or to CANDIDATE (a model or fine-tune id), past the gate.
 
     With --canary or --shadow the worker takes the next steps of the task's policy itself, each when enough answers
@@ -203,6 +221,11 @@ def promote_command(task: str, candidate: str | None, config: Path | None, canar
         decision = gate.decide(msgspec.structs.replace(report, candidates=chosen), policy)
         if not as_json:
             tables.console.print(tables.decision(decision))
+            tables.console.print(tables.remarks(decision), markup=False, highlight=False)
+        if dry_run:
+            if as_json:
+                print_json({"decision": decision, "route": None})
+            raise SystemExit(0 if decision.promote else 1)
         if not decision.promote and not force:
             promote.note_refusal(shop.store, decision)
             if as_json:

@@ -58,6 +58,7 @@ class ProviderConfig(Section):
     train_on_outputs: bool = Field(True, description="whether its terms let models be trained on its answers")
     prices: dict[str, PriceConfig] = {}
     shutdown_dates: dict[str, datetime.date] = Field({}, description="when the provider takes a model away")
+    hosting_usd_per_hour: float = Field(0.0, ge=0, description="what its servers cost, whether asked or not")
 
     @pydantic.field_validator("base_url")
     @classmethod
@@ -117,6 +118,13 @@ class TaskPolicy(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence of the interval bounds")
     max_cost_ratio: float = Field(0.9, gt=0, description="candidate's cost over the incumbent's, at most")
     max_latency_ratio: float = Field(1.2, gt=0, description="candidate's p95 latency over the incumbent's, at most")
+    min_held_out: int = Field(50, ge=1, description="held-out rows that a decision needs")
+    measure: Literal["auto", "exact", "fields", "similarity", "judge"] = "auto"
+    judge: str | None = Field(None, description="provider/model that compares answers in prose")
+    judge_rows: int = Field(300, ge=1, description="held-out rows on which the judge compares")
+    sibling: str | None = Field(None, description="provider/model that is asked the whole prompt, too")
+    baseline_rows: int = Field(200, ge=0, description="held-out rows that each baseline is asked; 0: none")
+    ask_again: int = Field(0, ge=0, description="held-out rows that the incumbent is asked a second time")
     approve: Literal["auto", "ask"] = "auto"
     scrub: Literal["off", "mask", "drop"] = Field("mask", description="personal data and secrets in rows")
     max_row_tokens: int = Field(65_536, ge=1, description="longer rows are dropped, never cut")
@@ -128,6 +136,19 @@ class TaskPolicy(Section):
     max_error_rate: float = Field(0.02, gt=0, lt=1, description="of requests that a candidate fails to answer")
     retrain_days: float | None = Field(None, gt=0, description="train again after so long, if there is new data")
     trainers: tuple[str, ...] = Field(("classifier",), min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _has_its_judge(self) -> TaskPolicy:
+        if self.measure == "judge" and self.judge is None:
+            raise ValueError("measure: judge needs a judge; name one like openai/gpt-4.1-mini")
+        return self
+
+    @pydantic.field_validator("judge", "sibling")
+    @classmethod
+    def _is_a_model(cls, value: str | None) -> str | None:
+        if value is not None and not all(value.partition("/")[::2]):
+            raise ValueError(f"{value!r} names no model; write it like openai/gpt-4.1-mini")
+        return value
 
 
 class TrainerConfig(Section):
@@ -267,6 +288,11 @@ def _cross_checks(config: Config, document: Document) -> Iterable[Problem]:
             if trainer_name not in trainers:
                 yield document.problem(
                     ["tasks", task, "trainers"], f"no trainer {trainer_name!r}; {names(trainers)}"
+                )
+        for key, named in (("judge", policy.judge), ("sibling", policy.sibling)):
+            if named is not None and named.partition("/")[0] not in providers:
+                yield document.problem(
+                    ["tasks", task, key], f"no provider {named.partition('/')[0]!r}; {names(providers)}"
                 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,10 @@ from gateway.domain.exchange import Usage
 from gateway.domain.finetune import FineTune
 from gateway.domain.price import PriceBook
 from gateway.domain.route import LOCAL
+from gateway.pipeline.quality import same_answer
 from gateway.upstreams.embedded import EmbeddedModel
+
+__all__ = ["Answered", "Ask", "Envelope", "asker", "other_models", "same_answer"]
 
 _AT_ONCE = 4
 _TRIED = 8
@@ -50,9 +52,14 @@ def asker(config: Config, prices: PriceBook, models: Path) -> Callable[[FineTune
     def ask_of(finetune: FineTune) -> Ask:
         if finetune.upstream == LOCAL:
             return _ask_embedded(EmbeddedModel.load(models, finetune.model or ""))
-        return _ask_remote(config, prices, finetune)
+        return _ask_remote(config, prices, finetune.upstream or "", finetune.model or "")
 
     return ask_of
+
+
+def other_models(config: Config, prices: PriceBook) -> Callable[[str, str], Ask]:
+    """How any model of a provider is asked, by the provider's name and its own: baselines and judges."""
+    return lambda upstream, model: _ask_remote(config, prices, upstream, model)
 
 
 def _ask_embedded(model: EmbeddedModel) -> Ask:
@@ -64,10 +71,9 @@ def _ask_embedded(model: EmbeddedModel) -> Ask:
     return lambda rows: [one(row) for row, _ in rows]
 
 
-def _ask_remote(config: Config, prices: PriceBook, finetune: FineTune) -> Ask:
+def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str) -> Ask:
     import openai
 
-    upstream, model = finetune.upstream or "", finetune.model or ""
     key = config.key(upstream) or "none"  # never None: the package would take another key from the environment
     client = openai.OpenAI(base_url=config.providers[upstream].base_url, api_key=key, max_retries=2)
 
@@ -102,14 +108,3 @@ def _ask_remote(config: Config, prices: PriceBook, finetune: FineTune) -> Ask:
 
 def _since(started: float) -> float:
     return (time.perf_counter() - started) * 1000
-
-
-def same_answer(one: str, other: str) -> bool:
-    """Whether two answers say the same: equal but for blanks around them, or equal as JSON."""
-    if one.strip() == other.strip():
-        return True
-    try:
-        first, second = json.loads(one), json.loads(other)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(first, dict | list) and bool(first == second)

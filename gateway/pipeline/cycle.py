@@ -18,7 +18,7 @@ from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.price import PriceBook
 from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
 from gateway.pipeline import canary, dataset, evaluate, finetune, promote
-from gateway.pipeline.asking import asker
+from gateway.pipeline.asking import asker, other_models
 from gateway.pipeline.finetune import Elsewhere, one_at_a_time
 from gateway.pipeline.gate import Check, Decision, decide
 from gateway.stores.audited import last_call_to_retrain
@@ -165,9 +165,10 @@ def _serving(shop: Workshop, task: str, trained: list[FineTune]) -> list[FineTun
 
 
 def evaluation(shop: Workshop, data: Dataset, trained: list[FineTune]) -> evaluate.Report:
-    """Ask all candidates the held-out rows."""
+    """Ask all candidates the held-out rows, and the baselines and the judge that the policy names."""
     asks = asker(shop.config, shop.prices, shop.models)
-    return evaluate.evaluate(shop.store, shop.config, data, trained, shop.models, asks)
+    others = other_models(shop.config, shop.prices)
+    return evaluate.evaluate(shop.store, shop.config, data, trained, shop.models, asks, others)
 
 
 def _fresh(shop: Workshop, decision: Decision, report: evaluate.Report) -> Decision:

@@ -1,141 +1,107 @@
 """Candidates beside the incumbent on the held-out rows: quality with its interval, cost, latency.
 
 The incumbent's answers are the yardstick, so quality is called agreement: a share of requests, against what
-the prompted model answered. A candidate that can say how sure it is answers only above a threshold; below it
-the request goes on, whole, to the incumbent. What is judged is that blend, since it is what clients get.
-
-The threshold comes from the training rows alone (cross-fitted), so the validation rows judge it unseen.
+the prompted model answered; accuracy is what people's corrections and approvals say, where there are any. The
+threshold under which a candidate abstains comes from the training rows alone (cross-fitted), so the validation
+rows judge it unseen; the first candidate is then confirmed once on rows that are newer than all others.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from gateway.config import Config
+from gateway.config import Config, TaskPolicy
 from gateway.domain.dataset import Dataset, Row
-from gateway.domain.exchange import Exchange
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.route import LOCAL
-from gateway.encoding import decoded
 from gateway.errors import DatasetError, TaskError
-from gateway.pipeline.asking import Answered, Ask, Envelope, same_answer
-from gateway.pipeline.bounds import LEAST, CrossFit, agreement_low, choose_threshold, mean, p95, ratio_high
-from gateway.providers.openai import read_chat
+from gateway.pipeline import judge
+from gateway.pipeline.asking import Answered, Ask
+from gateway.pipeline.bounds import LEAST, CrossFit, choose_threshold
+from gateway.pipeline.quality import same_answer
+from gateway.pipeline.report import write_report
+from gateway.pipeline.scores import JudgeBill, Measure, Report, Score, load_report
+from gateway.pipeline.scoring import Contender, Line, Terms, describe, incumbent, scored, with_quality
+from gateway.pipeline.trial import Trial, read_trial
 from gateway.stores.sqlite import SqliteStore
 from gateway.upstreams.embedded import SUPPORT_FLOOR
 
-MOST_ROWS = 2000
-"""So many held-out rows are asked at most: enough for an interval of a point, and asking may cost money."""
+__all__ = ["Report", "Score", "describe", "evaluate", "load_report"]
+
+log = logging.getLogger(__name__)
+
+AskModel = Callable[[str, str], Ask]
+"""How a provider's model is asked, by both names."""
 
 
-class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table. Shares from 0 to 1; `agreement_low` is the one-sided lower bound.
+class _Seat(msgspec.Struct, frozen=True):
+    """A contender, how it is asked, and the rows that it is asked."""
 
-    `agreement` counts each distinct input once, `agreement_requests` as often as it was asked. The ratios are
-    one-sided upper bounds against the incumbent on the same rows: of mean cost, and of p95 latency.
-    """
-
-    candidate: str
-    upstream: str
-    model: str
-    rows: int
-    agreement: float
-    agreement_low: float
-    answered: float
-    agreement_answered: float | None
-    min_confidence: float
-    cost_per_1k_usd: float | None
-    p50_ms: float | None
-    p95_ms: float | None
-    input_tokens: float | None
-    finetune: str | None = None
-    expected: float | None = None
-    """What training alone promised to answer rightly (share of all requests); orders the candidates."""
-    agreement_requests: float | None = None
-    cost_ratio_high: float | None = None
-    latency_ratio_high: float | None = None
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The incumbent, and every candidate that was trained.
-
-    `provider` and `model` are what the task's requests ask for, `incumbent` is who answers them.
-    """
-
-    id: str
-    task: str
-    dataset: str
-    template: str
-    confidence: float
-    incumbent: Score
-    candidates: list[Score]
-    failed: dict[str, str]
-    provider: str = ""
-    model: str | None = None
-
-
-class _Known(msgspec.Struct, frozen=True):
-    """What the incumbent's recorded answer to a row took. None: it is not known."""
-
-    latency_ms: float | None = None
-    cost_usd: float | None = None
-    input_tokens: int | None = None
-
-
-class _Trial(msgspec.Struct, frozen=True):
-    """The rows to judge by, the ids of those that nobody but the incumbent may answer, and what it took."""
-
-    rows: list[Row]
-    beyond: frozenset[str]
-    known: list[_Known]
-    envelopes: list[Envelope]
+    who: Contender
+    ask: Callable[[], Ask]
+    trial: Trial
+    whole: bool = False
 
 
 def evaluate(
     store: SqliteStore, config: Config, dataset: Dataset, finetunes: Sequence[FineTune], models: Path,
-    asks: Callable[[FineTune], Ask],
+    asks: Callable[[FineTune], Ask], others: AskModel | None = None,
 ) -> Report:  # fmt: skip
-    """Ask every trained candidate the validation rows and note the report in the store.
+    """Ask every trained candidate the validation rows, note the report in the store and write its page.
+
+    With `others`, baselines and the judge that the policy names are asked, too: requests that cost money.
 
     Raises:
         DatasetError: there are no validation rows.
     """
-    policy = config.policy(dataset.task)
     trained = [f for f in finetunes if f.state is FineTuneState.SUCCEEDED]
-    trial = _trial(store, dataset, with_envelopes=any(f.upstream != LOCAL for f in trained))
     failed = {f.id: f.error or f.state.value for f in finetunes if f.state is not FineTuneState.SUCCEEDED}
-    fits = {f.id: _cross_fit(models, f) for f in trained}
-    # Those without a promise of their own are chosen by the rows that judge them, so each counts as one look.
-    looks = sum(fit is None for fit in fits.values()) + any(fit is not None for fit in fits.values())
-    confidence = 1 - (1 - policy.confidence) / max(1, looks)
-    scores = []
-    for finetune in trained:
-        threshold, expected = choose_threshold(fits[finetune.id], policy, len(trial.rows), confidence)
-        if finetune.upstream == LOCAL:
-            threshold = max(threshold, LEAST)
-        try:
-            answers = _answers(asks(finetune), trial)
-        except TaskError as error:
-            failed[finetune.id] = str(error)
-            continue
-        scores.append(_score(finetune, trial, answers, threshold, expected, confidence))
-    report = _report(dataset, trial, confidence, scores, failed)
+    trial, later = _trials(store, dataset)
+    policy = config.policy(dataset.task)
+    terms, seats = _seats(config, policy, dataset, trained, models, asks, trial)
+    again = _again(policy, dataset, trial, others)
+    baselines = _lines([*again, *_baselines(config, policy, trained, trial, others)], terms, failed)
+    terms = msgspec.structs.replace(terms, again=_again_values(baselines, trial))
+    lines = sorted(_lines(seats, terms, failed), key=lambda line: _order(line.score))
+    best, bill = lines[:1], None
+    confirmation = _confirmed(seats, best, later, terms, failed)
+    if best and terms.measure == "judge" and others is not None:
+        best[0], bill = _judged(policy, others, best[0], trial, terms)
+        if confirmation is not None:
+            confirmation, _ = _judged(policy, others, confirmation, later, terms)
+    report = _report(store, dataset, trial, terms, [line.score for line in [*best, *lines[1:]]], failed)
+    report = msgspec.structs.replace(
+        report, baselines=[line.score for line in baselines], judge=bill,
+        confirmation=confirmation.score if confirmation else None,
+    )  # fmt: skip
     store.put("evaluations", {
         "id": report.id, "task": report.task, "dataset": report.dataset,
         "report": msgspec.to_builtins(report), "created_at": time.time(),
     })  # fmt: skip
+    write_report(dataset, report, policy, trial, best[0] if best else None)
     return report
 
 
+def _trials(store: SqliteStore, dataset: Dataset) -> tuple[Trial, Trial]:
+    """The rows to choose by, and the newer ones to confirm by."""
+    validation = dataset.part("validation")
+    if not validation:
+        raise DatasetError(f"dataset {dataset.id} has no validation rows; send more traffic through the gateway")
+    beyond = [row for row in dataset.beyond if row.split != "confirmation"]
+    newer = [row for row in dataset.beyond if row.split == "confirmation"]
+    trial = read_trial(store, dataset, validation, beyond)
+    return trial, read_trial(store, dataset, dataset.part("confirmation"), newer)
+
+
 def _report(
-    dataset: Dataset, trial: _Trial, confidence: float, scores: list[Score], failed: dict[str, str]
+    store: SqliteStore, dataset: Dataset, trial: Trial, terms: Terms, scores: list[Score], failed: dict[str, str]
 ) -> Report:
     teacher = dataset.card["teacher"]
     return Report(
@@ -143,88 +109,176 @@ def _report(
         task=dataset.task,
         dataset=dataset.id,
         template=dataset.template,
-        confidence=confidence,
-        incumbent=incumbent(teacher["target"], trial.known),
-        candidates=sorted(scores, key=_order),
+        confidence=terms.confidence,
+        incumbent=incumbent(teacher["target"], trial),
+        candidates=scores,
         failed=failed,
         provider=teacher["provider"],
         model=teacher["model"],
+        kind=terms.kind,
+        measure=terms.measure,
+        confirmed_before=len(store.rows("evaluations", "dataset = ?", [dataset.id])),
+        requests_per_day=trial.requests_per_day,
     )
+
+
+def measure_of(policy: TaskPolicy, kind: str) -> Measure:
+    """By what the gate judges, where the policy leaves it open: labels and JSON by the same answer, since a
+    program reads them; prose by the judge if there is one, else by its likeness beside the incumbent's with
+    itself, else by the same answer, which prose hardly ever is."""
+    if policy.measure != "auto":
+        return policy.measure
+    if kind != "generation":
+        return "exact"
+    return "judge" if policy.judge else "similarity" if policy.ask_again else "exact"
 
 
 def _order(score: Score) -> tuple[float, str]:
     """Best first, by what training promised where it did, so that the validation rows judge one choice."""
-    promised = score.expected if score.expected is not None else score.agreement
-    return (-promised, score.candidate)
+    likeness = score.metrics["chrf"].value if "chrf" in score.metrics else score.agreement
+    measured = likeness if score.quality is None else score.quality
+    return (-(measured if score.expected is None else score.expected), score.candidate)
 
 
-def load_report(row: Mapping[str, Any]) -> Report:
-    """The report in a row of the table `evaluations`."""
-    return msgspec.convert(json.loads(row["report"]), Report)
+# --- who is asked ----------------------------------------------------------------------------------------
 
 
-# --- the rows and what the incumbent took for them -----------------------------------------------------
+def _seats(
+    config: Config, policy: TaskPolicy, dataset: Dataset, trained: Sequence[FineTune], models: Path,
+    asks: Callable[[FineTune], Ask], trial: Trial,
+) -> tuple[Terms, list[_Seat]]:  # fmt: skip
+    """Each candidate above its threshold, and what all are scored by."""
+    fits = {f.id: _cross_fit(models, f) for f in trained}
+    # Those without a promise of their own are chosen by the rows that judge them, so each counts as one look.
+    looks = sum(fit is None for fit in fits.values()) + any(fit is not None for fit in fits.values())
+    confidence = 1 - (1 - policy.confidence) / max(1, looks)
+    seats = []
+    for finetune in trained:
+        threshold, expected = choose_threshold(fits[finetune.id], policy, len(trial.rows), confidence)
+        if finetune.upstream == LOCAL:
+            threshold = max(threshold, LEAST)
+        who = Contender(
+            name=describe(finetune), upstream=finetune.upstream or "", model=finetune.model or "",
+            finetune=finetune.id, threshold=threshold, expected=expected,
+        )  # fmt: skip
+        seats.append(_Seat(who, lambda one=finetune: asks(one), trial))  # type: ignore[misc]
+    kind = dataset.card.get("kind", "classification")
+    hosting = _hosting(config, dataset, trial)
+    return Terms(kind=kind, measure=measure_of(policy, kind), confidence=confidence, hosting=hosting), seats
 
 
-def _trial(store: SqliteStore, dataset: Dataset, *, with_envelopes: bool) -> _Trial:
-    rows = [*dataset.part("validation"), *dataset.beyond]
-    if not dataset.part("validation"):
-        raise DatasetError(f"dataset {dataset.id} has no validation rows; send more traffic through the gateway")
-    if len(rows) > MOST_ROWS:  # every n-th, so that all times of recording are there
-        rows = [rows[number * len(rows) // MOST_ROWS] for number in range(MOST_ROWS)]
-    found = (store.exchange(row.exchange_id) for row in rows)
-    pairs = [(_known(e, dataset), _envelope(e) if with_envelopes else {}) for e in found]
-    beyond = frozenset(row.exchange_id for row in dataset.beyond)
-    return _Trial(rows, beyond, [known for known, _ in pairs], [envelope for _, envelope in pairs])
+def _hosting(config: Config, dataset: Dataset, trial: Trial) -> dict[str, float]:
+    """USD a request for each provider that is paid by the hour; the incumbent's own is paid already."""
+    paid = dataset.card["teacher"]["target"].partition("/")[0]
+    per_day = {name: 24 * provider.hosting_usd_per_hour for name, provider in config.providers.items()}
+    rate = trial.requests_per_day
+    return {name: usd / rate for name, usd in per_day.items() if usd and rate and name != paid}
 
 
-def _known(exchange: Exchange | None, dataset: Dataset) -> _Known:
-    """Nothing is known of a row that a person corrected after a candidate had answered it."""
-    target = dataset.card["teacher"]["target"]
-    if exchange is None or exchange.stripped or exchange.target not in (None, target):
-        return _Known()
-    return _Known(exchange.latency_ms, exchange.cost_usd, exchange.input_tokens)
+def _again(policy: TaskPolicy, dataset: Dataset, trial: Trial, others: AskModel | None) -> Iterator[_Seat]:
+    """The incumbent with its whole prompt once more: how far it agrees with itself."""
+    if others is not None and policy.ask_again:
+        target = dataset.card["teacher"]["target"]
+        yield _whole("incumbent again", "incumbent asked again", target, trial, policy.ask_again, others)
 
 
-def _envelope(exchange: Exchange | None) -> Envelope:
-    if exchange is None:
-        return {}
-    body = decoded(exchange.request, exchange.request_headers.get("content-encoding"))
-    request = (read_chat(body) if body else None) or {}
-    return {k: v for k, v in request.items() if k not in ("model", "messages", "stream", "stream_options")}
+def _baselines(
+    config: Config, policy: TaskPolicy, trained: Sequence[FineTune], trial: Trial, others: AskModel | None
+) -> Iterator[_Seat]:
+    """The untuned base models of the candidates, stripped and with the whole prompt, and the cheaper sibling."""
+    if others is None or not policy.baseline_rows:
+        return
+    bases = {(f.upstream or "", f.options.get("base_model")) for f in trained if f.upstream != LOCAL}
+    for upstream, model in sorted((u, str(m)) for u, m in bases if m and u in config.providers):
+        who = Contender(name=f"{model} untuned, stripped", upstream=upstream, model=model, role="base stripped")
+        rows = trial.readable().sample(policy.baseline_rows)
+        yield _Seat(who, lambda u=upstream, m=model: others(u, m), rows)  # type: ignore[misc]
+        name = f"{model} untuned, whole prompt"
+        yield _whole("base whole", name, f"{upstream}/{model}", trial, policy.baseline_rows, others)
+    if policy.sibling:
+        yield _whole("sibling", policy.sibling, policy.sibling, trial, policy.baseline_rows, others)
 
 
-def incumbent(target: str, known: Sequence[_Known]) -> Score:
-    """The prompted model as it was recorded on the same rows."""
+def _whole(role: str, name: str, target: str, trial: Trial, most: int, others: AskModel) -> _Seat:
     upstream, _, model = target.partition("/")
-    p50, high = percentiles([one.latency_ms for one in known if one.latency_ms is not None])
-    return Score(
-        candidate="incumbent",
-        upstream=upstream,
-        model=model,
-        rows=len(known),
-        agreement=1.0,
-        agreement_low=1.0,
-        answered=1.0,
-        agreement_answered=1.0,
-        min_confidence=0.0,
-        cost_per_1k_usd=_average([one.cost_usd for one in known if one.cost_usd is not None], 1000),
-        p50_ms=p50,
-        p95_ms=high,
-        input_tokens=_average([one.input_tokens for one in known if one.input_tokens is not None]),
-    )
+    who = msgspec.convert({"name": name, "upstream": upstream, "model": model, "role": role}, Contender)
+    return _Seat(who, lambda: others(upstream, model), trial.readable().sample(most), whole=True)
 
 
-def percentiles(times: Sequence[float]) -> tuple[float | None, float | None]:
-    """p50 and p95; None for nothing."""
-    if not times:
-        return None, None
-    low, high = np.percentile(times, [50, 95])
-    return float(low), float(high)
+def _again_values(baselines: Sequence[Line], trial: Trial) -> dict[str, float]:
+    """The incumbent's likeness to itself by row, where it was asked again."""
+    rows = trial.readable()
+    return {
+        row.exchange_id: value
+        for line in baselines if line.score.role == "incumbent again"
+        for row, value in zip(rows.sample(line.score.rows).rows, line.values, strict=True)
+    }  # fmt: skip
 
 
-def _average(values: Sequence[float], factor: float = 1) -> float | None:
-    return factor * float(np.mean(values)) if values else None
+# --- asking them -----------------------------------------------------------------------------------------
+
+
+def _lines(seats: Sequence[_Seat], terms: Terms, failed: dict[str, str]) -> list[Line]:
+    """The line of each that answers; the others are noted in `failed` with their reason."""
+    lines = []
+    for seat in seats:
+        try:
+            lines.append(scored(seat.who, seat.trial, _answers(seat), terms))
+        except TaskError as error:
+            failed[seat.who.finetune or seat.who.name] = str(error)
+    return lines
+
+
+def _answers(seat: _Seat) -> list[Answered]:
+    if not seat.trial.rows:
+        raise TaskError("there is no row that it can be asked")
+    rows = zip(seat.trial.rows, seat.trial.whole, strict=True)
+    asked = [_with_prompt(row, whole) if seat.whole else row for row, whole in rows]
+    answers = seat.ask()(zip(asked, seat.trial.envelopes, strict=True))
+    if all(answer.text is None for answer in answers):
+        raise TaskError(f"it gave no answer to any of {len(answers)} rows; the last: {answers[-1].error}")
+    return answers
+
+
+def _with_prompt(row: Row, whole: object) -> Row:
+    return msgspec.structs.replace(row, messages=whole or row.messages)
+
+
+def _confirmed(
+    seats: Sequence[_Seat], best: Sequence[Line], later: Trial, terms: Terms, failed: dict[str, str]
+) -> Line | None:
+    """The chosen candidate once more, on the confirmation rows."""
+    if not best or not later.rows:
+        return None
+    chosen = next(seat for seat in seats if seat.who.finetune == best[0].score.finetune)
+    alone = msgspec.structs.replace(terms, again={})
+    lines = _lines([msgspec.structs.replace(chosen, trial=later)], alone, failed)
+    return next(iter(lines), None)
+
+
+def _judged(policy: TaskPolicy, others: AskModel, line: Line, trial: Trial, terms: Terms) -> tuple[Line, JudgeBill]:
+    """The line with the judge's preference as its quality. What says the same is a tie, and not asked."""
+    places = [number * len(trial.rows) // policy.judge_rows for number in range(policy.judge_rows)]
+    chosen = places if len(trial.rows) > policy.judge_rows else list(range(len(trial.rows)))
+    values = dict.fromkeys(chosen, 0.5)
+    asked: list[int] = []
+    for at in chosen:
+        text, row = line.given[at], trial.rows[at]
+        if text is None or row.exchange_id in trial.beyond:
+            values[at] = 0.5 if text is not None else 0.0  # left to the incumbent, or wrong as such
+        elif not same_answer(row.output, text):
+            asked.append(at)
+    pairs = [
+        judge.Comparison(judge.request_text(trial.whole[at] or trial.rows[at].messages), line.given[at] or "",
+                         trial.rows[at].output)
+        for at in asked
+    ]  # fmt: skip
+    upstream, _, model = (policy.judge or "").partition("/")
+    preferred, bill = judge.compare(others(upstream, model), policy.judge or "", pairs)
+    values |= dict(zip(asked, preferred, strict=True))
+    rows = [trial.rows[at] for at in chosen]
+    score = with_quality(line.score, rows, list(values.values()), terms)
+    return msgspec.structs.replace(line, score=score), bill
 
 
 def _cross_fit(models: Path, finetune: FineTune) -> CrossFit | None:
@@ -233,85 +287,10 @@ def _cross_fit(models: Path, finetune: FineTune) -> CrossFit | None:
     if finetune.upstream != LOCAL:
         return None
     try:
-        kept = json.loads(file.read_bytes())
+        kept: Mapping[str, list[float]] = json.loads(file.read_bytes())
         sure, right = np.array(kept["confidence"], dtype=float), np.array(kept["right"], dtype=bool)
         if "support" in kept:  # as it is when it serves: what is unlike all it has seen is not answered
             sure = np.where(np.array(kept["support"], dtype=float) < SUPPORT_FLOOR, 0.0, sure)
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return (sure, right) if sure.shape == right.shape and sure.ndim == 1 else None
-
-
-# --- the blend ---------------------------------------------------------------------------------------
-
-
-class _Blended(msgspec.Struct, frozen=True):
-    """What a client got for one row: from the candidate, or after it abstained from the incumbent."""
-
-    answered: bool
-    right: bool
-    latency_ms: float | None
-    cost_usd: float | None
-    input_tokens: int | None
-
-
-def _answers(ask: Ask, trial: _Trial) -> list[Answered]:
-    answers = ask(zip(trial.rows, trial.envelopes, strict=True))
-    if all(answer.text is None for answer in answers):
-        raise TaskError(f"it gave no answer to any of {len(answers)} rows; the last: {answers[-1].error}")
-    return answers
-
-
-def _one(row: Row, answer: Answered, known: _Known, threshold: float, *, beyond: bool) -> _Blended:
-    if answer.text is not None and (answer.sure is None or answer.sure >= threshold):
-        right = not beyond and same_answer(answer.text, row.output)
-        return _Blended(True, right, answer.latency_ms, answer.cost_usd, len(row.text) // 4)
-    after = None if known.latency_ms is None else answer.latency_ms + known.latency_ms
-    cost = None if known.cost_usd is None else known.cost_usd + (answer.cost_usd or 0.0)
-    return _Blended(False, True, after, cost, known.input_tokens)
-
-
-def _score(
-    finetune: FineTune, trial: _Trial, answers: Sequence[Answered], threshold: float, expected: float | None,
-    confidence: float,
-) -> Score:  # fmt: skip
-    rows, known = trial.rows, trial.known
-    blend = [
-        _one(row, answer, before, threshold, beyond=row.exchange_id in trial.beyond)
-        for row, answer, before in zip(rows, answers, known, strict=True)
-    ]
-    answered = [one for one in blend if one.answered]
-    wrong = sum(not one.right for one in blend)
-    p50, high = percentiles([one.latency_ms for one in blend if one.latency_ms is not None])
-    requests = sum(row.seen for row in rows)
-    costs = [one.cost_usd for one, before in zip(blend, known, strict=True) if before.cost_usd is not None]
-    all_costs = costs or [one.cost_usd for one in blend]
-    return Score(
-        candidate=describe(finetune),
-        finetune=finetune.id,
-        upstream=finetune.upstream or "",
-        model=finetune.model or "",
-        rows=len(rows),
-        agreement=1 - wrong / len(rows),
-        agreement_low=agreement_low(wrong, len(rows), confidence),
-        agreement_requests=sum(row.seen for row, one in zip(rows, blend, strict=True) if one.right) / requests,
-        answered=len(answered) / len(rows),
-        agreement_answered=sum(one.right for one in answered) / len(answered) if answered else None,
-        min_confidence=threshold,
-        cost_per_1k_usd=None if None in all_costs else _average([c for c in all_costs if c is not None], 1000),
-        cost_ratio_high=ratio_high(
-            [one.cost_usd for one in blend], [one.cost_usd for one in known], mean, confidence
-        ),
-        p50_ms=p50,
-        p95_ms=high,
-        latency_ratio_high=ratio_high(
-            [one.latency_ms for one in blend], [one.latency_ms for one in known], p95, confidence
-        ),
-        input_tokens=_average([one.input_tokens for one in blend if one.input_tokens is not None]),
-        expected=expected,
-    )
-
-
-def describe(finetune: FineTune) -> str:
-    """A candidate in a few words: its trainer and the values of its options."""
-    return " ".join([finetune.trainer, *(str(value) for value in finetune.options.values())])

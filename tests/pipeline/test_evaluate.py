@@ -3,58 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from judging import REMOTE, evaluated, only, says
 from stories import answer, asked, config_in, exchange, feedback, keep, mail, sorted_by_the_model, traffic
 
 from gateway.app import price_book
 from gateway.config import Config
-from gateway.domain.dataset import Dataset, Row
+from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.errors import DatasetError, TaskError
-from gateway.pipeline import evaluate
-from gateway.pipeline.asking import Answered, Ask, asker, same_answer
+from gateway.pipeline import evaluate, trial
+from gateway.pipeline.asking import Ask, asker, same_answer
 from gateway.pipeline.dataset import build
-from gateway.pipeline.evaluate import Report, Score, load_report
+from gateway.pipeline.evaluate import Report, load_report
 from gateway.pipeline.finetune import Sweep, plan, run
+from gateway.pipeline.scoring import percentiles
 from gateway.stores.sqlite import SqliteStore
 from gateway.testing import FakeOpenAI, Fault, Refusal
-
-REMOTE = FineTune(id="ft-r", task="mail", dataset="d", trainer="openai", options={"base_model": "small"},
-                  state=FineTuneState.SUCCEEDED, upstream="openai", model="small-1")  # fmt: skip
 
 
 @pytest.fixture
 def data(store: SqliteStore, tmp_path: Path) -> Dataset:
     keep(store, traffic(400))
     return build(store, "mail", tmp_path / "data" / "datasets")
-
-
-def says(reply: Any, *, sure: float | None = None, cost: float | None = 0.0, ms: float = 10.0) -> Ask:
-    """A candidate that answers each text by this function."""
-
-    def ask(rows: Iterable[tuple[Row, dict[str, Any]]]) -> list[Answered]:
-        return [Answered(text=reply(row.text), sure=sure, latency_ms=ms, cost_usd=cost) for row, _ in rows]
-
-    return ask
-
-
-def evaluated(
-    store: SqliteStore, folder: Path, data: Dataset, ask: Ask, *finetunes: FineTune, config: Config | None = None
-) -> Report:
-    found = config or config_in(folder)
-    models = folder / "data" / "models"
-    return evaluate.evaluate(store, found, data, finetunes or [REMOTE], models, lambda finetune: ask)
-
-
-def only(report: Report) -> Score:
-    (score,) = report.candidates
-    return score
 
 
 def test_a_perfect_candidate_beside_the_incumbent(store: SqliteStore, tmp_path: Path, data: Dataset) -> None:
@@ -188,7 +164,7 @@ def test_each_candidate_that_is_chosen_by_the_judging_rows_costs_confidence(
 def test_no_more_rows_are_asked_than_needed(
     store: SqliteStore, tmp_path: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "MOST_ROWS", 30)
+    monkeypatch.setattr(trial, "MOST_ROWS", 30)
     score = only(evaluated(store, tmp_path, data, says(sorted_by_the_model)))
     assert score.rows == 30
 
@@ -354,5 +330,5 @@ def test_the_same_answer(one: str, other: str, same: bool) -> None:
 
 
 def test_percentiles_of_nothing_are_not_known() -> None:
-    assert evaluate.percentiles([]) == (None, None)
-    assert evaluate.percentiles(list(np.arange(101.0))) == (50.0, 95.0)
+    assert percentiles([]) == (None, None)
+    assert percentiles(list(np.arange(101.0))) == (50.0, 95.0)

@@ -23,8 +23,9 @@ from gateway.pipeline.bounds import (
     p95,
     ratio_high,
 )
-from gateway.pipeline.evaluate import Report, Score
-from gateway.pipeline.gate import Decision, decide
+from gateway.pipeline.gate import Decision, decide, noticed
+from gateway.pipeline.intervals import Figure
+from gateway.pipeline.scores import Gold, Report, Score
 
 POLICY = TaskPolicy()  # margin 5 points, confidence 95 %
 GOOD = Score(
@@ -102,6 +103,127 @@ def test_a_free_incumbent_cannot_be_undercut_by_something_that_costs() -> None:
     assert failing(GOOD, incumbent=free) == ["USD per 1,000 requests, beside a free incumbent"]
     assert failing(but(GOOD, cost_per_1k_usd=None), incumbent=free) != []
     assert failing(but(GOOD, cost_per_1k_usd=0.0), incumbent=free) == []
+
+
+# --- what it is measured by, and what speaks against it ------------------------------------------------------
+
+
+def judged_by(report_changes: dict[str, Any], score: Score = GOOD, policy: TaskPolicy = POLICY) -> Decision:
+    """The decision about a report with one candidate and these changes."""
+    report = Report(
+        id="eval-1", task="mail", dataset="d", template="mail@1", confidence=0.95, incumbent=INCUMBENT,
+        candidates=[score], failed={},
+    )  # fmt: skip
+    return decide(msgspec.structs.replace(report, **report_changes), policy)
+
+
+def refusals(decision: Decision) -> list[str]:
+    return [check.name for check in decision.checks if not check.holds]
+
+
+AGAIN = but(INCUMBENT, role="incumbent again", rows=200, quality=0.93, agreement=0.93)
+
+
+def test_few_held_out_rows_decide_nothing() -> None:
+    assert failing(but(GOOD, rows=49)) == ["held-out rows"]
+    assert failing(but(GOOD, rows=49), policy=TaskPolicy(min_held_out=49)) == []
+
+
+def test_beside_an_incumbent_that_changes_its_mind_the_difference_counts() -> None:
+    """It agrees with itself in 93 of 100 cases; a candidate at 92 is as good, and one at 80 is not."""
+    alike = but(GOOD, quality=0.92, quality_low=0.88, quality_requests=0.92, difference_low=-0.04)
+    decision = judged_by({"baselines": [AGAIN]}, alike)
+    assert decision.promote
+    assert "that is the yardstick" in decision.notes[-1]
+    assert refusals(judged_by({"baselines": [AGAIN]}, but(alike, difference_low=-0.051))) == [
+        "agreement, beside the incumbent's with itself, lower bound"
+    ]
+    assert not judged_by({}, alike).promote
+
+
+@pytest.mark.parametrize("again", [but(AGAIN, rows=49), but(AGAIN, quality=0.79)])
+def test_an_incumbent_asked_too_little_or_too_moody_is_no_yardstick(again: Score) -> None:
+    alike = but(GOOD, quality=0.92, quality_low=0.88, difference_low=0.1)
+    decision = judged_by({"baselines": [again]}, alike)
+    assert refusals(decision)[0] == "agreement, lower bound"
+    assert "too few rows, or too little" in decision.notes[-1]
+
+
+def test_the_newer_rows_can_refute_what_the_validation_rows_say() -> None:
+    later = but(GOOD, rows=60, quality=0.8, quality_low=0.7, quality_high=0.88)
+    decision = judged_by({"confirmation": later})
+    assert refusals(decision) == ["agreement on 60 newer rows, upper bound"]
+    assert "Confirmed once: 99.0% on the validation rows, 80.0% on 60 newer ones." in decision.notes[1]
+    assert judged_by({"confirmation": but(later, quality_high=0.96)}).promote
+
+
+def test_too_few_newer_rows_are_told_and_decide_nothing() -> None:
+    few = but(GOOD, rows=19, quality=0.5, quality_high=0.7)
+    decision = judged_by({"confirmation": few})
+    assert decision.promote
+    assert decision.notes[1].startswith("Too few newer rows to confirm by (20 are needed): 99.0% on the validation")
+    assert judged_by({}).notes[1] == "Not confirmed on newer rows: the dataset has none."
+
+
+@pytest.mark.parametrize("rows", [20, 60, 250])
+def test_what_the_newer_rows_would_have_noticed_they_notice_in_four_of_five_cases(rows: int) -> None:
+    worst = noticed(rows, 0.95, 0.95)
+    wrong = np.random.default_rng(3).binomial(rows, 1 - worst, size=4000)
+    refuted = np.array([1 - agreement_low(rows - n, rows, 0.95) < 0.95 for n in range(rows + 1)])
+    assert refuted[wrong].mean() == pytest.approx(0.8, abs=0.03)
+
+
+def gold(rows: int, low: float, high: float) -> Gold:
+    middle = (low + high) / 2
+    return Gold(rows=rows, accuracy=Figure(0.9, 0.8, 1.0), difference=Figure(middle, low, high))
+
+
+def test_people_can_speak_against_a_candidate_that_agrees_with_the_incumbent() -> None:
+    assert refusals(judged_by({}, but(GOOD, gold=gold(60, -0.3, -0.06)))) == [
+        "accuracy by people's word beside the incumbent's, upper bound"
+    ]
+    assert judged_by({}, but(GOOD, gold=gold(60, -0.3, 0.1))).promote
+    assert judged_by({}, but(GOOD, gold=gold(19, -0.3, -0.2))).promote  # too few to say so
+
+
+def test_a_judge_that_finds_both_alike_gives_a_half() -> None:
+    even = but(GOOD, quality=0.5, quality_low=0.46, quality_requests=0.5)
+    decision = judged_by({"measure": "judge"}, even, TaskPolicy(judge="openai/wise"))
+    assert decision.promote
+    assert "where two equally good models would have 0.5" in decision.notes[2]
+    worse = but(even, quality_low=0.44)
+    assert refusals(judged_by({"measure": "judge"}, worse)) == ["preference of the judge, lower bound"]
+    unknown = but(GOOD, quality=None, quality_low=None)
+    assert "preference of the judge, lower bound" in refusals(judged_by({"measure": "judge"}, unknown))
+
+
+def test_likeness_of_prose_says_nothing_without_the_incumbents_own() -> None:
+    alike = but(GOOD, quality=0.6, quality_low=0.57, quality_requests=0.6, difference_low=-0.02)
+    assert refusals(judged_by({"measure": "similarity"}, alike)) != []
+    itself = but(AGAIN, quality=0.62)
+    assert judged_by({"measure": "similarity", "baselines": [itself]}, alike).promote
+
+
+def test_the_record_holds_inputs_figures_rule_and_outcome_and_can_be_read_again() -> None:
+    decision = judged_by({"confirmation": but(GOOD, rows=60, quality=0.97, quality_high=0.99)})
+    read = msgspec.json.decode(msgspec.json.encode(decision), type=Decision)
+    assert read == decision
+    assert (read.dataset, read.template, read.policy["margin"]) == ("d", "mail@1", 0.05)
+    assert read.rule == "every condition holds; bounds are one-sided at 95.00%"
+    assert read.incumbent == INCUMBENT
+    assert read.notes[0].startswith("Chosen of 1 by these rows and judged on 200 validation rows")
+
+
+def test_a_record_of_an_earlier_release_can_still_be_read() -> None:
+    old: dict[str, Any] = {
+        "task": "mail",
+        "evaluation": "e",
+        "candidate": None,
+        "score": None,
+        "checks": [],
+        "promote": False,
+    }
+    assert msgspec.convert(old, Decision).notes == ()
 
 
 # --- the simulation --------------------------------------------------------------------------------------
