@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from gateway.pipeline.quality import same_answer
 from gateway.pipeline.report import write_report
 from gateway.pipeline.scores import JudgeBill, Measure, Report, Score, load_report
 from gateway.pipeline.scoring import Contender, Line, Terms, describe, incumbent, scored, with_quality
+from gateway.pipeline.scrub import scrub
 from gateway.pipeline.trial import Trial, read_trial
 from gateway.stores.sqlite import SqliteStore
 from gateway.upstreams.embedded import SUPPORT_FLOOR
@@ -66,10 +68,12 @@ def evaluate(
     trial, later = _trials(store, dataset)
     policy = config.policy(dataset.task)
     terms, seats = _seats(config, policy, dataset, trained, models, asks, trial)
+    answered = _asked(seats, failed)
+    others = others if answered else None  # with nobody to compare them with, they would cost money for nothing
     again = _again(policy, dataset, trial, others)
-    baselines = _lines([*again, *_baselines(config, policy, trained, trial, others)], terms, failed)
+    baselines = _lines(_asked([*again, *_baselines(config, policy, trained, trial, others)], failed), terms)
     terms = msgspec.structs.replace(terms, again=_again_values(baselines, trial))
-    lines = sorted(_lines(seats, terms, failed), key=lambda line: _order(line.score))
+    lines = sorted(_lines(answered, terms), key=lambda line: _order(line.score))
     best, bill = lines[:1], None
     confirmation = _confirmed(seats, best, later, terms, failed)
     if best and terms.measure == "judge" and others is not None:
@@ -218,15 +222,19 @@ def _again_values(baselines: Sequence[Line], trial: Trial) -> dict[str, float]:
 # --- asking them -----------------------------------------------------------------------------------------
 
 
-def _lines(seats: Sequence[_Seat], terms: Terms, failed: dict[str, str]) -> list[Line]:
-    """The line of each that answers; the others are noted in `failed` with their reason."""
-    lines = []
+def _asked(seats: Iterable[_Seat], failed: dict[str, str]) -> list[tuple[_Seat, list[Answered]]]:
+    """Each that answers, with its answers; the others are noted in `failed` with their reason."""
+    found = []
     for seat in seats:
         try:
-            lines.append(scored(seat.who, seat.trial, _answers(seat), terms))
+            found.append((seat, _answers(seat)))
         except TaskError as error:
             failed[seat.who.finetune or seat.who.name] = str(error)
-    return lines
+    return found
+
+
+def _lines(answered: Sequence[tuple[_Seat, list[Answered]]], terms: Terms) -> list[Line]:
+    return [scored(seat.who, seat.trial, answers, terms) for seat, answers in answered]
 
 
 def _answers(seat: _Seat) -> list[Answered]:
@@ -237,7 +245,13 @@ def _answers(seat: _Seat) -> list[Answered]:
     answers = seat.ask()(zip(asked, seat.trial.envelopes, strict=True))
     if all(answer.text is None for answer in answers):
         raise TaskError(f"it gave no answer to any of {len(answers)} rows; the last: {answers[-1].error}")
-    return answers
+    return [_masked(answer) for answer in answers] if seat.whole and seat.trial.masked else answers
+
+
+def _masked(answer: Answered) -> Answered:
+    """As the rows' answers are: who was asked the recorded request says what was replaced in the row."""
+    text = None if answer.text is None else scrub(answer.text, Counter())
+    return msgspec.structs.replace(answer, text=text)
 
 
 def _with_prompt(row: Row, whole: object) -> Row:
@@ -252,7 +266,7 @@ def _confirmed(
         return None
     chosen = next(seat for seat in seats if seat.who.finetune == best[0].score.finetune)
     alone = msgspec.structs.replace(terms, again={})
-    lines = _lines([msgspec.structs.replace(chosen, trial=later)], alone, failed)
+    lines = _lines(_asked([msgspec.structs.replace(chosen, trial=later)], failed), alone)
     return next(iter(lines), None)
 
 

@@ -19,6 +19,7 @@ from gateway.pipeline import quality
 from gateway.pipeline.asking import Answered
 from gateway.pipeline.bounds import agreement_low, mean, p95, ratio_high
 from gateway.pipeline.intervals import Figure, difference_low, mean_figure, mean_high, mean_low
+from gateway.pipeline.schemas import fits
 from gateway.pipeline.scores import Gold, Measure, Role, Score
 from gateway.pipeline.trial import Known, Trial
 
@@ -211,9 +212,22 @@ def metrics_of(kind: str, trial: Trial, given: Sequence[str | None]) -> dict[str
     if kind == "classification":
         return {"macro_f1": quality.macro_f1(held)}
     if kind == "extraction":
-        return {"field_f1": quality.fields_f1(held),
-                "json_valid": mean_figure([quality.is_json_object(text) for _, text in held])}  # fmt: skip
+        return {
+            "field_f1": quality.fields_f1(held),
+            "json_valid": mean_figure([quality.is_json_object(text) for _, text in held]),
+            **_schema_valid(trial, given),
+        }
     return {"chrf": mean_figure([quality.chrf(*pair) for pair in held])}
+
+
+def _schema_valid(trial: Trial, given: Sequence[str | None]) -> dict[str, Figure]:
+    """Where the requests asked for a schema: the share of answers that keep to it."""
+    kept = [
+        fits(text or "", asked)
+        for envelope, text in zip(trial.envelopes, given, strict=True)
+        if (asked := envelope.get("response_format"))
+    ]
+    return {"schema_valid": mean_figure(kept)} if kept else {}
 
 
 def gold_of(trial: Trial, given: Sequence[str | None]) -> Gold | None:

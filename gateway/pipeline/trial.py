@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from gateway.domain.exchange import Exchange
 from gateway.domain.feedback import correction
 from gateway.encoding import decoded
 from gateway.pipeline.asking import Envelope
+from gateway.pipeline.scrub import scrub
 from gateway.providers.openai import read_chat
 from gateway.stores import remarks
 from gateway.stores.sqlite import SqliteStore
@@ -45,6 +47,8 @@ class Trial(msgspec.Struct, frozen=True):
     beyond: frozenset[str] = frozenset()
     gold: frozenset[str] = frozenset()
     requests_per_day: float | None = None
+    masked: bool = False
+    """Whether personal data and secrets are replaced in the rows."""
 
     def sample(self, most: int) -> Trial:
         """At most so many of the rows, evenly spaced, so that all times of recording are there."""
@@ -69,11 +73,13 @@ def read_trial(store: SqliteStore, dataset: Dataset, part: Sequence[Row], beyond
     if len(rows) > MOST_ROWS:
         rows = [rows[number * len(rows) // MOST_ROWS] for number in range(MOST_ROWS)]
     target, gold = dataset.card["teacher"]["target"], _gold(store, rows)
+    masked = dataset.card.get("scrub") == "mask"
     found = [store.exchange(row.exchange_id) for row in rows]
     bodies = [_body(exchange) for exchange in found]
     return Trial(
         rows=rows,
-        known=[_known(e, target, said=row.exchange_id in gold) for e, row in zip(found, rows, strict=True)],
+        known=[_known(e, target, row.exchange_id in gold, masked) for e, row in zip(found, rows, strict=True)],
+        masked=masked,
         envelopes=[{key: value for key, value in body.items() if key not in _NO_PART} for body in bodies],
         whole=[body.get("messages") for body in bodies],
         beyond=frozenset(row.exchange_id for row in beyond),
@@ -95,11 +101,12 @@ def _rate(recorded: int, times: Sequence[float]) -> float | None:
     return recorded * _SECONDS_A_DAY / max(max(times) - min(times), _LEAST_SECONDS)
 
 
-def _known(exchange: Exchange | None, target: str, *, said: bool) -> Known:
+def _known(exchange: Exchange | None, target: str, gold: bool, masked: bool) -> Known:
     """Nothing is known of a row that a person corrected after a candidate had answered it."""
     if exchange is None or exchange.stripped or exchange.target not in (None, target):
         return Known()
-    text = _said(exchange) if said else None
+    text = _said(exchange) if gold else None
+    text = scrub(text, Counter()) if masked and text else text
     return Known(exchange.latency_ms, exchange.cost_usd, exchange.input_tokens, text)
 
 

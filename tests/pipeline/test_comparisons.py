@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 from judging import REMOTE, evaluated, only, says
-from stories import SYSTEM, asked, config_in, exchange, feedback, keep, mail, sorted_by_the_model, traffic
+from stories import SYSTEM, asked, config_in, exchange, feedback, keep, mail, sorted_by_the_model, template, traffic
 
 from gateway.app import price_book
 from gateway.config import TaskPolicy
+from gateway.domain import layout
 from gateway.domain.dataset import Dataset, Row
 from gateway.domain.finetune import FineTune
 from gateway.pipeline import evaluate
@@ -271,6 +272,44 @@ def test_json_is_judged_by_its_fields_where_the_policy_says_so(store: SqliteStor
     assert 0.4 < score.quality_low < 0.5
     assert score.metrics["field_f1"].value == pytest.approx(0.5)
     assert score.metrics["json_valid"].value == 1.0
+
+
+def test_where_a_schema_was_asked_for_answers_are_held_to_it(store: SqliteStore, tmp_path: Path) -> None:
+    """The candidate leaves out a field that the schema wants wherever a parcel is looked for."""
+    schema = {"type": "object", "required": ["label"], "properties": {"label": {"type": "string"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "mail", "schema": schema}}
+    said = [exchange(n, asked(text, response_format=form), json.dumps({"label": label, "by": f"clerk {n}"}))
+            for n, (text, label) in enumerate(mail()[:400])]  # fmt: skip
+    body = asked("hi", response_format=form)
+    keep(store, said, msgspec.structs.replace(template(), bucket=layout.bucket_of(body)))
+    data = build(store, "mail", tmp_path / "data" / "datasets")
+    reply = says(lambda text: "{}" if "parcel" in text else json.dumps({"label": sorted_by_the_model(text)}))
+    score = only(evaluated(store, tmp_path, data, reply))
+    rows = data.part("validation")
+    lost = sum("parcel" in row.text for row in rows) / len(rows)
+    assert 0 < lost < 1
+    assert score.metrics["schema_valid"].value == pytest.approx(1 - lost)
+    assert score.metrics["json_valid"].value == 1.0
+
+
+def test_what_was_replaced_in_the_rows_is_replaced_in_second_answers_too(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    """Every answer quotes the customer's address, which no row holds; the incumbent still agrees with itself."""
+    people = [f"ada{n}@shop{n}.org" for n in range(400)]
+    keep(store, [exchange(n, asked(f"{text}, write to {who}"), f"{label} for {who}")
+                 for n, ((text, label), who) in enumerate(zip(mail(), people, strict=False))])  # fmt: skip
+    data = build(store, "mail", tmp_path / "data" / "datasets")
+    assert not any(who in row.output for row in data.rows for who in people[:5])
+
+    def answer(body: dict[str, Any]) -> str:
+        text = body["messages"][-1]["content"]
+        return f"{sorted_by_the_model(text)} for {text.rpartition(' ')[2]}"
+
+    with FakeOpenAI(answer) as api:
+        report = compared(store, tmp_path, data, api, {"baseline_rows": 0, "ask_again": 50})
+    assert report.again is not None
+    assert (report.again.agreement, only(report).agreement) == (1.0, 1.0)
 
 
 def test_prose_is_judged_by_a_model_that_is_asked_only_about_what_differs(
