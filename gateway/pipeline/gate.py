@@ -99,7 +99,7 @@ def decide(report: Report, policy: TaskPolicy) -> Decision:
         dataset=report.dataset,
         template=report.template,
         incumbent=report.incumbent,
-        confirmation=report.confirmation,
+        confirmation=confirmation_of(best, report) if best else None,
         policy=policy.model_dump(include=_POLICY),
         rule=_RULE.format(confidence=report.confidence),
         notes=tuple(_notes(best, report, policy)) if best else (),
@@ -112,7 +112,7 @@ def _checks(best: Score, report: Report, policy: TaskPolicy) -> list[Check]:
         Check("held-out rows", best.rows, policy.min_held_out, best.rows >= policy.min_held_out),
         Check("answers something (share of requests)", best.answered, 0.0, best.answered > 0),
         *_quality(best, report, policy),
-        *_confirmation(report, policy),
+        *_confirmation(best, report, policy),
         *_gold(best, policy),
     ]
     cost, base = best.cost_per_1k_usd, incumbent.cost_per_1k_usd
@@ -167,9 +167,15 @@ def _figures(score: Score, report: Report) -> tuple[float | None, float | None, 
     return score.quality, score.quality_low, score.quality_requests
 
 
-def _confirmation(report: Report, policy: TaskPolicy) -> list[Check]:
-    """The newer rows are few: they cannot prove the promise again, but they can show that it does not hold."""
+def confirmation_of(best: Score, report: Report) -> Score | None:
+    """What the newer rows say of this candidate; of one that a person chose instead, they were not asked."""
     found = report.confirmation
+    return found if found is not None and found.finetune == best.finetune else None
+
+
+def _confirmation(best: Score, report: Report, policy: TaskPolicy) -> list[Check]:
+    """The newer rows are few: they cannot prove the promise again, but they can show that it does not hold."""
+    found = confirmation_of(best, report)
     if found is None or found.rows < LEAST_CONFIRMING:
         return []
     name = f"{_NAMES[report.measure]} on {found.rows} newer rows, upper bound"
@@ -215,9 +221,10 @@ def _how_chosen(best: Score, report: Report, policy: TaskPolicy) -> str:
 
 
 def _how_confirmed(best: Score, report: Report, policy: TaskPolicy) -> list[str]:
-    found = report.confirmation
+    found = confirmation_of(best, report)
     if found is None:
-        return ["Not confirmed on newer rows: the dataset has none."]
+        other = report.confirmation is not None
+        return [f"Not confirmed on newer rows: {'another candidate was' if other else 'the dataset has none'}."]
     value, newer = _figures(best, report)[0], found.quality
     figures = f"{_share(value)} on the validation rows, {_share(newer)} on {found.rows} newer ones"
     if found.rows < LEAST_CONFIRMING:

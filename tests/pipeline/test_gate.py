@@ -157,6 +157,13 @@ def test_the_newer_rows_can_refute_what_the_validation_rows_say() -> None:
     assert judged_by({"confirmation": but(later, quality_high=0.96)}).promote
 
 
+def test_newer_rows_speak_only_of_the_candidate_that_was_asked_them() -> None:
+    other = but(GOOD, finetune="ft-2", rows=60, quality=0.5, quality_high=0.6)
+    decision = judged_by({"confirmation": other})
+    assert (decision.promote, decision.confirmation) == (True, None)
+    assert decision.notes[1] == "Not confirmed on newer rows: another candidate was."
+
+
 def test_too_few_newer_rows_are_told_and_decide_nothing() -> None:
     few = but(GOOD, rows=19, quality=0.5, quality_high=0.7)
     decision = judged_by({"confirmation": few})
