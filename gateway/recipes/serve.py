@@ -194,6 +194,8 @@ class Front:
         try:
             return await self.passed(request, f"{engine.url}{request.path}", body)
         except aiohttp.ClientError as error:
+            with contextlib.suppress(TimeoutError):  # if it died, the next request must know it
+                await asyncio.wait_for(engine.process.wait(), 1.0)
             raise Refusal(502, f"llama.cpp gave no answer: {error}") from error
         finally:
             engine.busy -= 1

@@ -103,7 +103,10 @@ class _Run:
             options = checked(self.finetune.options, Options)
             model = self.trained(options)
             self.served(model, options)
-        except (ConfigError, TrainingFailed, ServingFailed) as error:
+        except ServingFailed as error:
+            remedy = "; 'unprompt serve' runs that server" if self.trainer.own.serve == "local" else ""
+            self.record(state=FineTuneState.FAILED, error=f"{error}{remedy}"[:500])
+        except (ConfigError, TrainingFailed) as error:
             self.record(state=FineTuneState.FAILED, error=str(error)[:500])
         except OSError as error:
             self.record(state=FineTuneState.FAILED, error=f"the model could not be written: {error}")
