@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,9 @@ STATES = ("validating_files", "queued", "running", "succeeded")
 """The states that a fine-tuning job passes through when all goes well."""
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+Loss = Callable[[Mapping[str, Any], int], float]
+"""The training loss of a job, as the API shows it, after so many epochs."""
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _KEYS = frozenset({"role", "content", "name", "function_call", "tool_calls", "tool_call_id", "weight", "refusal"})
@@ -77,11 +80,13 @@ class Job:
     begun: float
     suffix: str
     examples: int
+    loss: Loss = lambda view, epoch: 1 / epoch
     step: int = 0
     polls: int = 0
     doom: tuple[int, dict[str, Any]] | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    epochs_done: int = 0
 
     def reach(self, step: int, now: float) -> None:
         """Pass through every state up to this one, unless a final one comes first."""
@@ -98,7 +103,8 @@ class Job:
         if state == "queued":
             self.tell("Files validated, moving job to queued state", now)
         elif state == "running":
-            self.tell("Fine-tuning job started", now)
+            if not self.epochs_done:
+                self.tell("Fine-tuning job started", now)
             self._train(now)
         elif state == "succeeded":
             name = self.model
@@ -115,14 +121,16 @@ class Job:
         return f"ft:{self.view['model']}:{self.view['organization_id']}:{self.suffix}:{number}"
 
     def _train(self, now: float) -> None:
-        """One checkpoint an epoch, with a loss that falls as losses do."""
+        """One checkpoint an epoch; where `running` is there several times, each time its share of the epochs."""
         epochs = self.view["hyperparameters"]["n_epochs"]
-        for epoch in range(1, epochs + 1):
-            step = epoch * self.examples
-            metrics = {"step": step, "train_loss": 1 / epoch, "train_mean_token_accuracy": 1 - 0.5 / epoch}
+        times = [at for at, state in enumerate(self.states) if state == "running"]
+        done = -(-epochs * (times.index(self.step) + 1) // len(times))
+        for epoch in range(self.epochs_done + 1, done + 1):
+            step, loss = epoch * self.examples, self.loss(self.view, epoch)
+            metrics = {"step": step, "train_loss": loss, "train_mean_token_accuracy": 1 - 0.5 / epoch}
             if self.view["validation_file"]:
-                metrics |= {"valid_loss": 1.1 / epoch, "valid_mean_token_accuracy": 1 - 0.6 / epoch}
-            self.tell(f"Step {step}: training loss={1 / epoch:.2f}", now, data=metrics)
+                metrics |= {"valid_loss": 1.1 * loss, "valid_mean_token_accuracy": 1 - 0.6 / epoch}
+            self.tell(f"Step {step}/{epochs * self.examples}: training loss={loss:.2f}", now, data=metrics)
             # The last checkpoint goes by the name of the model itself.
             suffix = f":ckpt-step-{step}" if epoch < epochs else ""
             self.checkpoints.append(
@@ -136,6 +144,7 @@ class Job:
                     "step_number": step,
                 }
             )
+        self.epochs_done = done
 
     def tell(self, message: str, now: float, *, level: str = "info", data: dict[str, Any] | None = None) -> None:
         self.events.append(

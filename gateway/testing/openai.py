@@ -15,7 +15,7 @@ from aiohttp.multipart import BodyPartReader
 from aiohttp.streams import StreamReader
 
 from gateway.testing.chat import Answer, chunks, completion, echo
-from gateway.testing.jobs import FINAL, STATES, Job, invalid_file, job_view, wrong_limits
+from gateway.testing.jobs import FINAL, STATES, Job, Loss, invalid_file, job_view, wrong_limits
 from gateway.testing.server import FakeServer, Refusal
 
 T = TypeVar("T")
@@ -32,7 +32,8 @@ class FakeOpenAI(FakeServer):
     """An OpenAI-compatible server on loopback: models, chat completions, files, fine-tuning jobs.
 
     A job moves one state on with every `polls_per_state` retrievals, or, when `seconds_per_state` is given,
-    with the `clock` (seconds); `states` may hold a state that no client knows. Chat takes `latency` seconds
+    with the `clock` (seconds); `states` may hold a state that no client knows, and `running` several times:
+    each time a share of the epochs is trained, with the `loss` that is given. Chat takes `latency` seconds
     to its first byte and accepts any model, but of the `ft:` names only those of jobs that succeeded.
     `answer` is called in the server's thread and may raise `Refusal`. Errors, pages and the reasons for
     which files are refused follow the public API reference; tokens are counted by `count_tokens`.
@@ -48,12 +49,13 @@ class FakeOpenAI(FakeServer):
         seconds_per_state: float | None = None,
         clock: Callable[[], float] = time.time,
         latency: float = 0.0,
+        loss: Loss = lambda job, epoch: 1 / epoch,
         api_key: str | None = None,
     ) -> None:
         super().__init__(api_key=api_key)
         self.answer, self.models, self.states = answer, list(models), states
         self.polls_per_state, self.seconds_per_state, self.clock = polls_per_state, seconds_per_state, clock
-        self.latency = latency
+        self.latency, self.loss = latency, loss
         self.files: dict[str, dict[str, Any]] = {}
         self.contents: dict[str, bytes] = {}
         self._jobs: dict[str, Job] = {}
@@ -187,7 +189,7 @@ class FakeOpenAI(FakeServer):
         now = self.clock()
         view = job_view(self._id("ftjob"), body, now)
         examples = len(self.contents[view["training_file"]].splitlines())
-        job = Job(view, self.states, now, body.get("suffix") or "", examples, doom=self._doom(body))
+        job = Job(view, self.states, now, body.get("suffix") or "", examples, self.loss, doom=self._doom(body))
         job.tell(f"Created fine-tuning job: {view['id']}", now)
         job.tell(f"Validating training file: {view['training_file']}", now)
         self._jobs[view["id"]] = job
