@@ -18,7 +18,7 @@ from gateway.commands import config_option, json_option, label, offline, print_j
 from gateway.config import Config, InvalidConfig, Problem, load_config
 from gateway.errors import UnpromptError
 from gateway.jobs import Worker
-from gateway.pipeline import finetune
+from gateway.pipeline import sweep
 from gateway.serving import serve, worker_command
 
 
@@ -123,7 +123,7 @@ def _problems(files: Files) -> list[Problem]:
         return problems
     wrong = {problem.key.split(".")[1] for problem in problems if problem.key.startswith("providers.")}
     if files.gateway is not None:
-        problems += finetune.problems(settings, files.gateway)
+        problems += sweep.problems(settings, files.gateway)
     try:
         build_switchboard(files, settings)
     except InvalidConfig as error:

@@ -10,14 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gateway.domain.finetune import FineTune
 from gateway.pipeline.comparison import METRICS
-from gateway.pipeline.evaluate import Report, Score, describe
+from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.predictions import Found
 
 console = Console()
-_SENTENCES = ("next", "remark", "condition", "slots", "holds", "example")
+_SENTENCES = ("next", "remark", "condition", "slots", "holds", "example", "result")
 """Columns whose text may take several lines."""
 
 
@@ -86,15 +85,6 @@ def inferred(found: Found) -> Table:
     count = f"{len(ranked):,} template{'' if len(ranked) == 1 else 's'}"
     title = f"{count} in {found.totals['n']:,} requests, found in {seconds:.1f} s"
     return table(title, ("template", "requests", "fixed words", "slots"), rows)
-
-
-def finetunes(rows: Sequence[FineTune]) -> Table:
-    columns = ("candidate", "state", "model", "seconds", "remark")
-    return table("Candidates", columns, [
-        (describe(f), f.state.value, f.model or "-", figure(f.metrics.get("train_seconds"), "{:.1f}"),
-         f.error or f.stage or "-")
-        for f in rows
-    ])  # fmt: skip
 
 
 def report(found: Report) -> Table:

@@ -17,6 +17,7 @@ from stories import asked, exchange, keep, mail, template, traffic
 from gateway.cli import main
 from gateway.pipeline.cycle import one_at_a_time
 from gateway.stores.sqlite import SqliteStore
+from gateway.testing import FakeOpenAI
 
 COMMANDS = sorted(name for name, command in main.commands.items() if not command.hidden)
 
@@ -450,3 +451,59 @@ def test_a_prune_that_makes_no_sense_is_a_usage_error(desk: Desk, words: list[st
 
 def test_every_command_is_a_click_command() -> None:
     assert {type(command) for command in main.commands.values()} == {click.Command, click.Group}
+
+
+# --- sweeps ------------------------------------------------------------------------------------------------
+
+
+def away(folder: Path, api: FakeOpenAI, **trainers: Any) -> Desk:
+    """A desk whose sweep trains two candidates at a fake service, one of them twice as dear."""
+    grid = {"base_model": "gpt-4.1-nano-2025-04-14", "n_epochs": [2, 4]}
+    cloud = {"kind": "openai", "provider": "openai", "poll_seconds": 0.01, "sweep": grid, "prices": {"*": 100.0}}
+    desk = Desk(
+        folder, providers={"openai": {"base_url": api.base_url}}, trainers={"cloud": cloud} | trainers,
+        tasks={"default": {"trainers": ["cloud", *trainers]}},
+    )  # fmt: skip
+    keep(desk.store, traffic(80))
+    return desk
+
+
+def test_what_a_sweep_would_cost_is_shown_and_nothing_is_started(tmp_path: Path) -> None:
+    with FakeOpenAI() as api:
+        desk = away(tmp_path, api)
+        cheap, dear = (one["metrics"]["estimated_usd"] for one in desk.reads("finetune", "mail", "--dry-run"))
+        assert dear == pytest.approx(2 * cheap)
+        shown = " ".join(desk.types("finetune", "mail", "--dry-run", "--budget", str(dear)).output.split())
+        assert "not started: about" in shown
+        assert f"of {dear:.2f} USD" in shown
+        assert api.received == []
+
+
+def test_a_budget_is_kept_and_a_larger_one_trains_the_rest(tmp_path: Path) -> None:
+    with FakeOpenAI() as api:
+        desk = away(tmp_path, api)
+        usd = str(desk.reads("finetune", "mail", "--dry-run")[0]["metrics"]["estimated_usd"])
+        assert [one["state"] for one in desk.reads("finetune", "mail", "--budget", usd)] == ["succeeded", "created"]
+        assert [one["state"] for one in desk.reads("finetune", "mail")] == ["succeeded", "succeeded"]
+        assert len(api.jobs) == 2
+
+
+def test_a_sweep_is_cancelled_by_command(tmp_path: Path) -> None:
+    with FakeOpenAI() as api:
+        desk = away(tmp_path, api)
+        desk.reads("finetune", "mail", "--dry-run")
+        assert [one["state"] for one in desk.reads("finetune", "mail", "--cancel")] == ["cancelled", "cancelled"]
+        assert api.received == []
+        result = desk.types("finetune", "mail")
+        assert (result.exit_code, "cancelled by hand" in result.output) == (1, True)
+
+
+def test_the_model_that_came_of_exported_files_is_named_by_command(tmp_path: Path) -> None:
+    with FakeOpenAI() as api:
+        desk = away(tmp_path, api, hand={"kind": "export", "provider": "openai"})
+        waiting = desk.reads("finetune", "mail")[2]
+        assert waiting["state"] == "waiting"
+        assert f"--model {waiting['id']}=MODEL" in waiting["remote"]["todo"]
+        (done,) = desk.reads("finetune", "mail", "--model", f"{waiting['id']}=ours-1")
+        assert (done["state"], done["upstream"], done["model"]) == ("succeeded", "openai", "ours-1")
+        assert "waiting for a model: none" in desk.types("finetune", "mail", "--model", "other").output

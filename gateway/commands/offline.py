@@ -7,15 +7,17 @@ from typing import Any
 
 import click
 import msgspec
-import yaml
+from rich.console import Console
 
 from gateway import formats, tables
 from gateway.app import Files, workshop
-from gateway.commands import config_option, json_option, open_shop, print_json
-from gateway.config import Config, load_config
+from gateway.commands import config_option, json_option, open_shop, print_json, sweep_page
+from gateway.config import load_config
+from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.sweep import Budget
 from gateway.errors import TaskError
-from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote
+from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote, sweep
 from gateway.pipeline.canary import Step
 from gateway.pipeline.canary import steps as planned_steps
 from gateway.pipeline.card import card_text
@@ -98,53 +100,82 @@ def _tell_format(found: Formatted) -> None:
 @click.command("finetune")
 @click.argument("task")
 @config_option
-@click.option("--sweep", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="YAML: trainer name -> list of options, one for each candidate.")  # fmt: skip
+@click.option("--sweep", "file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="YAML: trainer name -> grid of options, or a list of grids.")  # fmt: skip
+@click.option("--budget", type=click.FloatRange(min=0), metavar="USD", help="Nothing starts beyond it.")
+@click.option("--hours", type=click.FloatRange(min=0, min_open=True), help="Nothing is trained beyond them.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be trained, and what it would cost.")
+@click.option("--cancel", is_flag=True, help="Cancel what is not over.")
+@click.option("--model", metavar="[CANDIDATE=]MODEL", help="The model that you made from exported files.")
 @json_option
-def finetune_command(task: str, config: Path | None, sweep: Path | None, as_json: bool) -> None:
+def finetune_command(task: str, config: Path | None, file: Path | None, budget: float | None, hours: float | None,
+                     dry_run: bool, cancel: bool, model: str | None, as_json: bool) -> None:  # fmt: skip
     """Train a sweep of candidates for TASK.
 
-    Resumes one that was interrupted; nothing is trained twice.
+    Resumes one that was interrupted; nothing is trained twice. Shows what it will cost before it starts.
 
     \b
-    Example: unprompt finetune support-intent
-             unprompt finetune support-intent --sweep sweep.yaml
+    Example: unprompt finetune support-intent --budget 20 --hours 6
+             unprompt finetune support-intent --sweep sweep.yaml --dry-run
+             unprompt finetune support-intent --cancel
     """
-    with open_shop(config, calls=True) as shop:
-        data = dataset.build(
-            shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms()
-        )
-        wanted = _sweep_file(sweep, shop.config) if sweep else finetune.sweep_of(shop.config, data, shop.models)
-        planned = finetune.plan(shop.store, data, wanted)
-    open_ones = sum(not one.state.final for one in planned)
-    click.echo(f"{data.id}: {len(planned)} candidates, {open_ones} to train", err=True)
-
-    def progress(one: FineTune) -> None:
-        click.echo(f"  {evaluate.describe(one)}: {one.state.value} {one.stage}", err=True)
-
-    # Outside: a job at a provider takes hours, and nobody has to wait for it. Each candidate has its own lock.
-    store = SqliteStore(shop.store.path)
-    done = finetune.run(store, shop.config, data, planned, shop.models, progress)
-    store.close()
-    if as_json:
-        print_json(done)
-    else:
-        tables.console.print(tables.finetunes(done))
-    if not any(one.state is FineTuneState.SUCCEEDED for one in done):
+    with open_shop(config, calls=not dry_run and model is None, alone=not cancel) as shop:
+        if model is not None:
+            name, _, made = model.rpartition("=")
+            registered = finetune.register(shop.store, shop.config, task, made, name)
+            _show([registered], as_json)
+            return
+        data, planned = _planned(shop, task, file, newest=cancel)
+    allowed = sweep.budget_of(shop.config, task, budget, hours)
+    if not cancel:
+        to_train = sum(finetune.is_open(one) for one in planned)
+        click.echo(f"{data.id}: {len(planned)} candidates, {to_train} to train", err=True)
+        if not as_json:
+            Console(stderr=True).print(sweep_page.plan(planned, allowed))
+    if dry_run:
+        _show(planned, as_json, title=False)
+        return
+    done = _train(shop, data, planned, allowed, cancel=cancel)
+    _show(done, as_json)
+    if not cancel and not any(one.state in _USABLE for one in done):
         raise click.ClickException("no candidate was trained; the remarks above say why")
 
 
-def _sweep_file(file: Path, config: Config) -> finetune.Sweep:
+_USABLE = (FineTuneState.SUCCEEDED, FineTuneState.WAITING)
+
+
+def _planned(shop: Workshop, task: str, file: Path | None, *, newest: bool) -> tuple[Dataset, list[FineTune]]:
+    """The dataset and the candidates; with `newest` those of the dataset that there is, as they stand."""
+    if newest:
+        data = dataset.load(shop.store, _newest(shop, "datasets", task)["id"])
+        found = shop.store.finetunes("dataset = ?", [data.id])
+        return data, [one for one in found if not one.state.final]
+    policy, terms = shop.config.policy(task), shop.config.terms()
+    data = dataset.build(shop.store, task, shop.datasets, policy, shop.say, terms)
+    wanted = sweep.sweep_in(file, shop.config) if file else sweep.sweep_of(shop.config, data, shop.models)
+    planned = sweep.plan(shop.store, data, wanted)
+    return data, sweep.estimated(shop.store, shop.config, data, planned, shop.models)
+
+
+def _train(
+    shop: Workshop, data: Dataset, planned: list[FineTune], budget: Budget, *, cancel: bool
+) -> list[FineTune]:
+    # Outside: a job at a provider takes hours, and nobody has to wait for it. Each candidate has its own lock.
+    store = SqliteStore(shop.store.path)
     try:
-        value = yaml.safe_load(file.read_bytes())
-        sweep = msgspec.convert(value, dict[str, list[dict[str, Any]]])
-    except (OSError, yaml.YAMLError, ValueError) as error:  # a ValidationError is a ValueError
-        reason = " ".join(str(error).split())
-        raise TaskError(f"{file}: {reason}; write it like 'classifier: [{{features: word}}]'") from error
-    for name in sweep:
-        if name not in config.trainers:
-            raise TaskError(f"{file}: no trainer {name!r}; the config has {', '.join(config.trainers)}")
-    return sweep
+        with sweep_page.progress(planned, Console(stderr=True)) as told:
+            if cancel:
+                return finetune.cancel(store, shop.config, planned, shop.models, told)
+            return finetune.run(store, shop.config, data, planned, shop.models, told, budget)
+    finally:
+        store.close()
+
+
+def _show(done: list[FineTune], as_json: bool, *, title: bool = True) -> None:
+    if as_json:
+        print_json(done)
+    elif title:
+        tables.console.print(sweep_page.results(done))
 
 
 def _newest(shop: Workshop, table: str, task: str) -> dict[str, Any]:

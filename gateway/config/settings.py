@@ -135,7 +135,9 @@ class TaskPolicy(Section):
     shadow: float = Field(0.0, ge=0, le=100, description="percent asked in the shadow, before the first step")
     max_error_rate: float = Field(0.02, gt=0, lt=1, description="of requests that a candidate fails to answer")
     retrain_days: float | None = Field(None, gt=0, description="train again after so long, if there is new data")
-    trainers: tuple[str, ...] = Field(("classifier",), min_length=1)
+    trainers: tuple[str, ...] | None = Field(None, min_length=1, description="default: those for its kind of task")
+    budget_usd: float | None = Field(None, ge=0, description="what a sweep may cost; nothing starts beyond it")
+    budget_hours: float | None = Field(None, gt=0, description="how long a sweep may be worked on")
 
     @pydantic.model_validator(mode="after")
     def _has_its_judge(self) -> TaskPolicy:
@@ -152,12 +154,14 @@ class TaskPolicy(Section):
 
 
 class TrainerConfig(Section):
-    """A trainer; `provider` names whose API trains and serves, `options` and `sweep` are its own."""
+    """A trainer; `provider` names whose API trains and serves, `options` and `sweep` are its own. `prices`: USD per
+    1M training tokens by base model, `*` for all others."""
 
     kind: str
     provider: str | None = None
     options: dict[str, Any] = {}
-    sweep: tuple[dict[str, Any], ...] | None = None
+    sweep: tuple[dict[str, Any], ...] | dict[str, Any] | None = None
+    prices: dict[str, Annotated[float, Field(ge=0)]] = {}
     poll_seconds: float = Field(10.0, gt=0)
 
 
@@ -166,6 +170,7 @@ class JobsConfig(Section):
 
     enabled: bool = True
     poll_seconds: float = Field(5.0, gt=0)
+    parallel: int = Field(4, ge=1, le=64, description="candidates that train elsewhere at the same time")
 
 
 class AuthConfig(Section):
@@ -284,7 +289,7 @@ def _cross_checks(config: Config, document: Document) -> Iterable[Problem]:
                 ["trainers", name, "provider"], f"no provider {trainer.provider!r}; {names(providers)}"
             )
     for task, policy in config.tasks.items():
-        for trainer_name in policy.trainers:
+        for trainer_name in policy.trainers or ():
             if trainer_name not in trainers:
                 yield document.problem(
                     ["tasks", task, "trainers"], f"no trainer {trainer_name!r}; {names(trainers)}"

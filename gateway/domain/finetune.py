@@ -9,10 +9,12 @@ import msgspec
 
 
 class FineTuneState(StrEnum):
-    """Closed list. `created` and `running` are unfinished; the others are final."""
+    """Closed list. `created` and `running` are unfinished, `waiting` is for a person to go on with; the others
+    are final."""
 
     CREATED = "created"
     RUNNING = "running"
+    WAITING = "waiting"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -17,7 +17,7 @@ from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.price import PriceBook
 from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
-from gateway.pipeline import canary, dataset, evaluate, finetune, promote
+from gateway.pipeline import canary, dataset, evaluate, finetune, promote, sweep
 from gateway.pipeline.asking import asker, other_models
 from gateway.pipeline.finetune import Elsewhere, one_at_a_time
 from gateway.pipeline.gate import Check, Decision, decide
@@ -124,15 +124,14 @@ def _dataset(shop: Workshop, task: str, job: Job) -> tuple[Dataset, Job]:
 
 
 def _candidates(shop: Workshop, data: Dataset) -> list[FineTune] | None:
-    """The candidates, each trained or failed; None as long as some train elsewhere."""
-    planned = finetune.plan(shop.store, data, finetune.sweep_of(shop.config, data, shop.models))
-    away: list[FineTune] = []
-    if shop.elsewhere is not None:
-        away = [f for f in planned if finetune.is_remote(shop.config, f) and not f.state.final]
-        for one in away:
-            shop.elsewhere.start(shop.store.path, shop.config, data, one, shop.models)
-    here = [f for f in planned if f not in away]
-    trained = finetune.run(shop.store, shop.config, data, here, shop.models)
+    """The candidates, each trained, failed or beyond the budget; None as long as some train elsewhere."""
+    wanted = sweep.plan(shop.store, data, sweep.sweep_of(shop.config, data, shop.models))
+    planned = sweep.estimated(shop.store, shop.config, data, wanted, shop.models)
+    if shop.elsewhere is None:
+        return finetune.run(shop.store, shop.config, data, planned, shop.models)
+    shop.elsewhere.start(shop.store, shop.config, data, planned, shop.models)
+    trained = finetune.run(shop.store, shop.config, data, planned, shop.models, here_only=True)
+    away = any(sweep.is_remote(shop.config, f) and finetune.is_open(f) for f in planned)
     return None if away else trained
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune
-from gateway.errors import ConfigError
+from gateway.domain.sweep import Estimate
+from gateway.errors import ConfigError, UnpromptError
 
 Save = Callable[[FineTune], None]
 
@@ -25,7 +27,9 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every trainer is built from.
 
     `upstream` names the provider whose API trains and then serves (empty for embedded trainers);
-    `base_url` and `api_key` are that provider's. `models` is the folder for trained model files.
+    `base_url` and `api_key` are that provider's. `models` is the folder for trained model files. `prices` are USD
+    per 1M training tokens by base model, `*` for all others. Whoever waits for something that trains elsewhere,
+    or for a long time, calls `wait` (seconds), which raises `Stopped` when it is to be cancelled.
     """
 
     models: Path
@@ -34,6 +38,18 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str = ""
     options: dict[str, Any] = {}
     poll_seconds: float = 10.0
+    prices: dict[str, float] = {}
+    wait: Callable[[float], None] = time.sleep
+
+    def usd(self, base_model: str, tokens: int | None) -> float | None:
+        """What so many training tokens cost; None where it is not known."""
+        price = self.prices.get(base_model, self.prices.get("*"))
+        return None if price is None or tokens is None else price * tokens / 1e6
+
+
+class Stopped(UnpromptError):
+    """Raised by `TrainerSettings.wait`: the candidate is to be cancelled. The text is the reason. A trainer lets
+    it pass; whoever called it cancels."""
 
 
 class Trainer(Protocol):
@@ -49,9 +65,44 @@ class Trainer(Protocol):
         Calls `save` before and after each step that has an effect outside this process, so that a
         second `run` after a crash goes on where the first one was. A refusal, a bad dataset or an
         outage that outlasts the retries ends in state `failed` with a sentence in `error`; nothing
-        is raised for those.
+        is raised for those. State `waiting` is for a trainer that a person has to go on for.
         """
         ...
+
+
+@runtime_checkable
+class Estimating(Protocol):
+    """A trainer that can say beforehand what a candidate will take."""
+
+    def estimate(self, options: dict[str, Any], dataset: Dataset) -> Estimate:
+        """What training with these options will take; wrong options have no estimate, and raise nothing."""
+        ...
+
+
+@runtime_checkable
+class Cancelling(Protocol):
+    """A trainer whose candidates can be cancelled."""
+
+    def cancel(self, finetune: FineTune) -> FineTune:
+        """Cancel what is under way; one that has ended is given as it ended.
+
+        Raises:
+            UpstreamError: no usable answer; it may still be training.
+        """
+        ...
+
+
+def training_tokens(dataset: Dataset, epochs: int) -> int:
+    """The tokens of the training rows, times the epochs, at 4 characters each and the 3 that a message takes."""
+    return epochs * sum(
+        (len(row.output) + sum(len(_text(message)) for message in row.messages)) // 4 + 3 * len(row.messages) + 6
+        for row in dataset.part("train")
+    )
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else str(content or "")
 
 
 def kinds() -> list[str]:

@@ -161,12 +161,12 @@ def learn(gateway: Gateway, app: App) -> None:
     gateway.kill_the_worker()
     gateway.until(lambda store: bool(store.finetunes()))
     gateway.kill_the_worker()
-    gateway.until(lambda store: bool(store.rows("jobs", "state = 'done'")))
+    gateway.until(lambda store: bool(store.rows("jobs", "kind = 'cycle' AND state = 'done'")))
 
 
 def assert_promoted_once(gateway: Gateway) -> None:
     store = gateway.store
-    (job,) = store.rows("jobs")
+    (job,) = store.rows("jobs", "kind = 'cycle'")
     assert "promoted" in json.loads(job["detail"])["decision"], job["detail"]
     assert len(store.rows("datasets")) == len(store.finetunes()) == 1
     assert [(row["action"], row["state"]) for row in store.rows("promotions", "state = 'done'")] == [

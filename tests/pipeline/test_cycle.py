@@ -33,7 +33,7 @@ def next_step(shop: Workshop) -> str:
 
 
 def jobs(shop: Workshop) -> list[tuple[str, str]]:
-    return [(row["step"], row["state"]) for row in shop.store.rows("jobs")]
+    return [(row["step"], row["state"]) for row in shop.store.rows("jobs", "kind = 'cycle'")]
 
 
 def the_route(shop: Workshop) -> dict[str, Any]:

@@ -16,13 +16,15 @@ from gateway.app import price_book
 from gateway.config import Config
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.sweep import Sweep
 from gateway.errors import DatasetError, TaskError
 from gateway.pipeline import evaluate, trial
 from gateway.pipeline.asking import Ask, asker, same_answer
 from gateway.pipeline.dataset import build
 from gateway.pipeline.evaluate import Report, load_report
-from gateway.pipeline.finetune import Sweep, plan, run
+from gateway.pipeline.finetune import run
 from gateway.pipeline.scoring import percentiles
+from gateway.pipeline.sweep import plan
 from gateway.stores.sqlite import SqliteStore
 from gateway.testing import FakeOpenAI, Fault, Refusal
 

@@ -17,11 +17,13 @@ from gateway.config import Config
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.errors import ConfigError, StoreError
-from gateway.pipeline import finetune
+from gateway.pipeline import finetune, sweep
 from gateway.pipeline.dataset import build
-from gateway.pipeline.finetune import Elsewhere, one_at_a_time, plan, problems, run, sweep_of
+from gateway.pipeline.finetune import Elsewhere, one_at_a_time, run
+from gateway.pipeline.sweep import plan, problems, sweep_of
 from gateway.stores.sqlite import SqliteStore
 from gateway.testing import FakeOpenAI, Fault
+from gateway.trainers import Trainer
 
 WORD: dict[str, Any] = {"features": "word"}
 CLOUD = {"base_model": "gpt-4.1-mini-2025-04-14", "n_epochs": 3}
@@ -63,7 +65,7 @@ def test_planning_the_same_twice_is_planning_it_once(store: SqliteStore, data: D
 
 
 def test_the_sweep_is_the_configs_own_or_the_trainers(data: Dataset, tmp_path: Path) -> None:
-    assert sweep_of(config_in(tmp_path), data, tmp_path) == {"classifier": ({"features": "word"},)}
+    assert sweep_of(config_in(tmp_path), data, tmp_path) == {"classifier": [{"features": "word"}]}
     usual = config_in(tmp_path, trainers={"classifier": {"kind": "classifier"}})
     assert len(sweep_of(usual, data, tmp_path)["classifier"]) > 1
 
@@ -114,8 +116,10 @@ class Odd:
 def test_a_trainer_that_breaks_costs_only_its_own_candidate(
     store: SqliteStore, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = finetune.build
-    monkeypatch.setattr(finetune, "build", lambda c, name, m: Odd() if name == "odd" else usual(c, name, m))
+    def build(config: Config, name: str, *more: Any) -> Trainer:
+        return Odd() if name == "odd" else sweep.build(config, name, *more)
+
+    monkeypatch.setattr(finetune, "build", build)
     config = config_in(tmp_path, trainers={"odd": {"kind": "classifier"}, "classifier": {"kind": "classifier"}})
     done = run(store, config, data, plan(store, data, {"odd": [{}], "classifier": [WORD]}), tmp_path / "models")
     assert [(one.state.value, one.error) for one in done] == [
@@ -155,8 +159,8 @@ def test_two_processes_that_want_the_same_candidate_start_one_job(
         config = cloud(tmp_path, api, sweep=[CLOUD])
         (planned,) = plan(store, data, {"cloud": [CLOUD]})
         worker = Elsewhere()
-        worker.start(store.path, config, data, planned, tmp_path)
-        worker.start(store.path, config, data, planned, tmp_path)
+        worker.start(store, config, data, [planned], tmp_path)
+        worker.start(store, config, data, [planned], tmp_path)
         (done,) = run(store, config, data, [planned], tmp_path)
         assert done.state is FineTuneState.SUCCEEDED
         assert len(api.jobs) == 1
@@ -168,13 +172,13 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import stories
 from gateway.config import Config
-from gateway.pipeline import dataset, finetune
+from gateway.pipeline import dataset, finetune, sweep
 from gateway.stores.sqlite import SqliteStore
 folder = Path(sys.argv[1])
 store = SqliteStore(folder / "data" / "unprompt.db")
 data = dataset.load(store, store.rows("datasets")[0]["id"])
 config = Config.model_validate_json(sys.argv[2])
-finetune.run(store, config, data, finetune.plan(store, data, finetune.sweep_of(config, data, folder)), folder)
+finetune.run(store, config, data, sweep.plan(store, data, sweep.sweep_of(config, data, folder)), folder)
 """
 
 
@@ -213,7 +217,7 @@ def test_the_worker_does_other_things_while_a_provider_trains(
         config, worker = cloud(tmp_path, api, sweep=[CLOUD]), Elsewhere()
         (planned,) = plan(store, data, {"cloud": [CLOUD]})
         started = time.monotonic()
-        worker.start(store.path, config, data, planned, tmp_path)
+        worker.start(store, config, data, [planned], tmp_path)
         assert time.monotonic() - started < 0.2
         assert worker.working(planned.id)
         deadline = time.monotonic() + 20

@@ -18,10 +18,11 @@ import openai
 
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.sweep import Estimate
 from gateway.errors import ConfigError, DatasetError, UpstreamError
-from gateway.trainers import Save, Trainer, TrainerSettings
+from gateway.trainers import Save, Trainer, TrainerSettings, training_tokens
 from gateway.trainers.openai.failures import Failure
-from gateway.trainers.openai.options import Options, Sweep, default_epochs
+from gateway.trainers.openai.options import Options, Sweep, default_epochs, options_of
 from gateway.trainers.openai.run import Pace, Run
 
 __all__ = ["OpenAITrainer", "Options", "Sweep", "build"]
@@ -30,17 +31,19 @@ _REQUEST_SECONDS = 120.0
 
 
 class OpenAITrainer:
-    """Trains at `settings.base_url`, serves from `settings.upstream`; `sleep` and `clock` are for tests."""
+    """Trains at `settings.base_url`, serves from `settings.upstream`; `sleep` (default `settings.wait`) and `clock`
+    are for tests."""
 
     def __init__(
         self,
         settings: TrainerSettings,
         sweep: Sweep,
         *,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.settings, self.sweep, self.sleep, self.clock = settings, sweep, sleep, clock
+        self.settings, self.sweep, self.clock = settings, sweep, clock
+        self.sleep = sleep or settings.wait
 
     @cached_property
     def client(self) -> openai.OpenAI:
@@ -65,6 +68,16 @@ class OpenAITrainer:
             {"base_model": model, "n_epochs": n, "learning_rate_multiplier": rate, **fixed}
             for model, n, rate in product(self.sweep.base_models, epochs, rates)
         ]
+
+    def estimate(self, options: dict[str, Any], dataset: Dataset) -> Estimate:
+        """Tokens times epochs times the price that the config has for the base model."""
+        try:
+            chosen = options_of(options)
+        except Failure:
+            return Estimate()
+        rows = len(dataset.part("train"))
+        tokens = training_tokens(dataset, default_epochs(rows) if chosen.n_epochs == "auto" else chosen.n_epochs)
+        return Estimate(usd=self.settings.usd(chosen.base_model, tokens), tokens=tokens)
 
     def run(self, finetune: FineTune, dataset: Dataset, save: Save) -> FineTune:
         """Upload, create, follow to the end; from wherever an earlier run was cut off."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,6 +16,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.sweep import RUNG, STEP
 from gateway.trainers import Save
 from gateway.trainers.openai.failures import Failure, job_failure, retry_after, verdict
 from gateway.trainers.openai.options import Options, options_of
@@ -163,7 +165,8 @@ class Run:
         new = page[: next((at for at, event in enumerate(page) if event.id == known), len(page))]
         for event in reversed(new):  # they come newest first
             remote |= {"event": str(event.id), "message": str(event.message)[:200]}
-            metrics = metrics | _figures(event.data if event.type == "metrics" else None)
+            figures = _figures(event.data if event.type == "metrics" else None)
+            metrics = metrics | figures | _rung(figures, str(event.message), job)
         if new or job.status != self.finetune.remote.get("status"):
             self.record(stage="training", remote=remote, metrics=metrics)
 
@@ -179,28 +182,34 @@ class Run:
             return False
         self.read_events(job)
         if job.status == "cancelled":
-            self.record(state=FineTuneState.CANCELLED, stage="done")
+            metrics = self.finetune.metrics | _totals(job)
+            self.record(state=FineTuneState.CANCELLED, stage="done", metrics=metrics)
             return True
         if job.status == "failed" or not job.fine_tuned_model:
             raise job_failure(job)
+        models, losses = self.checkpoints()
         self.record(
             state=FineTuneState.SUCCEEDED,
             stage="done",
             upstream=self.upstream,
             model=job.fine_tuned_model,
-            metrics=self.finetune.metrics | _totals(job),
-            remote=self.checkpoints(),
+            metrics=self.finetune.metrics | _totals(job) | losses,
+            remote=models,
         )
         return True
 
-    def checkpoints(self) -> dict[str, str]:
-        """The models of earlier epochs, which are candidates for free; services without them are common."""
+    def checkpoints(self) -> tuple[dict[str, str], dict[str, float]]:
+        """The models of earlier epochs, which are candidates for free, and their validation losses; services
+        without them are common."""
         job = self.finetune.remote["job"]
         try:
             found = list(_all(lambda: self.api.fine_tuning.jobs.checkpoints.list(job)))
         except (openai.APIError, ValueError):
-            return {}
-        return {f"checkpoint_{each.step_number}": each.fine_tuned_model_checkpoint for each in found}
+            return {}, {}
+        models = {f"checkpoint_{each.step_number}": each.fine_tuned_model_checkpoint for each in found}
+        figures = {each.step_number: _figures(dict(each.metrics or ())) for each in found}
+        losses = {step: _validation_loss(measured) for step, measured in figures.items()}
+        return models, {f"{STEP}{step}": loss for step, loss in losses.items() if loss is not None}
 
     def cancel(self) -> None:
         """Cancel what has been started, or take note of how it ended.
@@ -254,6 +263,24 @@ def _figures(data: object) -> dict[str, float]:
     """The numbers among an event's data: step, losses, token accuracies."""
     found = data.items() if isinstance(data, dict) else ()
     return {str(key): float(value) for key, value in found if isinstance(value, int | float)}
+
+
+def _validation_loss(figures: Mapping[str, float]) -> float | None:
+    """Over all validation rows where it is told, else over the batch of the step."""
+    return figures.get("full_valid_loss", figures.get("valid_loss"))
+
+
+def _rung(figures: Mapping[str, float], message: str, job: FineTuningJob) -> dict[str, float]:
+    """The validation loss after a whole number of epochs, where the event is of the step that ends one."""
+    said = re.match(r"Step (\d+)/(\d+)", message)
+    step, total = figures.get("step"), figures.get("total_steps") or (float(said[2]) if said else None)
+    epochs = job.hyperparameters.n_epochs if job.hyperparameters else None
+    loss = _validation_loss(figures)
+    if loss is None or not step or not total or not isinstance(epochs, int):
+        return {}
+    whole = int(step * epochs / total)
+    is_first = whole > int((step - 1) * epochs / total)
+    return {f"{RUNG}{whole}": loss} if is_first else {}
 
 
 def _totals(job: FineTuningJob) -> dict[str, float]:
