@@ -182,6 +182,12 @@ def shared_client() -> Iterator[openai.OpenAI]:
         yield client_of(server)
 
 
+def test_a_file_may_be_large(client: openai.OpenAI) -> None:
+    content = b"0123456789abcdef" * 100_000
+    sent = client.files.create(file=("train.jsonl", content), purpose="fine-tune")
+    assert client.files.content(sent.id).content == content
+
+
 def test_files_are_listed_by_purpose_newest_first_in_pages_and_deleted(client: openai.OpenAI) -> None:
     tuning = [uploaded(client) for _ in range(5)]
     other = client.files.create(file=("b.txt", b"x"), purpose="user_data").id

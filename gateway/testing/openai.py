@@ -285,7 +285,7 @@ async def _form(request: web.Request, body: bytes) -> dict[str, tuple[str, bytes
     if not request.content_type.startswith("multipart/"):
         raise Refusal(400, "Expected a multipart form.")
     loop = asyncio.get_running_loop()
-    stream = StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+    stream = StreamReader(BaseProtocol(loop), max(2**16, len(body)), loop=loop)  # it is all there already
     stream.feed_data(body)
     stream.feed_eof()
     form = {}
