@@ -137,6 +137,7 @@ def test_candidates_at_a_provider_train_side_by_side(store: SqliteStore, data: D
         done = run(store, config, data, plan(store, data, sweep_of(config, data, tmp_path)), tmp_path)
         assert [one.state.value for one in done] == ["succeeded", "succeeded"]
         assert {one.model for one in done} == {job["fine_tuned_model"] for job in api.jobs}
+        assert len(api.files) == 2  # which they share
         assert [one.upstream for one in done] == ["openai", "openai"]
 
 

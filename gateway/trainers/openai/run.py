@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ class _HasId(Protocol):
 Item = TypeVar("Item", bound=_HasId)
 Answer = TypeVar("Answer", FineTuningJob, FileObject)
 
+_UPLOADS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 _LONGEST_PAUSE = 300.0
 _SHORTEST_PAUSE = 0.01
 
@@ -72,8 +76,20 @@ class Run:
         """
         options = options_of(self.finetune.options)
         for part, path in checked_files(dataset).items():
-            self.once(f"{part}_file", f"uploading_{part}", f"{part}_uploaded", self.upload(dataset, part, path))
+            with self.alone():
+                self.once(f"{part}_file", f"uploading_{part}", f"{part}_uploaded", self.upload(dataset, part, path))
         self.once("job", "creating", "created", lambda: self.find_job() or self.create_job(options))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """One upload to a service at a time, so that the candidates of a sweep find the first one's file."""
+        lock = _UPLOADS[str(self.api.base_url)]
+        while not lock.acquire(blocking=False):
+            self.pace.sleep(max(_SHORTEST_PAUSE, min(self.pace.poll_seconds, 1.0)))
+        try:
+            yield
+        finally:
+            lock.release()
 
     def once(self, key: str, before: str, after: str, step: Callable[[], str]) -> None:
         """Do a step at the other side unless its id is known; `step` looks for an earlier outcome first."""
