@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.config import Config, TrainerConfig, load_routes
 from gateway.pipeline.cycle import Workshop
-from gateway.pipeline.finetune import build
+from gateway.pipeline.sweep import build
 from gateway.trainers.trl import TrlTrainer
 from gateway.trainers.trl.adapters import Adapters, ServingFailed
 from gateway.trainers.trl.options import adapter_folder

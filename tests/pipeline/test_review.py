@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stories import asked, config_in, exchange, feedback, keep, mail, template, traffic, workshop_in
 
 from gateway.domain.finetune import FineTuneState
-from gateway.pipeline import dataset, finetune
+from gateway.pipeline import dataset, finetune, sweep
 from gateway.pipeline.labelling import review
 from gateway.pipeline.review import Opinion, Reviewable, answer_of, inputs_of, queue
 from gateway.stores.sqlite import SqliteStore
@@ -136,7 +136,7 @@ def test_a_trained_candidate_is_asked_and_finds_the_wrong_answers(tmp_path: Path
         usual[n] = exchange(n, asked(mail()[n][0]), "praise" if mail()[n][1] != "praise" else "refund")
     keep(store, list(usual.values()))
     data = dataset.build(store, "mail", shop.datasets)
-    planned = finetune.plan(store, data, {"classifier": [{"features": "word"}]})
+    planned = sweep.plan(store, data, {"classifier": [{"features": "word"}]})
     (done,) = finetune.run(store, shop.config, data, planned, shop.models)
     assert done.state is FineTuneState.SUCCEEDED
     found = [int(doubt.exchange_id[1:]) for doubt in review(store, "mail", shop.models)[:10]]

@@ -18,6 +18,7 @@ from typing import Any
 
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.sweep import Estimate
 from gateway.errors import ConfigError
 from gateway.trainers import Save, TrainerSettings
 from gateway.trainers.trl.adapters import Adapters, ServingFailed
@@ -69,6 +70,10 @@ class TrlTrainer:
                 self.own.base_models, self.own.learning_rates, range(1, self.own.n_epochs + 1)
             )
         ]
+
+    def estimate(self, options: dict[str, Any], dataset: Dataset) -> Estimate:
+        """This machine costs nothing; how long it takes is known from earlier trainings."""
+        return Estimate(usd=0.0)
 
     def run(self, finetune: FineTune, dataset: Dataset, save: Save) -> FineTune:
         """Train unless that has been done, then let the server read the adapter; from wherever it was cut off."""
@@ -163,6 +168,7 @@ class _Run:
         self.finetune = self.finetune.but(metrics=metrics)
         if line["event"] != "step" or time.monotonic() - self.saved > self.trainer.settings.poll_seconds:
             self.record()
+        self.trainer.settings.wait(0)  # raises when the candidate is to be cancelled; the process ends with it
 
     def merge(self, base: str, adapter: Path, out: Path) -> None:
         command = [self.python, str(RECIPES / "merge.py"), base, str(adapter), str(out)]
