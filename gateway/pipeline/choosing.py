@@ -15,8 +15,8 @@ from gateway.pipeline.parts import Found
 
 CONFIRMATION_SHARE = 0.1
 """Of the held-out rows, the newest: whoever was chosen by the others is confirmed by them."""
-LEAST_CONFIRMATION = 10
-"""With fewer rows nothing could be confirmed, and all held-out rows are for validation."""
+LEAST_CONFIRMATION = 50
+"""Fewer rows confirm little and are missed more where they judge: then all held-out rows are for validation."""
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):

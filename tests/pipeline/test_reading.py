@@ -16,7 +16,7 @@ from gateway.config import TaskPolicy
 from gateway.domain.dataset import Dataset
 from gateway.domain.exchange import Exchange
 from gateway.errors import DatasetError, StoreError
-from gateway.pipeline import dataset, reading
+from gateway.pipeline import choosing, dataset, reading
 from gateway.pipeline.dataset import build, load
 from gateway.pipeline.rows import RowFile
 from gateway.stores.sqlite import SqliteStore
@@ -211,6 +211,13 @@ def test_the_scrub_moves_no_row_to_another_side(tmp_path: Path, store: SqliteSto
     assert sides[0] == sides[1]
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of 100 held-out rows is enough to confirm."""
+    monkeypatch.setattr(choosing, "LEAST_CONFIRMATION", 10)
+
+
+@pytest.mark.usefixtures("soon")
 def test_the_newest_held_out_rows_are_for_confirmation(tmp_path: Path, store: SqliteStore) -> None:
     keep(store, traffic(576))
     data = build(store, "mail", tmp_path)
@@ -222,11 +229,12 @@ def test_the_newest_held_out_rows_are_for_confirmation(tmp_path: Path, store: Sq
 
 
 def test_of_few_rows_none_is_for_confirmation(tmp_path: Path, store: SqliteStore) -> None:
-    keep(store, traffic(200))
+    keep(store, traffic(576))
     card = build(store, "mail", tmp_path).card
-    assert (card["confirmation"], card["train"] + card["validation"]) == (0, 200)
+    assert (card["confirmation"], card["train"] + card["validation"]) == (0, 576)
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_held_out_row_never_becomes_a_training_row(tmp_path: Path, store: SqliteStore) -> None:
     keep(store, traffic(560))
     before = {row.text: row.split for row in build(store, "mail", tmp_path).rows}
