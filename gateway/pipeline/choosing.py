@@ -20,7 +20,8 @@ LEAST_CONFIRMATION = 50
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows: their places among the examples, in order, the part and how often the input of each was seen.
+    """The rows: their places among the examples, in order, the part and how often the input of each was seen; and
+    the same of held-out inputs beyond learning.
 
     `dropped` and the rows are together all `recorded` exchanges. `leaks` are counts of what is on both sides of the
     split, which must all be 0: inputs, inputs with the same words, conversations, near duplicates.
@@ -30,6 +31,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[Split]
     seen: Places
     beyond: Places
+    beyond_parts: list[Split]
     beyond_seen: Places
     dropped: Counter[str]
     recorded: int
@@ -52,8 +54,11 @@ def choose(found: Found, settled: Settled, policy: TaskPolicy) -> Chosen:
     dropped = found.dropped + settled.dropped
     dropped["more of its label than allowed"] = int((~allowed).sum())
     places, held_out = settled.kept[allowed], held_out[allowed]
+    parts = split(held_out)
+    newest = places[parts.index("confirmation")] if "confirmation" in parts else len(columns.held_out)
     return Chosen(
-        places=places, parts=split(held_out), seen=settled.seen[allowed], beyond=settled.beyond,
+        places=places, parts=parts, seen=settled.seen[allowed], beyond=settled.beyond,
+        beyond_parts=["confirmation" if place > newest else "validation" for place in settled.beyond.tolist()],
         beyond_seen=settled.beyond_seen, dropped=+dropped, recorded=dropped.total() + len(places),
         leaks=leaks(found, places), settled=settled,
     )  # fmt: skip

@@ -200,8 +200,9 @@ def _write_rows(found: Found, chosen: Chosen, work: Path) -> dict[str, str]:
         row = whole_line(line, part, seen)
         written.add("rows", row)
         written.add(part, chat_line(row))
-    for line, seen in zip(found.lines(chosen.beyond), chosen.beyond_seen.tolist(), strict=True):
-        written.add("beyond", whole_line(line, "validation", seen))
+    beyond = zip(found.lines(chosen.beyond), chosen.beyond_parts, chosen.beyond_seen.tolist(), strict=True)
+    for line, part, seen in beyond:
+        written.add("beyond", whole_line(line, part, seen))
     return written.close()
 
 

@@ -219,9 +219,13 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("soon")
 def test_the_newest_held_out_rows_are_for_confirmation(tmp_path: Path, store: SqliteStore) -> None:
-    keep(store, traffic(576))
+    refused = [exchange(first + n, asked(f"something rude, number {first + n}"), answer(None, refusal="No."))
+               for first in (0, 900) for n in range(40)]  # fmt: skip
+    keep(store, [*traffic(576, start=100), *refused])
     data = build(store, "mail", tmp_path)
     confirmation, validation = data.part("confirmation"), data.part("validation")
+    assert {row.split for row in data.beyond if row.exchange_id < "e00100"} == {"validation"}
+    assert {row.split for row in data.beyond if row.exchange_id > "e00900"} == {"confirmation"}
     assert len(confirmation) == (len(confirmation) + len(validation)) // 10 >= 10
     assert min(row.exchange_id for row in confirmation) > max(row.exchange_id for row in validation)
     lines = (Path(data.directory) / "confirmation.jsonl").read_bytes().splitlines()
