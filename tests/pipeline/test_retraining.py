@@ -1,0 +1,140 @@
+"""The next turn of the flywheel: when it is due, and what its candidate has to beat."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import pytest
+from stories import asked, config_in, exchange, keep, mail, traffic
+
+from gateway.pipeline import cycle, evaluate, promote
+from gateway.pipeline.alarms import Alarm, Kind
+from gateway.pipeline.cycle import Workshop, turn
+from gateway.pipeline.dataset import build
+from gateway.pipeline.promote import rollback, standing
+from gateway.stores.audited import raise_alarm
+
+
+def promoted(shop: Workshop, count: int = 500) -> str:
+    """A shop whose first candidate serves; gives the candidate's id."""
+    keep(shop.store, traffic(count))
+    decision = turn(shop, "mail")
+    assert decision is not None
+    assert decision.promote, decision.reason
+    assert decision.candidate is not None
+    return decision.candidate
+
+
+def more(shop: Workshop, count: int, *, start: int = 1000) -> None:
+    """Requests that were seen before, asked again and answered as before."""
+    again = [exchange(start + n, asked(mail()[n % 500][0]), mail()[n % 500][1]) for n in range(count)]
+    keep(shop.store, again)
+
+
+def test_after_an_alarm_a_quarter_more_rows_are_enough(shop: Workshop) -> None:
+    promoted(shop)
+    more(shop, 100)
+    assert turn(shop, "mail") is None
+    alarm = Alarm(task="mail", kind=Kind.INPUT_DRIFT, action="retrain", sentence="other words than before")
+    assert raise_alarm(shop.store, alarm, time.time())
+    assert turn(shop, "mail") is not None
+    more(shop, 124, start=2000)
+    assert turn(shop, "mail") is None  # the alarm was heard
+
+
+def test_an_alarm_without_new_rows_trains_nothing(shop: Workshop) -> None:
+    promoted(shop)
+    alarm = Alarm(task="mail", kind=Kind.AGREEMENT, action="rollback", sentence="answers differ")
+    raise_alarm(shop.store, alarm, time.time())
+    more(shop, 99)
+    assert turn(shop, "mail") is None
+
+
+def test_an_alarm_that_changes_nothing_trains_nothing(shop: Workshop) -> None:
+    promoted(shop)
+    raise_alarm(shop.store, Alarm(task="mail", kind=Kind.ERRORS, action="log", sentence="down"), time.time())
+    more(shop, 200)
+    assert turn(shop, "mail") is None
+
+
+def test_a_training_grows_old(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = {"default": {"min_rows": 100, "retrain_days": 30}}
+    shop = msgspec.structs.replace(shop, config=config_in(shop.store.path.parent.parent, tasks=policy))
+    promoted(shop)
+    more(shop, 125)
+    assert turn(shop, "mail") is None
+    later = time.time() + 31 * 86_400
+    monkeypatch.setattr("time.time", lambda: later)
+    assert turn(shop, "mail") is not None
+
+
+def test_the_same_candidate_is_not_promoted_again_after_a_rollback(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = promoted(shop)
+    rollback(shop.store, shop.config, shop.routes, "mail")
+    more(shop, 500)
+    monkeypatch.setattr(cycle, "_candidates", lambda shop, _data: shop.store.finetunes("id = ?", [first]))
+    decision = turn(shop, "mail")
+    assert decision is not None
+    assert (decision.candidate, decision.promote) == (first, False)
+    assert "times that it was rolled back" in decision.reason
+    assert standing(shop.store, "mail") == []
+    assert shop.store.rows("promotions")[-1]["action"] == "refuse"
+
+
+@pytest.mark.parametrize(
+    ("answered", "agreement", "flips"), [(0.9, 1.0, True), (0.8, 1.0, False), (0.9, 0.9, False), (0.7, 1.0, False)]
+)
+def test_the_next_candidate_has_to_be_better_than_the_one_that_serves(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, answered: float, agreement: float, flips: bool
+) -> None:
+    """On the same rows; the one that serves answers four of five itself, and rightly."""
+    first = promoted(shop)
+    (evaluated,) = shop.store.rows("evaluations")
+    before = evaluate.load_report(evaluated)
+    now = msgspec.structs.replace(before.candidates[0], answered=0.8, agreement=1.0)
+    new = msgspec.structs.replace(
+        now, finetune="ft-new", model="mail-new", upstream="openai", answered=answered, agreement=agreement,
+        agreement_low=0.96,
+    )  # fmt: skip
+    report = msgspec.structs.replace(before, candidates=[new, now])
+    monkeypatch.setattr(cycle, "_report", lambda shop, task, job, *_: (report, job))
+    more(shop, 500)
+    decision = turn(shop, "mail")
+    assert decision is not None
+    assert decision.promote == flips, decision.reason
+    assert ("beside the candidate that serves" in decision.reason) == (not flips)
+    assert promote.candidate(standing(shop.store, "mail")[-1]) == ("ft-new" if flips else first)
+
+
+def test_what_serves_already_and_is_still_the_best_stays(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = promoted(shop)
+    flips = len(shop.store.rows("promotions"))
+    more(shop, 500)
+    monkeypatch.setattr(cycle, "_candidates", lambda shop, _data: shop.store.finetunes("id = ?", [first]))
+    decision = turn(shop, "mail")
+    assert decision is not None
+    assert decision.candidate == first
+    assert len(shop.store.rows("promotions")) == flips
+
+
+def test_answers_of_candidates_are_no_training_rows_and_audits_are(shop: Workshop) -> None:
+    """Of a stripped request the incumbent's answer to its copy is learnt; a shadow's answer never is."""
+    keep(shop.store, traffic(60))
+    student = {"stripped": True, "target": "local/mail-7"}
+    served = [exchange(100 + n, asked(text), "WRONG", **student) for n, (text, _) in enumerate(mail()[60:80])]
+    copies = [
+        exchange(200 + n, asked(text), label, copy_of=served[n].id) for n, (text, label) in enumerate(mail()[60:70])
+    ]
+    shadows = [
+        exchange(300 + n, asked(text), "WRONG", copy_of=f"e{n:05}", **student)
+        for n, (text, _) in enumerate(mail()[:20])
+    ]
+    keep(shop.store, [*served, *copies, *shadows])
+    data = build(shop.store, "mail", shop.datasets)
+    outputs = {row.exchange_id: row.output for row in data.rows}
+    assert "WRONG" not in outputs.values()
+    assert {copy.id for copy in copies} <= set(outputs)
+    assert not {one.id for one in (*served, *shadows)} & set(outputs)
