@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import subprocess
 import sys
 import time
@@ -61,6 +62,7 @@ class House:
             "providers": {"openai": {"base_url": self.teacher.base_url}},
             "store": {"url": f"sqlite:///{self.folder / 'data' / 'unprompt.db'}"},
             "tasks": {"default": {"min_rows": 1_000_000}},
+            "jobs": {"poll_seconds": 600},  # the same few texts again and again: that would be found suspicious
         }))  # fmt: skip
         self.routes.write_text("routes: []  # ours\n")
         command = [sys.executable, "-m", "gateway", "serve", "--config", str(self.file), "--port", "0"]
@@ -124,9 +126,10 @@ class Load:
 
     async def run(self) -> None:
         async def ask(number: int) -> None:
+            dice = random.Random(number)
             async with aiohttp.ClientSession(headers={"authorization": "Bearer sk-app"}) as http:
                 while not self.ended:
-                    await self.one(http, TEXTS[(number + len(self.answers)) % len(TEXTS)])
+                    await self.one(http, dice.choice(TEXTS))
 
         await asyncio.gather(*map(ask, range(AT_ONCE)))
 
