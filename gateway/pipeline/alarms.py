@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.pipeline.bounds import agreement_low
 from gateway.pipeline.canary import HARM_AT
+from gateway.pipeline.scores import Measure
 from gateway.pipeline.sequential import Bets, Interval, interval, observed
 
 ROLLBACK_AT = 1e5
@@ -77,11 +78,13 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """What the gate promised of a candidate. `answered` of `rows` held-out rows it answered itself. `slow_ms`: the
+    """What the gate promised of a candidate. `margin`: how much its quality, by the gate's `measure`, may fall
+    short of the whole, over all requests; `answered` of `rows` held-out rows it answered itself. `slow_ms`: the
     p95 that is allowed; `cost_usd`: of a request, on average; None where nothing is known."""
 
-    margin: float
+    margin: float | None
     error_rate: float
+    measure: Measure = "exact"
     answered: float = 1.0
     rows: int = 0
     slow_ms: float | None = None
@@ -160,12 +163,16 @@ def allowed_difference(watched: Watched, expected: Expected) -> float:
     """The greatest share of the answers it gives that may differ: the margin is a share of all requests, and those
     handed over agree."""
     share = (watched.answered + 100 * expected.answered) / (watched.asked + 100)
-    return min(expected.margin / max(share, expected.margin), 0.5)
+    margin = expected.margin or 0.0
+    return min(margin / max(share, margin, 0.01), 0.95)
 
 
 def compared(watched: Watched, agrees: float, label: str | None, expected: Expected) -> Watched:
     """The same after one more answer was compared with the incumbent's. `agrees`: 1 they say the same, 0 they do
     not; `label`: what the candidate said, where it is one of a closed set."""
+    if expected.margin is None:
+        watched = msgspec.structs.replace(watched, pairs=watched.pairs + 1)
+        return watched if label is None else _labelled(watched, label)
     allowed = allowed_difference(watched, expected)
     bets = observed(watched.tests.get(Kind.AGREEMENT, Bets()), 1.0 - agrees, allowed)
     raised = not bets.is_settled(allowed) if watched.raised else bets.warns(allowed)

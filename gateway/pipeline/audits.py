@@ -8,7 +8,8 @@ from gateway import providers
 from gateway.domain.exchange import Exchange
 from gateway.encoding import decoded
 from gateway.pipeline.alarms import Outcome
-from gateway.pipeline.asking import same_answer
+from gateway.pipeline.scores import Measure
+from gateway.pipeline.scoring import values_of
 from gateway.stores.audited import Recorded
 from gateway.stores.sqlite import SqliteStore
 
@@ -21,8 +22,9 @@ _FAILED = frozenset({
 
 
 class Pair(NamedTuple):
-    """One request with both answers. `candidate`: its text; `agrees`: from 0 to 1; None: one of them cannot be read
-    (no text was recorded, or the incumbent's answer is an error), which says nothing of the candidate."""
+    """One request with both answers. `candidate`: its text; `agrees`: from 0 to 1, by the gate's own measure; None:
+    one of them cannot be read (no text was recorded, or the incumbent's answer is an error), which says nothing of
+    the candidate."""
 
     candidate: str | None
     agrees: float | None
@@ -43,20 +45,20 @@ def outcome(row: Recorded, candidate: str) -> Outcome | None:
     return Outcome(False, tried[-1] != ABSTAINED, row.latency_ms, row.cost_usd)
 
 
-def pair(store: SqliteStore, copy: Recorded, candidate: str) -> Pair | None:
+def pair(store: SqliteStore, copy: Recorded, candidate: str, measure: Measure = "exact") -> Pair | None:
     """A copy and the client's own exchange; None where that is not in the store, yet or any more."""
     found = store.exchanges("id IN (?, ?)", [copy.id, copy.copy_of])
-    return _pair(found[0], found[1], candidate) if len(found) == 2 else None
+    return _pair(found[0], found[1], candidate, measure) if len(found) == 2 else None
 
 
-def _pair(one: Exchange, other: Exchange, candidate: str) -> Pair:
+def _pair(one: Exchange, other: Exchange, candidate: str, measure: Measure) -> Pair:
     stripped, whole = (one, other) if one.stripped else (other, one)
     if stripped.target != candidate or whole.stripped or not _is_answered(stripped) or not _is_answered(whole):
         return Pair(None, None)
     said, wanted = answer_of(stripped), answer_of(whole)
     if said is None or wanted is None:
         return Pair(None, None)
-    return Pair(said, float(same_answer(said, wanted)))
+    return Pair(said, values_of(measure, [(wanted, said)])[0])
 
 
 def _is_answered(exchange: Exchange) -> bool:

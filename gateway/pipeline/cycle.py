@@ -191,8 +191,8 @@ def _serving_id(shop: Workshop, task: str) -> str | None:
 
 
 def _right(score: evaluate.Score) -> float:
-    """The share of requests that it answers itself, and as the incumbent does."""
-    return score.answered - (1 - score.agreement)
+    """The share of requests that it answers itself, and as the incumbent does (by the gate's measure)."""
+    return score.answered - (1 - (score.agreement if score.quality is None else score.quality))
 
 
 def _settle(shop: Workshop, report: evaluate.Report, decision: Decision) -> None:

@@ -29,8 +29,10 @@ from gateway.pipeline.alarms import (
 )
 from gateway.pipeline.audits import outcome, pair
 from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.gate import promise
 from gateway.pipeline.promote import candidate_of, steps_left
 from gateway.pipeline.routes_text import RouteDict
+from gateway.pipeline.scores import Measure, load_report
 from gateway.raised import Told, raise_audits, tell
 from gateway.stores import audited
 from gateway.stores import watched as templates_watched
@@ -105,11 +107,14 @@ def _expected(shop: Workshop, row: Row, policy: TaskPolicy) -> Expected:
     """From the decision record and the evaluation that it was made on; what they do not say is not watched."""
     record = json.loads(row["decision"] or "null") or {}
     score = record.get("score") or {}
-    reports = shop.store.rows("evaluations", "id = ?", [record.get("evaluation")])
-    incumbent = (json.loads(reports[-1]["report"]) if reports else {}).get("incumbent") or {}
-    p95, cost = incumbent.get("p95_ms"), incumbent.get("cost_per_1k_usd")
+    rows = shop.store.rows("evaluations", "id = ?", [record.get("evaluation")])
+    report = load_report(rows[-1]) if rows else None
+    p95, cost = (report.incumbent.p95_ms, report.incumbent.cost_per_1k_usd) if report else (None, None)
+    measure: Measure = report.measure if report else "exact"
+    margin = 1 - promise(report, policy) if report else policy.margin
     return Expected(
-        margin=policy.margin, error_rate=policy.max_error_rate,
+        # Nobody judges live answers: where the gate asked a judge, their agreement is not watched.
+        margin=None if measure == "judge" else margin, measure=measure, error_rate=policy.max_error_rate,
         answered=score.get("answered", 1.0), rows=score.get("rows", 0),
         slow_ms=None if p95 is None else p95 * policy.max_latency_ratio,
         cost_usd=None if cost is None else cost / 1000 * policy.max_cost_ratio,
@@ -147,7 +152,7 @@ def _counted(shop: Workshop, row: Recorded, watched: Watched, expected: Expected
     if row.latency_ms is None:
         return None
     if row.copy_of is not None:
-        both = pair(shop.store, row, candidate)
+        both = pair(shop.store, row, candidate, expected.measure)
         if both is None:
             return None
         if both.agrees is not None:

@@ -93,7 +93,7 @@ def test_what_it_hands_over_agrees_so_what_it_answers_may_differ_more_often() ->
     assert allowed_difference(half, PROMISED) == pytest.approx(0.05 / 0.63, rel=0.1)  # the prior counts a third
     assert allowed_difference(FRESH, PROMISED) == pytest.approx(0.05 / 0.9)
     none = after([HANDED_OVER] * 5000)
-    assert allowed_difference(none, PROMISED) <= 0.5
+    assert allowed_difference(none, PROMISED) <= 0.95
 
 
 def test_suspicion_raises_the_audits_until_it_is_settled() -> None:

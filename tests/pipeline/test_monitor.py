@@ -17,11 +17,11 @@ from gateway.domain.exchange import Exchange, id_maker
 from gateway.pipeline import promote
 from gateway.pipeline.canary import Step
 from gateway.pipeline.cycle import Workshop
-from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.monitor import look_after
 from gateway.pipeline.promote import standing
 from gateway.pipeline.routes_text import routes_of
+from gateway.pipeline.scores import Measure, Report, Score
 from gateway.raised import Told, raised, watched_candidates
 from gateway.stores.audited import open_alarms, row_before, watch_state
 from gateway.stores.sqlite import SqliteStore
@@ -43,11 +43,11 @@ class Life:
     def __init__(self, shop: Workshop) -> None:
         self.shop, self.store, self.number = shop, shop.store, 0
 
-    def promote(self, *steps: Step, finetune: str = "ft-1") -> None:
+    def promote(self, *steps: Step, finetune: str = "ft-1", measure: Measure = "exact") -> None:
         score = msgspec.structs.replace(TUNED, finetune=finetune, model=finetune.replace("ft-", "ft:mail-"))
         report = Report(
             id="eval-1", task="mail", dataset="d", template="mail@1", confidence=0.95, incumbent=TEACHER,
-            candidates=[score], failed={}, provider="openai", model="gpt-6",
+            candidates=[score], failed={}, provider="openai", model="gpt-6", measure=measure,
         )  # fmt: skip
         self.store.put("evaluations", {"id": report.id, "task": "mail", "dataset": "d", "created_at": 1.0,
                                        "report": msgspec.to_builtins(report)})  # fmt: skip
@@ -300,6 +300,22 @@ def test_a_text_where_the_incumbent_calls_a_tool_is_another_answer(life: Life) -
     life.record([own, life.whole(tools, copy_of=own.id)])
     life.look()
     assert life.state["tests"]["agreement"]["total"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("measure", "differs"), [("exact", 1.0), ("fields", 0.5), ("similarity", 0.18), ("judge", None)]
+)
+def test_answers_are_compared_by_what_the_gate_judged_by(
+    life: Life, measure: Measure, differs: float | None
+) -> None:
+    """A judge is asked by nobody here: then the agreement is not watched, and a canary goes on all the same."""
+    life.promote(measure=measure)
+    own = life.served('{"item": "kettle", "wish": "refund"}')
+    life.record([own, life.whole('{"item": "kettle", "wish": "repair"}', copy_of=own.id)])
+    life.look()
+    found = life.state["tests"].get("agreement")
+    assert (found and found["total"]) == (None if differs is None else pytest.approx(differs, abs=0.01))
+    assert life.state["pairs"] == 1
 
 
 def test_what_is_handed_over_is_no_failure(life: Life) -> None:

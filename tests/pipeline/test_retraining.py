@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -94,10 +95,10 @@ def test_the_next_candidate_has_to_be_better_than_the_one_that_serves(
     first = promoted(shop)
     (evaluated,) = shop.store.rows("evaluations")
     before = evaluate.load_report(evaluated)
-    now = msgspec.structs.replace(before.candidates[0], answered=0.8, agreement=1.0)
+    now = msgspec.structs.replace(before.candidates[0], answered=0.8, agreement=1.0, quality=1.0)
     new = msgspec.structs.replace(
         now, finetune="ft-new", model="mail-new", upstream="openai", answered=answered, agreement=agreement,
-        agreement_low=0.96,
+        agreement_low=0.96, quality=agreement, quality_low=0.96, quality_requests=0.97,
     )  # fmt: skip
     report = msgspec.structs.replace(before, candidates=[new, now])
     monkeypatch.setattr(cycle, "_report", lambda shop, task, job, *_: (report, job))
@@ -123,7 +124,7 @@ def test_what_serves_already_and_is_still_the_best_stays(shop: Workshop, monkeyp
 def test_answers_of_candidates_are_no_training_rows_and_audits_are(shop: Workshop) -> None:
     """Of a stripped request the incumbent's answer to its copy is learnt; a shadow's answer never is."""
     keep(shop.store, traffic(60))
-    student = {"stripped": True, "target": "local/mail-7"}
+    student: dict[str, Any] = {"stripped": True, "target": "local/mail-7"}
     served = [exchange(100 + n, asked(text), "WRONG", **student) for n, (text, _) in enumerate(mail()[60:80])]
     copies = [
         exchange(200 + n, asked(text), label, copy_of=served[n].id) for n, (text, label) in enumerate(mail()[60:70])
