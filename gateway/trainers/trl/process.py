@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,7 +71,10 @@ def is_done(place: Path) -> bool:
 def run(command: list[str], place: Path, told: Callable[[Line], None]) -> int:
     """The exit code of a recipe, negative for a signal. What it complains of goes to `errors.log`."""
     with (place / "errors.log").open("wb") as complaints:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
+            env=os.environ | {"TQDM_DISABLE": "1"},  # bars are no complaints
+        )  # fmt: skip
     try:
         assert process.stdout is not None
         for line in process.stdout:
