@@ -41,7 +41,7 @@ def read(file: Path, field: str) -> dict[str, Texts]:
 def dataset_of(pairs: Texts, folder: Path) -> Any:
     """A dataset as the pipeline writes it: the stripped form of a prompt with one slot is that slot alone."""
     from gateway.domain.dataset import Dataset, Row
-    from gateway.pipeline.dataset import split_of
+    from gateway.pipeline.examples import split_of
 
     rows = [
         Row(exchange_id=f"e{n}", text=text, messages=[{"role": "user", "content": text}], output=answer,
