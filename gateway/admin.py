@@ -1,5 +1,5 @@
-"""Our own pages: `/metrics`, `/healthz`, `/readyz`, `/unprompt/api/...`. An ordinary aiohttp application, off the
-request path."""
+"""Our own pages: `/metrics`, `/healthz`, `/readyz`, `/unprompt/...`. An ordinary aiohttp application, off
+the request path."""
 
 from __future__ import annotations
 
@@ -10,16 +10,31 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 from urllib.parse import urlsplit
 
+import msgspec
 from aiohttp import http_exceptions, web
 from aiohttp.typedefs import Middleware
 
 from gateway.domain.feedback import Feedback, read_feedback
 from gateway.errors import BadRequest, Forbidden, GatewayError
 
+_FEEDBACK = "/unprompt/api/feedback"
 WORK_SECONDS = 0.003
 """So long a page is worked at before requests have their turn, which under full load takes twice as long."""
+
+
+class Dashboard(Protocol):
+    """Makes the pages below `/unprompt/`."""
+
+    async def board(self) -> str: ...
+    async def task(self, name: str) -> str: ...
+    async def report(self, evaluation: str) -> bytes: ...
+    async def tasks_json(self) -> object: ...
+    async def task_json(self, name: str) -> object: ...
+    async def flips_json(self) -> object: ...
+
 
 Ready = Callable[[], list[str]]
 Note = Callable[[Feedback], Awaitable[bool]]
@@ -39,11 +54,15 @@ logging.getLogger("aiohttp.server").addFilter(quote_nobody)
 
 
 def application(
-    metrics: Callable[[], Iterable[bytes]], not_ready: Ready, token: str | None, note: Note | None = None
+    metrics: Callable[[], Iterable[bytes]],
+    not_ready: Ready,
+    token: str | None,
+    note: Note | None = None,
+    dashboard: Dashboard | None = None,
 ) -> web.Application:
     """`metrics` gives its page in pieces, between which requests are served; `not_ready` the reasons why traffic
     should not come here; `token` opens the pages beyond loopback; `note` keeps feedback and tells whether it was
-    new."""
+    new; `dashboard` makes the pages for people."""
 
     async def scrape(_request: web.Request) -> web.Response:
         text: list[bytes] = []
@@ -67,8 +86,58 @@ def application(
     app = web.Application(middlewares=[_one_answer, _guard(token)])
     app.add_routes([web.get("/metrics", scrape), web.get("/healthz", healthz), web.get("/readyz", readyz)])
     if note is not None:
-        app.add_routes([web.post("/unprompt/api/feedback", _feedback(note, token))])
+        app.add_routes([web.post(_FEEDBACK, _feedback(note, token))])
+    if dashboard is not None:
+        app.add_routes(_dashboard(dashboard))
     return app
+
+
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+
+def _dashboard(made: Dashboard) -> list[web.RouteDef]:
+    async def board(_request: web.Request) -> web.Response:
+        return _page(await made.board())
+
+    async def task(request: web.Request) -> web.Response:
+        return _page(await made.task(request.match_info["name"]))
+
+    async def report(request: web.Request) -> web.Response:
+        return _page((await made.report(request.match_info["id"])).decode("utf-8", "replace"))
+
+    async def tasks_json(_request: web.Request) -> web.Response:
+        return _json(await made.tasks_json())
+
+    async def task_json(request: web.Request) -> web.Response:
+        return _json(await made.task_json(request.match_info["name"]))
+
+    async def flips_json(_request: web.Request) -> web.Response:
+        return _json(await made.flips_json())
+
+    async def root(_request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "/unprompt/"})
+
+    return [
+        web.get("/unprompt", root),
+        web.get("/unprompt/", board),
+        web.get("/unprompt/tasks/{name}", task),
+        web.get("/unprompt/reports/{id}", report),
+        web.get("/unprompt/api/tasks", tasks_json),
+        web.get("/unprompt/api/tasks/{name}", task_json),
+        web.get("/unprompt/api/promotions", flips_json),
+    ]
+
+
+def _page(text: str) -> web.Response:
+    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    return web.Response(text=text, content_type="text/html", headers=headers)
+
+
+def _json(value: object) -> web.Response:
+    body = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+    return web.Response(text=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def _feedback(note: Note, token: str | None) -> _Handler:
@@ -124,7 +193,7 @@ def _guard(token: str | None) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
         open_to_all = request.path in ("/healthz", "/readyz")
-        if open_to_all or _is_loopback(request) or _has_token(request, token):
+        if open_to_all or (_is_loopback(request) and _is_named_so(request)) or _has_token(request, token):
             return await handler(request)
         return _error(403, "forbidden", "from beyond loopback this page needs 'Authorization: Bearer TOKEN', "
                       "with the token in the variable that auth.admin_token_env names")  # fmt: skip
@@ -135,6 +204,18 @@ def _guard(token: str | None) -> Middleware:
 def _is_loopback(request: web.Request) -> bool:
     try:
         return ipaddress.ip_address(request.remote or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _is_named_so(request: web.Request) -> bool:
+    """Whether a page of texts was asked for under a name of this machine. A web site can have its own name lead to
+    this machine, and its pages would then read ours (DNS rebinding)."""
+    if not request.path.startswith("/unprompt/") or request.path == _FEEDBACK:
+        return True  # nothing to read there
+    try:
+        host = urlsplit(f"//{request.host}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

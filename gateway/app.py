@@ -17,6 +17,7 @@ from aiohttp import web
 
 from gateway import admin, providers
 from gateway.config import Config, InvalidConfig, Problem, load_config, load_routes, problem_at
+from gateway.dashboard.desk import Desk
 from gateway.domain.exchange import id_maker
 from gateway.domain.price import Price, PriceBook
 from gateway.domain.route import LOCAL, RouteTable, Target
@@ -233,6 +234,7 @@ class App:
         )
         self.house.copied = Copies(self.house, self.metrics.copied).ask
         self.feedback = FeedbackDesk(places.store)
+        self.dashboard = Desk(config)
         self._background: list[asyncio.Task[None]] = []
         self._loop_watch = LoopWatch(self.metrics.late)
 
@@ -240,7 +242,7 @@ class App:
         """Listen; gives our base URL."""
         server = self.config.server
         token = os.environ.get(self.config.auth.admin_token_env or "")
-        pages_app = admin.application(self.metrics.pages, self.not_ready, token, self.feedback.note)
+        pages_app = admin.application(self.metrics.pages, self.not_ready, token, self.feedback.note, self.dashboard)
         runner = web.AppRunner(pages_app, access_log=None)
         await runner.setup()
         self._runner = runner
@@ -291,6 +293,7 @@ class App:
         self.house.capture.close()
         await self._runner.cleanup()
         self.feedback.close()
+        self.dashboard.close()
 
     # --- routes ----------------------------------------------------------------------------------
 

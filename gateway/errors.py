@@ -57,6 +57,13 @@ class UnknownPath(GatewayError):
     code = "unknown_path"
 
 
+class UnknownPage(GatewayError):
+    """No such task or report on our own pages."""
+
+    status = 404
+    code = "unknown_page"
+
+
 class UnknownExchange(GatewayError):
     """Feedback on an exchange that is not recorded."""
 

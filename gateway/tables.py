@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gateway.figures import figure, share
 from gateway.pipeline.comparison import METRICS
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
@@ -39,24 +39,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         made.add_row(*row)
     return made
-
-
-def figure(value: float | None, form: str = "{:,.2f}") -> str:
-    return "-" if value is None or math.isnan(value) else form.format(value)
-
-
-def share(value: float | None) -> str:
-    return figure(value, "{:.1%}")
-
-
-def duration(seconds: float | None) -> str:
-    """In the largest unit that leaves a figure before the point."""
-    if seconds is None:
-        return "-"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if abs(seconds) >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def tasks(rows: Sequence[dict[str, Any]]) -> Table:

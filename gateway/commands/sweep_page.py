@@ -13,6 +13,7 @@ from rich.table import Table
 from gateway import tables
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.sweep import Budget, cost, refusal
+from gateway.figures import figure
 from gateway.pipeline.evaluate import describe
 
 _DONE = {FineTuneState.CREATED: 0.0, FineTuneState.WAITING: 1.0}
@@ -45,7 +46,7 @@ def _expected(one: FineTune) -> tuple[str, str, str]:
     return (
         _usd(one.metrics.get("estimated_usd")),
         _time(None if hours is None else hours * 3600),
-        tables.figure(tokens, "{:,.0f}"),
+        figure(tokens, "{:,.0f}"),
     )
 
 

@@ -15,8 +15,9 @@ from rich.text import Text
 from gateway import tables
 from gateway.domain import layout
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, Slot, TextPattern
+from gateway.figures import duration, share
 from gateway.pipeline.differences import Piece, shorten
-from gateway.pipeline.explain import RECENT, Explanation, Tokens, VersionFacts
+from gateway.pipeline.explain import RECENT, Explanation, Tokens, VersionFacts, heading
 from gateway.pipeline.revise import Revision
 
 _SLOT = "bold cyan"
@@ -66,9 +67,9 @@ def _title(found: Explanation) -> Text:
         f"{row['stripped']:,} stripped",
     ]
     if found.match_rate is not None:
-        facts.append(f"{tables.share(found.match_rate)} of the last {RECENT:,} match")
+        facts.append(f"{share(found.match_rate)} of the last {RECENT:,} match")
     if row["saved_usd"] is not None:
-        facts.append(f"{row['saved_usd']:,.2f} USD and {tables.duration(row['saved_seconds'])} saved")
+        facts.append(f"{row['saved_usd']:,.2f} USD and {duration(row['saved_seconds'])} saved")
     alarm = [(f"\nALARM: {row['alarm']}", "bold red")] if row["alarm"] else []
     return Text.assemble((found.template.name, "bold"), f"  {', '.join(facts)}\nnext: {row['next']}", *alarm)
 
@@ -94,16 +95,10 @@ def _prompt(template: PromptTemplate) -> Iterator[RenderableType]:
 
 
 def _pattern(pattern: MessagePattern) -> Iterator[RenderableType]:
-    yield _role(_heading(pattern))
+    yield _role(heading(pattern))
     for field in pattern.fields:
         names = [("{{" + slot.name + "}}", _SLOT) for slot in field.slots]
         yield _joined(field.literals, [Text(*name) for name in names])
-
-
-def _heading(pattern: MessagePattern) -> str:
-    role, _, rest = layout.parse_header(pattern.header)
-    place = " (beside the messages)" if role.startswith("^") else ""
-    return f"{role.removeprefix('^')}{place}{'  ' + shorten(rest, _FIXED_CHARS) if rest else ''}"
 
 
 def _joined(literals: Sequence[str], values: Sequence[Text]) -> Text:
@@ -120,7 +115,7 @@ def _filled(template: PromptTemplate, inputs: Inputs, colour: bool) -> Iterator[
     for i, pattern in enumerate(template.patterns):
         if i == len(template.head):
             yield from _turns(inputs)
-        yield _role(_heading(pattern))
+        yield _role(heading(pattern))
         for field in pattern.fields:
             yield _filled_field(field, [next(values) for _ in field.slots], colour)
     if len(template.patterns) == len(template.head):
@@ -194,7 +189,7 @@ def _versions(found: Explanation) -> RenderableType:
     return tables.table(f"\nVersions (requests: of the task's last {RECENT:,})", columns, [
         (f"@{one.template.version}", time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created_at)),
          "hand" if one.edited else "inference", one.state, f"{one.template.fixed_words:,}", f"{one.requests:,}",
-         tables.share(one.share))
+         share(one.share))
         for one in found.versions
     ])  # fmt: skip
 

@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 
 from gateway import tables
+from gateway.figures import figure, share
 from gateway.pipeline.evaluate import Report
 from gateway.pipeline.gate import Decision
 
@@ -19,9 +20,9 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(tables.decision(msgspec.convert(result["decision"], Decision)))
     console.print(_comparison(result))
     console.print(
-        f"stripped {tables.share(result['stripped_share'])} of requests, whole to the incumbent "
-        f"{tables.share(result['fallback_share'])}; {result['changed_requests']} requests with a changed prompt: "
-        f"{result['wrong_strips']} wrongly stripped, {tables.share(result['changed_accuracy'])} answered right"
+        f"stripped {share(result['stripped_share'])} of requests, whole to the incumbent "
+        f"{share(result['fallback_share'])}; {result['changed_requests']} requests with a changed prompt: "
+        f"{result['wrong_strips']} wrongly stripped, {share(result['changed_accuracy'])} answered right"
     )
     console.print(f"{result['rows']} rows, {result['candidates']} candidates, {result['seconds']:.0f} s in all")
     console.print(_next_steps(result), soft_wrap=True)
@@ -40,8 +41,8 @@ def _comparison(result: dict[str, Any]) -> Any:
     return tables.table(title, ("", "before", "after", "change"), [
         (
             name,
-            tables.figure(before[key], form),
-            tables.figure(after[key], form),
+            figure(before[key], form),
+            figure(after[key], form),
             _change(key, before[key], after[key]),
         )
         for name, key, form in lines

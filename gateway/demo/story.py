@@ -93,9 +93,9 @@ async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None
     story = plot(options)
     home = options.home or Path("unprompt-demo") / f"{datetime.now():%Y%m%d-%H%M%S}"
     home.mkdir(parents=True, exist_ok=True)
-    async with _teacher(options, home) as upstream:
+    async with teacher_at(options, home) as upstream:
         _write_config(home, upstream, story)
-        async with _gateway(home) as url, App(f"{url}/v1", options.model) as app:
+        async with gateway_at(home) as url, App(f"{url}/v1", options.model) as app:
             show(await _acts(options, story, home, url, upstream, app, say, started))
             if options.keep:
                 say(f"everything stays up until Ctrl-C: {url}/v1 for your own requests, {url}/metrics")
@@ -125,7 +125,7 @@ async def _acts(
 
 
 @asynccontextmanager
-async def _teacher(options: Options, home: Path) -> AsyncIterator[str]:
+async def teacher_at(options: Options, home: Path) -> AsyncIterator[str]:
     if options.upstream is not None:
         yield options.upstream.rstrip("/")
         return
@@ -136,7 +136,7 @@ async def _teacher(options: Options, home: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _gateway(home: Path) -> AsyncIterator[str]:
+async def gateway_at(home: Path) -> AsyncIterator[str]:
     config = home / "config" / "gateway.yaml"
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(config), "--port", "0"]
     async with _process(command, home / "gateway.log") as line:
@@ -302,7 +302,7 @@ async def _result(
     changed: Sequence[Reply], seen: dict[str, Any], seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     store = SqliteStore(home / "data" / "unprompt.db")
-    stats = await _stats(upstream)
+    stats = await stats_of(upstream)
     stripped = sum(reply.stripped for reply in after)
     result = {
         "before": phase_figures(store, "before", before),
@@ -350,7 +350,7 @@ def phase_figures(store: SqliteStore, phase: str, replies: Sequence[Reply]) -> d
     }
 
 
-async def _stats(upstream: str) -> dict[str, Any]:
+async def stats_of(upstream: str) -> dict[str, Any]:
     """The teacher's own count of what it was asked; a real LLM has none."""
     url = upstream.removesuffix("/v1") + "/stats"
     try:

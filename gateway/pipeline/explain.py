@@ -13,9 +13,9 @@ from gateway.config import Config
 from gateway.domain import layout
 from gateway.domain.exchange import Exchange
 from gateway.domain.matching import show
-from gateway.domain.template import Inputs, PromptTemplate, Slot
+from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, Slot
 from gateway.errors import TaskError
-from gateway.pipeline.differences import Piece, changes
+from gateway.pipeline.differences import Piece, changes, shorten
 from gateway.pipeline.misses import NearMiss, near_misses
 from gateway.pipeline.overview import overview
 from gateway.pipeline.records import recorded
@@ -26,6 +26,7 @@ RECENT = 1000
 SAMPLE = 500
 """So many of a version's newest requests are taken apart to tell what its slots hold."""
 _CHARS_PER_TOKEN = 4.0
+_HEADING_CHARS = 160
 
 
 class SlotFacts(msgspec.Struct, frozen=True):
@@ -233,6 +234,13 @@ def _by_code(misses: Sequence[NearMiss]) -> list[NonMatch]:
     newest = {miss.code: miss for miss in misses}
     counts = Counter(miss.code for miss in misses)
     return [NonMatch(code, n, newest[code].exchange_id, newest[code].sentence) for code, n in counts.most_common()]
+
+
+def heading(pattern: MessagePattern) -> str:
+    """Which message a pattern is of, in a few words: its role, and what else it must have."""
+    role, _, rest = layout.parse_header(pattern.header)
+    place = " (beside the messages)" if role.startswith("^") else ""
+    return f"{role.removeprefix('^')}{place}{'  ' + shorten(rest, _HEADING_CHARS) if rest else ''}"
 
 
 def as_json(found: Explanation) -> dict[str, Any]:

@@ -1,0 +1,438 @@
+"""Weeks of an app's traffic in minutes: what the gateway does by itself when things go wrong, and how soon.
+
+    python benchmarks/simulate.py                        every story, some minutes
+    python benchmarks/simulate.py decay worse --runs 20  only these, each with 20 seeds
+
+What is real: the templates found in the traffic, the match and the strip of each request, the routes file and what
+flips it, the dataset, the training, the evaluation and the gate, the canary, the audits and the alarms, the store.
+What is not: the clock, the network, and the incumbent, which knows the label of each of the demo's messages. In the
+stories about a candidate of a certain quality that candidate is made up, too: an upstream which gives the
+incumbent's answer with a given probability.
+
+`wrong strips`: requests with a prompt other than the one that was learnt whose prompt was taken away. `served`: the
+share of requests that the candidate answered. `right`: of all answers, beside the label. `until`: requests from the
+event to the first rollback, or to the first promotion after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.app import Files, build_switchboard, fingerprint, price_book
+from gateway.config import load_config
+from gateway.demo.messages import Labelled, descriptions, messages
+from gateway.demo.prompts import Prompt, few_shot
+from gateway.domain.dataset import Row
+from gateway.domain.exchange import Exchange, id_maker
+from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.route import LOCAL
+from gateway.pipeline import canary, dataset, evaluate, promote
+from gateway.pipeline.asking import Answered, Ask
+from gateway.pipeline.cycle import Workshop, turn_all
+from gateway.pipeline.discover import Discovery
+from gateway.pipeline.gate import decide
+from gateway.pipeline.monitor import look_after
+from gateway.proxy.router import Attempt, Incoming, Plan, Switchboard
+from gateway.providers.openai import chat_completion
+from gateway.domain.exchange import Usage
+from gateway.stores.audited import open_alarms
+from gateway.stores.sqlite import SqliteStore
+from gateway.upstreams.embedded import EmbeddedModel
+
+MODEL = "gpt-6-luna"
+REQUESTS_A_DAY = 1000
+DAY = 86_400.0
+BATCH = 25
+"""So many requests come between two looks of the worker."""
+INCUMBENT_MS, CANDIDATE_MS = 800.0, 60.0
+
+
+@dataclass
+class Made:
+    """A candidate that is made up: how often it says what the incumbent would."""
+
+    agreement: float = 1.0
+
+
+@dataclass
+class World:
+    """One app, its gateway, and a clock."""
+
+    home: Path
+    seed: int
+    days: float
+    error_rate: float = 0.01
+    policy: dict[str, Any] = field(default_factory=dict)
+    now: float = 1.8e9
+    down: bool = False
+    made: Made = field(default_factory=Made)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.texts = messages(self.seed, 6000)
+        self.prompt: Prompt = few_shot(self.texts, descriptions())
+        self.new_id = id_maker(lambda: self.now)
+        files = self._configured()
+        config = load_config(files.gateway)
+        self.files, self.store = files, SqliteStore(config.store.path)
+        data = config.store.home
+        self.shop = Workshop(
+            store=self.store, config=config, prices=price_book(config), routes=files.routes, models=data / "models",
+            datasets=data / "datasets", say=lambda _: None,
+        )  # fmt: skip
+        self.discovery = Discovery(self.store)
+        self.seen: tuple[Any, ...] = ()
+        self.board, self.models = Switchboard.build(build_switchboard(files, config)[0].table, []), {}
+        self.waiting: list[Exchange] = []
+        self.told: list[Told] = []
+        self.known: set[str] = set()
+        self.numbers = 0
+
+    def _configured(self) -> Files:
+        told = {
+            "providers": {
+                "openai": {"protocol": "openai", "base_url": "http://127.0.0.1:9/v1"},
+                "made": {"protocol": "openai", "base_url": "http://127.0.0.1:9/v1"},
+            },
+            "store": {"url": f"sqlite:///{self.home}/data/unprompt.db"},
+            "tasks": {"default": {"min_rows": 600, **self.policy}},
+        }
+        (self.home / "gateway.yaml").write_text(json.dumps(told))
+        return Files.beside(self.home / "gateway.yaml")
+
+    # --- a request ---------------------------------------------------------------------------------------
+
+    def live(self, days: float, texts: list[Labelled] | None = None) -> None:
+        """So many days of requests."""
+        texts = texts or self.texts
+        for _ in range(round(days * REQUESTS_A_DAY)):
+            self.now += DAY / REQUESTS_A_DAY
+            self.ask(self.rng.choice(texts))
+            if self.numbers % BATCH == 0:
+                self.work()
+
+    def ask(self, row: Labelled) -> None:
+        """One request of the app, and the copies that the gateway makes of it."""
+        self.numbers += 1
+        body = json.dumps({"model": MODEL, "messages": self.prompt.request(row.text)}).encode()
+        incoming = Incoming(provider="openai", model=MODEL, body=body, is_chat=True)
+        plan = self.board.plan(incoming, self.rng.random)
+        failures: list[str] = []
+        answer: str | None = None
+        attempt = plan.attempts[0]
+        for attempt in plan.attempts:
+            answer, why = self._answered(attempt, row)
+            if answer is not None:
+                break
+            failures.append(f"{attempt.label}: {why}")
+        own = self._record(plan, attempt, body, answer, failures)
+        wrong = attempt.stripped and attempt.text != row.text
+        self.told.append(Told(self.numbers, answer == self.prompt.answer(row.label), attempt.stripped, wrong, answer is None))
+        copied = plan.shadow
+        if answer is not None and attempt.stripped and plan.audited:
+            copied = next(one for one in plan.attempts if not one.stripped)
+        elif attempt.stripped:
+            copied = None
+        if answer is not None and copied is not None:
+            again, why = self._answered(copied, row)
+            self._record(plan, copied, body, again, [] if again is not None else [f"{copied.label}: {why}"], own)
+
+    def _answered(self, attempt: Attempt, row: Labelled) -> tuple[str | None, str]:
+        if attempt.upstream == LOCAL:
+            said, sure = self.models[attempt.model or ""].answer(attempt.text or "")
+            return (said, "") if sure >= attempt.min_confidence else (None, "abstained")
+        if attempt.upstream == "made":
+            if self.rng.random() < self.made.agreement:
+                return self.prompt.answer(row.label), ""
+            return self.prompt.answer("other"), ""
+        if self.down:
+            return None, "http_503"
+        label = row.label
+        if self.rng.random() < self.error_rate:
+            label = self.rng.choice(self.texts).label
+        return self.prompt.answer(label), ""
+
+    def _record(
+        self, plan: Plan, attempt: Attempt, body: bytes, answer: str | None, failures: list[str],
+        copy_of: str | None = None,
+    ) -> str:  # fmt: skip
+        ours = attempt.stripped
+        tokens = len(attempt.body or b"") // 4
+        said = chat_completion(1, attempt.model or "", answer or "", Usage(input=tokens, output=2, source="upstream"))
+        row = Exchange(
+            id=self.new_id(), started_at=self.now, route=plan.route.name if plan.route else None, task=plan.task,
+            provider="openai", endpoint="/v1/chat/completions", model_requested=MODEL, model_served=attempt.model,
+            target=attempt.label, stripped=ours, status=200 if answer is not None else 503, complete=True,
+            error_type=None if answer is not None else "upstream_http_5xx", finish_reason="stop",
+            latency_ms=(CANDIDATE_MS if ours else INCUMBENT_MS) * self.rng.lognormvariate(0, 0.2),
+            input_tokens=tokens, output_tokens=2, usage_source="upstream",
+            cost_usd=0.0 if ours else tokens * 1e-7, attempts=failures, request=body,
+            response=said if answer is not None else b"{}", copy_of=copy_of,
+        )  # fmt: skip
+        self.waiting.append(row)
+        return row.id
+
+    # --- the worker --------------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """What the worker does every few seconds, and the relay when a file has changed."""
+        with self.store.transaction():
+            self.store.absorb("simulated", 0, self.waiting)
+        self.waiting.clear()
+        self.discovery.step()
+        turn_all(self.shop)
+        look_after(self.shop, self.now)
+        home = self.store.path.parent
+        seen = tuple(fingerprint(one) for one in (self.files.routes, home / "withheld.json", home / "audits.json"))
+        if seen != self.seen:
+            self.seen = seen
+            self.board, self.models = build_switchboard(self.files, self.shop.config)
+        for alarm in open_alarms(self.store, self.task):
+            self.known.add(alarm["kind"])
+
+    @property
+    def task(self) -> str:
+        """The name that the gateway found for the app's task; empty before."""
+        rows = sorted(self.store.tasks(), key=lambda row: -int(row["exchanges"]))
+        return str(rows[0]["name"]) if rows else ""
+
+    def flips(self, action: str, since: float = 0.0) -> list[float]:
+        """When routes were flipped: `promote`, `advance`, `rollback`."""
+        rows = self.store.rows("promotions", "action = ? AND state = 'done'", [action])
+        return [row["created_at"] for row in rows if row["created_at"] >= since]
+
+    def promote_made(self) -> None:
+        """A made-up candidate is evaluated on the real held-out rows, and promoted whatever the gate says."""
+        data = dataset.build(self.store, self.task, self.shop.datasets)
+        one = FineTune(
+            id=f"made-{self.seed}", task=self.task, dataset=data.id, trainer="made", state=FineTuneState.SUCCEEDED,
+            upstream="made", model="made-1",
+        )  # fmt: skip
+        self.store.save_finetune(one)
+        report = evaluate.evaluate(self.store, self.shop.config, data, [one], self.shop.models, lambda _: self._asks)
+        decision = msgspec.structs.replace(decide(report, self.shop.config.policy(self.task)), promote=True)
+        steps = canary.steps(self.shop.config.policy(self.task))
+        promote.promote(
+            self.store, self.shop.config, self.shop.routes, self.shop.models, report, decision, steps=steps
+        )
+
+    def _asks(self, rows: Any) -> list[Answered]:
+        return [self._made_answer(row) for row, _ in rows]
+
+    def _made_answer(self, row: Row) -> Answered:
+        text = row.output if self.rng.random() < self.made.agreement else "other"
+        return Answered(text=text, sure=None, latency_ms=CANDIDATE_MS, cost_usd=1e-6)
+
+
+@dataclass
+class Told:
+    """What became of one request."""
+
+    number: int
+    right: bool
+    stripped: bool
+    wrong: bool
+    failed: bool
+
+
+# --- the stories -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Story:
+    """How a world went. `event`: the number of the first request after which something was different."""
+
+    world: World
+    event: int = 0
+    until: int | None = None
+
+    def live_until(self, holds: Callable[[World], bool], days: float) -> bool:
+        """Go on until it holds, at most so many days; notes after how many requests of the event it did."""
+        for _ in range(round(days * REQUESTS_A_DAY / BATCH)):
+            self.world.live(BATCH / REQUESTS_A_DAY)
+            if holds(self.world):
+                self.until = self.world.numbers - self.event
+                return True
+        return False
+
+
+def promoted(world: World) -> bool:
+    return len(world.flips("promote")) > len(world.flips("rollback"))
+
+
+def all_steps(world: World) -> bool:
+    """The route is the candidate's alone."""
+    routes = world.board.table.routes
+    return bool(routes) and len(routes[0].targets) == 1 and routes[0].shadow is None
+
+
+def quiet(story: Story) -> None:
+    """Nothing happens: one promotion, and it stays."""
+    story.live_until(all_steps, 7)
+    story.world.live(story.world.days)
+
+
+def noise(story: Story) -> None:
+    """The incumbent is wrong in 5 % of its answers, at random."""
+    story.world.error_rate = 0.05
+    story.live_until(all_steps, 7)
+    story.world.live(story.world.days)
+
+
+def prompt_change(story: Story) -> None:
+    """The app ships another prompt when the candidate serves: it must not be stripped, is learnt anew, and the
+    next candidate is promoted for it. `until`: all traffic of the new prompt goes to the new candidate."""
+    world = story.world
+    story.live_until(all_steps, 7)
+    world.live(1)
+    before = {route.targets[0].strip for route in world.board.table.routes}
+    world.prompt = world.prompt.changes()[0]
+    story.event = world.numbers
+    story.live_until(lambda w: all_steps(w) and {r.targets[0].strip for r in w.board.table.routes} != before, 14)
+    world.live(world.days)
+
+
+def topics_shift(story: Story) -> None:
+    """From one day to the next half of the messages are of a kind that was never met. `until`: the next promotion."""
+    world = story.world
+    labels = sorted({row.label for row in world.texts})
+    rare = set(labels[: len(labels) // 3])
+    old = [row for row in world.texts if row.label not in rare]
+    new = [row for row in world.texts if row.label in rare]
+    everything, world.texts = world.texts, old
+    story.live_until(all_steps, 7)
+    world.live(1)
+    story.event, promotions = world.numbers, len(world.flips("promote"))
+    world.texts = [*new, *old[: len(new)]]
+    story.live_until(lambda w: len(w.flips("promote")) > promotions and all_steps(w), 14)
+    world.live(world.days)
+    world.texts = everything
+
+
+def outage(story: Story) -> None:
+    """The incumbent is down for six hours when the candidate serves."""
+    world = story.world
+    story.live_until(all_steps, 7)
+    world.live(1)
+    story.event, story.until = world.numbers, None
+    world.down = True
+    world.live(0.25)
+    world.down = False
+    world.live(world.days)
+
+
+def _made_serves(story: Story, agreement: float) -> None:
+    world = story.world
+    world.live(0.8)
+    world.made.agreement = agreement
+    world.promote_made()
+
+
+def worse(story: Story) -> None:
+    """A candidate that is 3 points worse than allowed is promoted by mistake. `until`: the rollback."""
+    world = story.world
+    world.policy.setdefault("margin", 0.05)
+    _made_serves(story, 1 - world.shop.config.policy("x").margin - 0.03)
+    story.event = world.numbers
+    story.live_until(lambda w: bool(w.flips("rollback")), 28)
+
+
+def decay(story: Story) -> None:
+    """A candidate that is just as good as promised is 5 points worse from one moment on. `until`: the rollback."""
+    world = story.world
+    promised = 1 - world.shop.config.policy("x").margin
+    _made_serves(story, 1.0)
+    story.live_until(all_steps, 7)
+    world.made.agreement = promised
+    world.live(2)
+    world.made.agreement, story.event, story.until = promised - 0.05, world.numbers, None
+    if not world.flips("rollback"):
+        story.live_until(lambda w: bool(w.flips("rollback")), 28)
+
+
+STORIES: dict[str, Callable[[Story], None]] = {
+    "quiet": quiet, "noise": noise, "prompt_change": prompt_change, "topics_shift": topics_shift, "outage": outage,
+    "worse": worse, "decay": decay,
+}  # fmt: skip
+
+
+def play(name: str, seed: int, days: float) -> dict[str, Any]:
+    """One run of a story; what came of it."""
+    with tempfile.TemporaryDirectory() as home:
+        policy = {"min_rows": 10**9} if name in ("worse", "decay") else {}
+        world = World(Path(home), seed, days, policy=policy)
+        story = Story(world)
+        time.time = lambda: world.now
+        STORIES[name](story)
+        world.work()
+        return _figures(name, story)
+
+
+def _figures(name: str, story: Story) -> dict[str, Any]:
+    world, told = story.world, story.world.told
+    after = [one for one in told if one.number > story.event]
+    return {
+        "story": name,
+        "days": round(len(told) / REQUESTS_A_DAY, 1),
+        "requests": len(told),
+        "served": sum(one.stripped and not one.failed for one in after) / max(1, len(after)),
+        "right": sum(one.right for one in after) / max(1, len(after)),
+        "failed": sum(one.failed for one in told),
+        "wrong_strips": sum(one.wrong for one in told),
+        "promotions": len(world.flips("promote")),
+        "rollbacks": len(world.flips("rollback")),
+        "until": story.until,
+        "alarms": sorted(world.known),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Weeks of traffic with a clock of its own")
+    parser.add_argument("stories", nargs="*", choices=[*STORIES, []], help="default: all")
+    parser.add_argument("--runs", type=int, default=1, help="seeds of each story")
+    parser.add_argument("--days", type=float, default=7.0, help="how long a story goes on after its event")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    found = []
+    print("| story | days | served | right | failed | wrong strips | promotions | rollbacks | until | alarms |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name in given.stories or STORIES:
+        runs = [play(name, seed, given.days) for seed in range(given.runs)]
+        found += runs
+        print(_line(name, runs), flush=True)
+    if given.json:
+        print(json.dumps(found, indent=1))
+    return int(any(run["wrong_strips"] for run in found))
+
+
+def _line(name: str, runs: list[dict[str, Any]]) -> str:
+    def mean(key: str) -> float:
+        return statistics.fmean(run[key] for run in runs)
+
+    until = [run["until"] for run in runs if run["until"] is not None]
+    middle = f"{statistics.median(until):,.0f}" if until else "-"
+    if len(until) < len(runs):
+        middle += f" ({len(until)} of {len(runs)})"
+    alarms = ", ".join(sorted({alarm for run in runs for alarm in run["alarms"]})) or "-"
+    return (
+        f"| {name} | {mean('days'):.0f} | {mean('served'):.1%} | {mean('right'):.1%} | {mean('failed'):.0f}"
+        f" | {mean('wrong_strips'):g} | {mean('promotions'):.1f} | {mean('rollbacks'):.1f} | {middle} | {alarms} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Reads the store for the pages, in a thread of its own: traffic waits for none of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from gateway.config import Config
+from gateway.errors import StoreError, StoreUnavailable, TaskError, UnknownPage
+from gateway.stores.sqlite import SqliteStore
+
+T = TypeVar("T")
+
+# What the pages are made with is imported when the first one is asked for: a relay that shows none does without.
+
+
+class Desk:
+    """Makes one page after the other."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dashboard")
+
+    async def board(self) -> str:
+        """The page of all tasks."""
+
+        def make(store: SqliteStore) -> str:
+            from gateway.dashboard import facts, pages
+
+            return pages.board(facts.board(store, self._config))
+
+        return await self._read(make)
+
+    async def task(self, name: str) -> str:
+        """The page of one task."""
+
+        def make(store: SqliteStore) -> str:
+            from gateway.dashboard import facts, pages
+
+            return pages.task(facts.page(store, self._config, name))
+
+        return await self._read(make)
+
+    async def report(self, evaluation: str) -> bytes:
+        """The page of an evaluation."""
+
+        def make(store: SqliteStore) -> bytes:
+            from gateway.dashboard import facts
+
+            return facts.report(store, evaluation)
+
+        return await self._read(make)
+
+    async def tasks_json(self) -> object:
+        """What `unprompt tasks --json` prints."""
+
+        def make(store: SqliteStore) -> object:
+            from gateway.pipeline.overview import overview
+
+            return overview(store, self._config)
+
+        return await self._read(make)
+
+    async def task_json(self, name: str) -> object:
+        """What `unprompt tasks show TASK --json` prints."""
+
+        def make(store: SqliteStore) -> object:
+            from gateway.pipeline.explain import as_json, explain
+
+            return as_json(explain(store, self._config, name))
+
+        return await self._read(make)
+
+    async def flips_json(self) -> object:
+        """The history of decisions and flips, newest first."""
+
+        def make(store: SqliteStore) -> object:
+            from gateway.dashboard import facts
+
+            return facts.flips(store)
+
+        return await self._read(make)
+
+    async def _read(self, make: Callable[[SqliteStore], T]) -> T:
+        """
+        Raises:
+            UnknownPage: there is no such task or report.
+            StoreUnavailable: the store cannot be read.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._made, make)
+
+    def _made(self, make: Callable[[SqliteStore], T]) -> T:
+        try:
+            store = SqliteStore(self._config.store.path)
+            try:
+                return make(store)
+            finally:
+                store.close()
+        except TaskError as error:
+            raise UnknownPage(str(error)) from error
+        except StoreError as error:
+            raise StoreUnavailable(f"the store cannot be read just now: {error}") from error
+
+    def close(self) -> None:
+        """Make nothing more."""
+        self._thread.shutdown(wait=False)

@@ -1,0 +1,151 @@
+"""The pages at `/unprompt/`: what people read of their tasks, with texts that would like to be markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+from relaying import answering, openai, relay, response, story, upstream
+from stories import asked, exchange, keep, traffic
+
+from gateway.dashboard import facts, pages
+from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.gate import Check, Decision
+from gateway.raised import Told
+from gateway.stores.sqlite import SqliteStore
+
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+class Tags(HTMLParser):
+    """The elements of a page, its links, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src") and value]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def served(shop: Workshop) -> None:
+    """A task that was promoted, saves, and had a candidate refused before."""
+    whole = traffic(40)
+    bare = [
+        exchange(200 + n, asked(f"{HOSTILE} {n}"), "refund", stripped=True, target="local/mail-1", cost_usd=0.0)
+        for n in range(10)
+    ]
+    keep(shop.store, [*whole, *bare])
+    refusal = Decision(
+        task="mail", evaluation="eval-1", candidate="f1", score=None, promote=False,
+        checks=(Check("agreement, lower bound", 0.9, 0.95, False),),
+    )  # fmt: skip
+    for number, (action, record) in enumerate([("refuse", refusal), ("promote", None)]):
+        shop.store.put("promotions", {
+            "id": f"p{number}", "task": "mail", "action": action, "target": "mail-1", "state": "done",
+            "decision": msgspec.json.encode(record).decode(), "created_at": 1000.0 + number,
+        })  # fmt: skip
+
+
+def test_all_tasks_on_a_page(shop: Workshop) -> None:
+    served(shop)
+    read = Tags(pages.board(facts.board(shop.store, shop.config)))
+    assert "/unprompt/tasks/mail" in read.links
+    for text in ("mail@1", "20.0%", "refused", "promoted", "0.01 USD", "50 requests, 10 stripped"):
+        assert text in read.text, text
+    assert "script" not in read.names
+
+
+def test_one_task_with_its_prompt_and_texts_that_stay_texts(shop: Workshop) -> None:
+    served(shop)
+    page = pages.task(facts.page(shop.store, shop.config, "mail"))
+    read = Tags(page)
+    assert "{{message}}" in read.text
+    assert HOSTILE in read.text  # shown, as text
+    assert not {"script", "img"} & set(read.names)
+    assert [link for link in read.links if not link.startswith("/unprompt/")] == []
+
+
+def test_an_alarm_and_what_audits_say(shop: Workshop) -> None:
+    served(shop)
+    found = facts.board(shop.store, shop.config)
+    told = {"mail": Told(["agreement"], (0.91, 0.94, 0.96))}
+    read = Tags(pages.board(msgspec.structs.replace(found, told=told)))
+    assert "Alarms" in read.text
+    assert "94.0%" in read.text
+
+
+def test_a_store_in_which_nothing_happened_yet(shop: Workshop) -> None:
+    read = Tags(pages.board(facts.board(shop.store, shop.config)))
+    assert "a handful of requests" in read.text
+
+
+def test_a_task_whose_name_is_an_address_is_linked_as_a_name(shop: Workshop) -> None:
+    shop.store.put("promotions", {
+        "id": "p", "task": "../x?y#z", "action": "rollback", "state": "done", "decision": "null", "created_at": 1.0,
+    })  # fmt: skip
+    read = Tags(pages.board(facts.board(shop.store, shop.config)))
+    assert "/unprompt/tasks/..%2Fx%3Fy%23z" in read.links
+
+
+# --- served ----------------------------------------------------------------------------------------------
+
+
+@story
+async def test_the_pages_are_served_with_a_policy_that_forbids_scripts(tmp_path: Path) -> None:
+    async with upstream(answering(response())) as up, relay(tmp_path, openai(up)) as gateway:
+        store = SqliteStore(gateway.app.places.store)
+        keep(store, traffic(20))
+        store.close()
+        moved = await gateway.get(b"/unprompt")
+        assert (moved.status, moved.header(b"location")) == (302, b"/unprompt/")
+        page = await gateway.ask(b"GET /unprompt/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (page.status, page.header(b"content-type")) == (200, b"text/html; charset=utf-8")
+        assert b"default-src 'none'" in (page.header(b"content-security-policy") or b"")
+        assert b"mail@1" in page.body
+
+
+@pytest.mark.parametrize("path", [b"/unprompt/tasks/none", b"/unprompt/reports/none", b"/unprompt/api/tasks/none"])
+@story
+async def test_what_there_is_not(tmp_path: Path, path: bytes) -> None:
+    async with upstream(answering(response())) as up, relay(tmp_path, openai(up)) as gateway:
+        wire = await gateway.connect()
+        await wire.send(b"GET " + path + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        answer = await wire.message()
+        assert (answer.status, answer.header(b"x-unprompt-error")) == (404, b"unknown_page")
+        wire.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [(b"localhost:8080", 200), (b"127.0.0.1", 200), (b"[::1]:80", 200), (b"evil.example", 403), (b"", 403)],
+)
+@story
+async def test_a_web_site_that_leads_to_this_machine_reads_nothing(
+    tmp_path: Path, host: bytes, status: int
+) -> None:
+    async with upstream(answering(response())) as up, relay(tmp_path, openai(up)) as gateway:
+        wire = await gateway.connect()
+        await wire.send(b"GET /unprompt/api/tasks HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        answer = await wire.message()
+        assert answer.status == status
+        if status == 200:
+            assert json.loads(answer.body) == []
+        wire.close()
+
+
+def test_the_style_needs_no_network() -> None:
+    style = (Path(pages.__file__).parent / "pages.css").read_text("utf-8")
+    assert not re.search(r"url\(|@import", style)
