@@ -110,11 +110,11 @@ def scored(who: Contender, trial: Trial, answers: Sequence[Answered], terms: Ter
         if row.exchange_id in terms.again
     ]
     if paired:
-        score = msgspec.structs.replace(score, difference_low=_beside_again(paired, terms.confidence))
+        score = msgspec.structs.replace(score, difference_low=beside_again(paired, terms.confidence))
     return msgspec.structs.replace(line, score=score)
 
 
-def _beside_again(paired: Sequence[tuple[float, float, bool]], confidence: float) -> float:
+def beside_again(paired: Sequence[tuple[float, float, bool]], confidence: float) -> float:
     """What is left to the incumbent is as good as the incumbent's second answer, no better."""
     again = [before for before, _, _ in paired]
     return difference_low([value if own else before for before, value, own in paired], again, confidence)
