@@ -13,10 +13,11 @@ from gateway.figures import figure, share
 from gateway.pipeline.comparison import METRICS
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
+from gateway.pipeline.intervals import Figure
 from gateway.pipeline.predictions import Found
 
 console = Console()
-_SENTENCES = ("next", "remark", "condition", "slots", "holds", "example", "result")
+_SENTENCES = ("model asked", "next", "remark", "condition", "slots", "holds", "example", "result")
 """Columns whose text may take several lines."""
 
 
@@ -70,37 +71,47 @@ def inferred(found: Found) -> Table:
 
 
 def report(found: Report) -> Table:
-    """Agreement with the incumbent and its lower bound, what the task's kind is measured by, and by people's word
-    where there is one; `itself` is the share that a candidate dares answer."""
+    """Agreement with the incumbent and its lower bound; `itself` is the share that a candidate dares answer."""
+    sure = f"{found.confidence:.1%} sure".replace(".0%", "%")
+    columns = ("model asked", "agrees", sure, "itself", "USD/1k", "p50 ms", "p95 ms")
     scores = (found.incumbent, *found.candidates, *found.baselines)
-    names = [name for name in METRICS if any(name in score.metrics for score in scores)]
-    gold = ["right"] if any(score.gold for score in scores) else []
-    columns = ("candidate", "agrees", f"{found.confidence:.0%} sure", *gold, *(METRICS[name] for name in names),
-               "itself", "USD/1k", "p50 ms", "p95 ms")  # fmt: skip
     made = table(f"Evaluation of {found.task} on {found.incumbent.rows} held-out rows", columns, [
-        _score(score, names, bool(gold)) for score in scores
+        _score(score) for score in scores
     ])  # fmt: skip
     for name, reason in found.failed.items():
         made.add_row(name, f"failed: {reason}")
     return made
 
 
-def _score(score: Score, names: Sequence[str], gold: bool) -> tuple[str, ...]:
+def _score(score: Score) -> tuple[str, ...]:
     name = f"incumbent {score.model}" if score.candidate == "incumbent" else score.candidate
-    right = [share(score.gold.accuracy.value if score.gold else None)] if gold else []
     return (
-        name, share(score.agreement), share(score.agreement_low), *right,
-        *(share(score.metrics[key].value if key in score.metrics else None) for key in names),
-        share(score.answered),
+        name, share(score.agreement), share(score.agreement_low), share(score.answered),
         figure(score.cost_per_1k_usd, "{:.4f}"), figure(score.p50_ms, "{:,.1f}"),
         figure(score.p95_ms, "{:,.1f}"),
     )  # fmt: skip
 
 
+def measures(found: Report) -> Table:
+    """What the task's kind is measured by, and accuracy by people's word, each with its two-sided 95 % interval."""
+    scores = (found.incumbent, *found.candidates, *found.baselines)
+    names = [name for name in METRICS if any(name in score.metrics for score in scores)]
+    gold = ["right"] if any(score.gold for score in scores) else []
+    return table("Measures", ("model asked", *gold, *(METRICS[name] for name in names)), [
+        (score.candidate, *([_with_interval(score.gold.accuracy if score.gold else None)] if gold else []),
+         *(_with_interval(score.metrics.get(name)) for name in names))
+        for score in scores
+    ])  # fmt: skip
+
+
+def _with_interval(found: Figure | None) -> str:
+    return "-" if found is None else f"{found.value:.1%} ({100 * found.low:.0f}-{100 * found.high:.0f})"
+
+
 def decision(made: Decision) -> Table:
     """Each condition of the gate with what was measured."""
     return table(f"Decision: {made.reason}", ("condition", "measured", "limit", "holds"), [
-        (check.name, figure(check.value, "{:.4f}"), figure(check.limit, "{:.4f}"), "yes" if check.holds else "NO")
+        (check.name, figure(check.value, "{:.4g}"), figure(check.limit, "{:.4g}"), "yes" if check.holds else "NO")
         for check in made.checks
     ])  # fmt: skip
 

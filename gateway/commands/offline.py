@@ -208,7 +208,7 @@ def evaluate_command(task: str, config: Path | None, page: Path | None, as_json:
         if as_json:
             print_json({"report": report, "decision": decision})
         else:
-            tables.console.print(tables.report(report), tables.decision(decision))
+            tables.console.print(tables.report(report), tables.measures(report), tables.decision(decision))
             tables.console.print(tables.remarks(decision), markup=False, highlight=False)
         written = Path(data.directory) / FILE
         if page is not None:

@@ -65,7 +65,7 @@ def _mistaken(counts: Counter[tuple[str, str]]) -> Markup:
     head = el("tr", el("th", "incumbent"), el("th", "candidate"), el("th", "times", class_="right"),
               el("th", "of", class_="right"))  # fmt: skip
     rows = [
-        el("tr", el("td", _short(expected)), el("td", _short(given)), el("td", str(count), class_="right"),
+        el("tr", el("td", _short(expected, 64)), el("td", _short(given, 64)), el("td", str(count), class_="right"),
            el("td", str(of[expected]), class_="right"))
         for (expected, given), count in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:_LISTED]
     ]  # fmt: skip
@@ -86,6 +86,6 @@ def _fields(pairs: Sequence[quality.Pair]) -> Markup:
                 el("div", el("table", head, *rows), el("p", about, class_="soft small"), class_="box"))  # fmt: skip
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int = 32) -> str:
     flat = " ".join(text.split()) or "(nothing)"
-    return flat if len(flat) <= 32 else f"{flat[:29]}..."
+    return flat if len(flat) <= most else f"{flat[: most - 3]}..."

@@ -60,7 +60,7 @@ def draw(dots: Sequence[Dot], *, promise: float | None, x_name: str, y_name: str
         _promise(y, promise),
         el("path", d=_steps(places), class_="front") if len(places) > 1 else None,
         *(_dot(dot, _place(dot, x, y, dots), y, dot.number in best) for dot in _behind_first(dots)),
-        *_numbers([(dot, *_place(dot, x, y, dots)) for dot in dots]),
+        *_numbers([(dot, *_place(dot, x, y, dots)) for dot in dots], y),
         viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label,
     )  # fmt: skip
 
@@ -168,26 +168,24 @@ def _place(dot: Dot, x: _Axis, y: tuple[float, float], dots: Sequence[Dot]) -> t
 def _dot(dot: Dot, place: tuple[float, float, float], y: tuple[float, float], best: bool) -> Markup:
     across, height, radius = place
     classes = " ".join(["dot", dot.kind, *(["best"] if best else []), *(["chosen"] if dot.chosen else [])])
-    beside: Markup | None = None
-    if dot.quality < y[0]:
-        told = f"{dot.quality:.0%} ↓"
-        beside = el("text", told, x=across + radius + 4, y=height + 4, class_="tick")
-    elif dot.low is not None:
+    whisker: Markup | None = None
+    if dot.low is not None and dot.quality >= y[0]:
         foot = _up(y, max(dot.low, y[0]))
-        beside = el("line", x1=across, x2=across, y1=height, y2=foot, class_="whisker")
-    return el("g", el("title", _told(dot)), beside, _shape(dot, across, height, radius), class_=classes)
+        whisker = el("line", x1=across, x2=across, y1=height, y2=foot, class_="whisker")
+    return el("g", el("title", _told(dot)), whisker, _shape(dot, across, height, radius), class_=classes)
 
 
-def _numbers(places: Sequence[tuple[Dot, float, float, float]]) -> list[Markup]:
-    """The number of each above it; those that would overlap are stacked."""
-    taken: list[tuple[float, float]] = []
+def _numbers(places: Sequence[tuple[Dot, float, float, float]], y: tuple[float, float]) -> list[Markup]:
+    """The number of each above it, and what it has where it is below the chart; what would overlap is stacked."""
+    taken: list[tuple[float, float, float]] = []
     found = []
-    for dot, x, y, radius in sorted(places, key=lambda place: (place[1], place[0].number)):
-        at = y - radius - 6
-        while any(abs(x - other) < 16 and abs(at - height) < 13 for other, height in taken):
+    for dot, x, height, radius in sorted(places, key=lambda place: (place[1], place[0].number)):
+        text = str(dot.number) if dot.quality >= y[0] else f"{dot.number}: {dot.quality:.0%} ↓"
+        at, wide = height - radius - 6, 4.0 * len(text) + 4
+        while any(abs(x - other) < wide + width and abs(at - line) < 13 for other, line, width in taken):
             at -= 13
-        taken.append((x, at))
-        found.append(el("text", str(dot.number), x=x, y=at, class_="number"))
+        taken.append((x, at, wide))
+        found.append(el("text", text, x=x, y=at, class_="number"))
     return found
 
 

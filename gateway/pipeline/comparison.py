@@ -168,10 +168,7 @@ def _threshold(score: Score) -> str | None:
 
 
 def _hosting(score: Score) -> str | None:
-    if not score.hosting_per_1k_usd:
-        return None
-    even = "never pays" if score.break_even_per_day is None else f"pays from {score.break_even_per_day:,.0f} a day"
-    return f"{usd(score.hosting_per_1k_usd)} hosting; {even}"
+    return f"{usd(score.hosting_per_1k_usd)} hosting" if score.hosting_per_1k_usd else None
 
 
 # --- figures ----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from gateway.pipeline import breakdown, comparison
 from gateway.pipeline.comparison import cell, lines, ms, share, usd
 from gateway.pipeline.gate import Decision, decide
 from gateway.pipeline.markup import Markup, el, join
-from gateway.pipeline.scores import JudgeBill, Report
+from gateway.pipeline.scores import JudgeBill, Report, Score
 from gateway.pipeline.scoring import Line
 from gateway.pipeline.trial import Trial
 
@@ -274,10 +274,17 @@ def _method(report: Report) -> Markup:
     if report.requests_per_day:
         rate = f"{report.requests_per_day:,.0f} requests a day, the mean over the time of recording"
         items.append(f"Traffic: {rate}; hosting is shared among them.")
+    items += [_pays(score) for score in lines(report) if score.hosting_per_1k_usd]
     if report.judge is not None:
         items.append(_judged(report.judge))
     items.append("Intervals: rows resampled 1,000 times, seed fixed; shares that agree by the exact binomial.")
     return join(el("h2", "How it was measured"), el("ul", *(el("li", item) for item in items), class_="small"))
+
+
+def _pays(score: Score) -> str:
+    if score.break_even_per_day is None:
+        return f"{score.candidate}: its requests cost as much as the incumbent's, so its hosting never pays."
+    return f"{score.candidate}: its hosting pays from {score.break_even_per_day:,.0f} requests a day on."
 
 
 def _judged(bill: JudgeBill) -> str:

@@ -26,6 +26,8 @@ from gateway.pipeline.trial import Known, Trial
 RECORDED = "recorded by the gateway on these rows"
 _HERE = "in this process; where it abstains, and then the incumbent's recorded time"
 _ASKED = "asked directly, four at once, the whole answer; where it abstains, and then the incumbent's recorded time"
+_WHOLE = ("incumbent again", "base whole", "sibling")
+"""Who is asked the whole prompt: about as many tokens as the incumbent's."""
 _ASKED_ALONE = "asked directly, four at once, the whole answer"
 
 
@@ -125,7 +127,8 @@ def _got(who: Contender, row: Row, answer: Answered, known: Known, hosting: floa
     alone = who.role != "candidate"
     if alone or (answer.text is not None and (answer.sure is None or answer.sure >= who.threshold)):
         text = None if beyond else answer.text
-        return _Got(not alone or text is not None, text, answer.latency_ms, cost, len(row.text) // 4)
+        tokens = known.input_tokens if who.role in _WHOLE else len(row.text) // 4
+        return _Got(not alone or text is not None, text, answer.latency_ms, cost, tokens)
     after = None if known.latency_ms is None else answer.latency_ms + known.latency_ms
     both = None if known.cost_usd is None else known.cost_usd + (cost or 0.0)
     return _Got(False, row.output, after, both, known.input_tokens)
