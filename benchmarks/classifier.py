@@ -3,6 +3,7 @@
 DIR holds JSONL files with `text`, `label` and `split` (train or test). N logged rows are drawn from the train rows
 by seed, 80 % of them are trained on; accuracy and calibration are measured on the test rows against gold labels.
 With two files or more, each student is also shown the texts of the next file, which it should not know.
+With `--noise 0.1` a tenth of the answers that are learnt from is replaced by another label at random.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import numpy as np
 
 from gateway.domain.dataset import Row
 from gateway.student import TextClassifier
-from gateway.trainers.classifier import Options, train
+from gateway.trainers.classifier import Options, encoder_of, train
+from gateway.upstreams.embedded import SUPPORT_FLOOR
 
-SUPPORT_FLOOR = 0.01
 COLUMNS = (
     "accuracy %",
     "ECE",
@@ -33,6 +34,8 @@ COLUMNS = (
     "own refused %",
     "foreign refused %",
     "MB",
+    "noise found %",
+    "noise true %",
 )
 
 
@@ -58,16 +61,29 @@ def refused(student: TextClassifier, texts: list[str]) -> float:
     return 100 * statistics.fmean(student.predict(text).support < SUPPORT_FLOOR for text in texts)
 
 
+def logged(rows: list[dict[str, str]], noise: float, seed: int) -> tuple[list[Row], float]:
+    """Rows as they would be logged by a teacher that errs, and the share of its answers that are wrong."""
+    labels = sorted({row["label"] for row in rows})
+    draw = random.Random(seed)
+    answers = [
+        draw.choice([label for label in labels if label != row["label"]]) if draw.random() < noise else row["label"]
+        for row in rows
+    ]
+    wrong = statistics.fmean(answer != row["label"] for answer, row in zip(answers, rows, strict=True))
+    return [
+        Row(exchange_id=str(n), text=row["text"], messages=[], output=answer, split="train")
+        for n, (row, answer) in enumerate(zip(rows, answers, strict=True))
+    ], wrong
+
+
 def measure(
-    train_rows: list[dict[str, str]], test: list[dict[str, str]], foreign: list[str], options: Options
+    rows: list[Row], wrong: float, test: list[dict[str, str]], foreign: list[str], options: Options
 ) -> list[float]:
     """One line of figures, in the order of `COLUMNS`. Routed: probability 0.9 and above, and supported."""
-    rows = [
-        Row(exchange_id=str(n), text=row["text"], messages=[], output=row["label"], split="train")
-        for n, row in enumerate(train_rows)
-    ]
+    encoder = encoder_of(options)
     started = time.perf_counter()
-    student = train(rows, options).student
+    trained = train(rows, options, encoder)
+    student = trained.student
     seconds = time.perf_counter() - started
     times, found = [], []
     for row in test:
@@ -87,6 +103,8 @@ def measure(
         refused(student, [row["text"] for row in test]),
         refused(student, foreign) if foreign else float("nan"),
         len(student.to_bytes()) / 1e6,
+        100 * trained.metrics["label_noise"],
+        100 * wrong,
     ]
 
 
@@ -97,7 +115,10 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["banking77", "snips_extract"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[100, 500, 2000])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--head", choices=["lr", "svc"], default="lr")
+    parser.add_argument("--head", choices=["lr", "svc"], default="svc")
+    parser.add_argument("--embedding", default="", help="the name of an installed one, or a folder")
+    parser.add_argument("--noise", type=float, default=0.0, help="share of wrong answers to learn from")
+    parser.add_argument("--naive", action="store_true", help="learn all answers alike, the doubtful too")
     arguments = parser.parse_args()
     sets = {name: load(arguments.data / f"{name}.jsonl") for name in arguments.sets}
     write = sys.stdout.write
@@ -109,10 +130,10 @@ def main() -> None:
         for size in arguments.sizes:
             lines = [
                 measure(
-                    random.Random(seed).sample(rows["train"], int(size * 0.8)),
+                    *logged(random.Random(seed).sample(rows["train"], int(size * 0.8)), arguments.noise, seed),
                     rows["test"],
                     foreign,
-                    Options(head=arguments.head),
+                    Options(head=arguments.head, embedding=arguments.embedding, robust=not arguments.naive),
                 )
                 for seed in range(arguments.seeds)
             ]

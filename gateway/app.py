@@ -38,7 +38,7 @@ from gateway.stores.journal import JournalWriter, waiting
 from gateway.stores.sqlite import SqliteStore
 from gateway.ticks import tick
 from gateway.upstreams import Upstream
-from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
+from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream, EmbeddingUnavailable
 from gateway.upstreams.http import HttpUpstream
 from gateway.upstreams.outbox import Outbox
 from gateway.withheld import FILE, withheld
@@ -103,6 +103,8 @@ def build_switchboard(files: Files, config: Config) -> tuple[Switchboard, dict[s
         if target.upstream == LOCAL and target.model and target.model not in models:
             try:
                 models[target.model] = EmbeddedModel.load(places.models, target.model)
+            except EmbeddingUnavailable as error:  # a package is gone: its requests fall back, the others go on
+                log.error("%s", error)
             except UnpromptError as error:
                 problems.append(problem_at(files.routes, [*path, "model"], str(error)))
     kept_back = withheld(config.store.home)

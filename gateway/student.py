@@ -1,8 +1,9 @@
 """The embedded student: a sparse linear text classifier that answers inside the relay's own process.
 
-Features are TF-IDF over word n-grams and over character n-grams within words; the weights are learnt offline
-by `gateway.trainers.classifier`, from features that this same module extracts, so that training and serving
-cannot drift apart. Only numpy is needed here: no scikit-learn, no files, no sockets.
+Features are TF-IDF over word n-grams and over character n-grams within words, and beside them, where the model
+was trained with one, a sentence embedding. The weights are learnt offline by `gateway.trainers.classifier`, from
+features that this same module extracts, so that training and serving cannot drift apart. Only numpy is needed
+here: no scikit-learn, no files, no sockets.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import math
 import re
 import struct
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -31,12 +32,46 @@ Indices = NDArray[np.int64]
 _PUNCTUATION = re.compile(r"[!-/:-@\[-^`{-~\u00a1-\u00bf\u2010-\u2027\u2030-\u205e\u3001-\u303f]")
 _TOKEN = re.compile(rf"{_PUNCTUATION.pattern}|[^\s{_PUNCTUATION.pattern[1:-1]}]+")
 _MAGIC = b"UNPRSTUD"
-_VERSION = 1
+_VERSION = 2
+_READABLE = (1, 2)  # 1 had no embeddings
 _PREFIX = struct.Struct("<8sH32sI")  # magic, version, SHA-256 of all that follows it, length of the header
 
 
 class ModelFileError(UnpromptError, ValueError):
     """These bytes are not a whole model file of a version that this release can read."""
+
+
+class EmbeddingMissing(ModelFileError):
+    """The model was trained with an embedding that is not installed here, or is there in another version."""
+
+
+class EmbeddingSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Which embedding a model reads texts with: its name, the SHA-256 of its files, and how long its vectors are.
+
+    `weight` is the length of a text's embedding beside its character vector's, which is 1.
+    """
+
+    name: str
+    sha256: str
+    dimensions: Annotated[int, msgspec.Meta(ge=1)]
+    weight: float
+
+
+class Encoder(Protocol):
+    """A sentence embedding: texts to vectors (texts, dimensions) of length 1, or of 0 for an empty text.
+
+    One that is `heavy` takes milliseconds a text, too long for a thread that has other things to do.
+    """
+
+    name: str
+    sha256: str
+    dimensions: int
+    heavy: bool
+
+    def __call__(self, texts: Sequence[str]) -> Floats: ...
+
+
+Encoders = Callable[[str], Encoder | None]
 
 
 class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,14 +237,16 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     chars: tuple[_Size, _Size]
     closeness: Annotated[int, msgspec.Meta(ge=1)]
     calibration: Calibration
+    embedding: EmbeddingSpec | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class TextClassifier:
     """A trained classifier, ready to answer.
 
-    `weights` and `centroids` are (n-grams, labels), `bias` (labels,). Closeness is the greatest cosine of a text to
-    a label's centroid; `closeness` holds its ascending, evenly spaced quantiles over unseen texts of this task.
+    `weights` and `centroids` are (n-grams and then embedding dimensions, labels), `bias` (labels,). Closeness is
+    the greatest cosine of a text to a label's centroid; `closeness` holds its ascending, evenly spaced quantiles
+    over unseen texts of this task.
     """
 
     labels: tuple[str, ...]
@@ -219,18 +256,29 @@ class TextClassifier:
     centroids: Floats
     closeness: Floats
     calibration: Calibration
+    embedding: EmbeddingSpec | None = None
+    encoder: Encoder | None = None
 
     def probabilities(self, text: str) -> NDArray[np.float64]:
         """The softmax of the scores: one number per label, in the order of `labels`; they add up to 1."""
+        return softmax(self._read(text)[0], self.calibration.sharpness)
+
+    def _read(self, text: str) -> tuple[Floats, Floats]:
+        """The scores of the labels, and the cosines to their centroids, unscaled."""
         indices, values = self.vectoriser(text)
-        return softmax(values @ self.weights[indices] + self.bias, self.calibration.sharpness)
+        scores, cosines = values @ self.weights[indices] + self.bias, values @ self.centroids[indices]
+        if self.encoder is None or self.embedding is None:
+            return scores, cosines
+        vector = np.float32(self.embedding.weight) * self.encoder([text])[0]
+        first = len(self.vectoriser.idf)
+        return scores + vector @ self.weights[first:], cosines + vector @ self.centroids[first:]
 
     def predict(self, text: str) -> Prediction:
         """The likeliest label of any text at all, the empty one included. Never raises."""
-        indices, values = self.vectoriser(text)
-        odds = softmax(values @ self.weights[indices] + self.bias, self.calibration.sharpness)
+        scores, cosines = self._read(text)
+        odds = softmax(scores, self.calibration.sharpness)
         best = int(odds.argmax())
-        closeness = float((values @ self.centroids[indices]).max())
+        closeness = float(cosines.max())
         support = float(self.closeness.searchsorted(closeness, side="right")) / len(self.closeness)
         return Prediction(self.labels[best], float(self.calibration(odds[best], closeness)), support)
 
@@ -247,6 +295,7 @@ class TextClassifier:
             chars=(len(known.chars), len(names[1])),
             closeness=len(self.closeness),
             calibration=self.calibration,
+            embedding=self.embedding,
         )
         # json, not msgspec: a label may hold half a surrogate pair, which only an escape can carry
         head = json.dumps(msgspec.to_builtins(header), sort_keys=True).encode()
@@ -254,16 +303,20 @@ class TextClassifier:
         return _PREFIX.pack(_MAGIC, _VERSION, hashlib.sha256(blob).digest(), len(head)) + blob
 
     @classmethod
-    def from_bytes(cls, blob: bytes) -> TextClassifier:
-        """The classifier that `to_bytes` wrote.
+    def from_bytes(cls, blob: bytes, encoders: Encoders = lambda name: None) -> TextClassifier:
+        """The classifier that `to_bytes` wrote; `encoders` gives the embedding of a name, None if there is none.
 
         Raises:
             ModelFileError: not such a file, of another version, cut short or altered.
+            EmbeddingMissing: it needs an embedding that `encoders` does not have, or has with other files.
         """
         head_size = _checked_header_size(blob)
         try:
             header = msgspec.convert(json.loads(blob[_PREFIX.size : _PREFIX.size + head_size]), _Header)
-            return _assemble(header, memoryview(blob)[_PREFIX.size + head_size :])
+            encoder = _encoder(header.embedding, encoders)
+            return _assemble(header, memoryview(blob)[_PREFIX.size + head_size :], encoder)
+        except EmbeddingMissing:
+            raise
         except (msgspec.ValidationError, ValueError) as error:
             raise ModelFileError(f"the model file's header and its contents disagree: {error}") from error
 
@@ -288,7 +341,7 @@ def _checked_header_size(blob: bytes) -> int:
     if len(blob) < _PREFIX.size or not blob.startswith(_MAGIC):
         raise ModelFileError("not a text classifier's model file")
     _, version, digest, head_size = _PREFIX.unpack_from(blob)
-    if version != _VERSION:
+    if version not in _READABLE:
         raise ModelFileError(
             f"model file of version {version}; this release reads version {_VERSION}: train it again"
         )
@@ -297,13 +350,28 @@ def _checked_header_size(blob: bytes) -> int:
     return int(head_size)
 
 
-def _assemble(header: _Header, body: memoryview) -> TextClassifier:
+def _encoder(needed: EmbeddingSpec | None, encoders: Encoders) -> Encoder | None:
+    if needed is None:
+        return None
+    encoder = encoders(needed.name)
+    if encoder is None:
+        raise EmbeddingMissing(f"it needs the embedding {needed.name!r}, which is not installed here")
+    if (encoder.sha256, encoder.dimensions) != (needed.sha256, needed.dimensions):
+        raise EmbeddingMissing(
+            f"it needs the embedding {needed.name!r} with SHA-256 {needed.sha256[:12]}...; "
+            f"the one that is installed has {encoder.sha256[:12]}..."
+        )
+    return encoder
+
+
+def _assemble(header: _Header, body: memoryview, encoder: Encoder | None) -> TextClassifier:
     """Cut the body into its parts. Raises ValueError when they do not fit."""
     labels, (n_words, word_bytes), (n_chars, char_bytes) = header.labels, header.words, header.chars
     words = _names(body[:word_bytes], n_words)
     chars = _names(body[word_bytes : word_bytes + char_bytes], n_chars)
-    rows, columns = n_words + n_chars, len(labels)
-    sizes = [rows, rows * columns, rows * columns, columns, header.closeness]
+    known, columns = n_words + n_chars, len(labels)
+    rows = known + (header.embedding.dimensions if header.embedding else 0)
+    sizes = [known, rows * columns, rows * columns, columns, header.closeness]
     floats = np.frombuffer(body[word_bytes + char_bytes :], dtype="<f4").astype(np.float32)
     if len(floats) != sum(sizes):
         raise ValueError(f"{sum(sizes)} numbers announced, {len(floats)} found")
@@ -322,6 +390,8 @@ def _assemble(header: _Header, body: memoryview) -> TextClassifier:
         bias=bias,
         closeness=closeness,
         calibration=header.calibration,
+        embedding=header.embedding,
+        encoder=encoder,
     )
 
 

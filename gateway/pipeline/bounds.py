@@ -17,6 +17,10 @@ LEAST = 1e-6
 SUREST = 0.999
 """The highest threshold, and all are of three digits: beyond that, models of the same data differ by chance, and
 one that was always 0.999999 sure when left out would never be so live."""
+FLOOR = 0.7
+"""The lowest threshold of a model with a promise: less sure, it is wrong too often where nobody has looked."""
+STEP = 0.02
+"""By so many rows more, as a share of all, each next threshold is tried."""
 POWERS = (0.95, 0.8, 0.5)
 """How probable it should be that the held-out rows confirm a threshold; few rows cannot give the first."""
 _RESAMPLES = 1000
@@ -56,28 +60,77 @@ def chance_to_pass(wrong: NDArray[Any], seen: int, rows: int, margin: float, con
     return chance[place]
 
 
+def most_that_keep(
+    sure: NDArray[Any], wrong: NDArray[Any], ends: NDArray[Any], agreement: float, confidence: float
+) -> int:
+    """How many of the surest rows may be answered so that the answers agree as promised; 0: that cannot be shown.
+
+    Of `ends`, the ascending counts of rows that a threshold can let through; `sure` descends, and `wrong[k - 1]` is
+    how many of the k surest were answered otherwise than the teacher did. The true agreement is kept with
+    probability `confidence`: thresholds are tested by the exact binomial bound in an order that is fixed before
+    right and wrong are looked at, up to the first that fails (fixed sequence testing in "Learn then Test",
+    Angelopoulos et al. 2021). The first is where by the confidences alone the promise would be kept most clearly,
+    and each next one lets more rows through.
+    """
+    if agreement >= 1:
+        return 0
+    ends = ends[ends >= np.log(1 - confidence) / np.log(agreement)]  # fewer cannot show it, were all of them right
+    if not len(ends):
+        return 0
+    margin = np.cumsum(sure)[ends - 1] / ends - agreement
+    asked, kept = float(ends[int(np.argmax(margin * np.sqrt(ends)))]), 0
+    while (place := int(np.searchsorted(ends, asked))) < len(ends):
+        rows = int(ends[place])
+        if agreement_low(int(wrong[rows - 1]), rows, confidence) < agreement:
+            break
+        kept, asked = rows, rows + max(1.0, STEP * len(sure))
+    return kept
+
+
 def choose_threshold(
     cross_fit: CrossFit | None, policy: TaskPolicy, rows: int, confidence: float
 ) -> tuple[float, float | None]:
-    """(threshold, expected share answered rightly). The lowest threshold at which the answered rows keep the
-    promised agreement and `rows` validation rows will most likely confirm it: as sure as `POWERS` allow."""
+    """(threshold, expected share answered rightly). The lowest threshold (see `FLOOR`) at which the answered
+    rows keep the promised agreement with the policy's confidence (see `most_that_keep`) and `rows` validation rows
+    will most likely confirm it with `confidence`: as sure as `POWERS` allow. 0 rows: nothing is to be confirmed.
+
+    One that is stricter than a threshold that keeps the promise keeps it too, if surer answers are no worse.
+    """
     if cross_fit is None:
         return 0.0, None
     sure, right = cross_fit
     sure = np.minimum(np.floor(sure * 1000 + 1e-6) / 1000, SUREST)
     order = np.argsort(-sure, kind="stable")
     sure, right = sure[order], right[order]
-    answered = np.arange(1, len(sure) + 1)
     wrong = np.cumsum(~right)
-    ends = np.append(sure[1:] < sure[:-1], True)  # a threshold cannot part rows that are equally sure
-    good = (1 - wrong / answered >= policy.answer_agreement) & ends & (sure > 0)
-    chance = chance_to_pass(wrong, len(sure), rows, policy.margin, confidence)
+    ends = 1 + np.flatnonzero(np.append(sure[1:] < sure[:-1], True))  # those that are equally sure stay together
+    counts = _that_may_be_answered(sure, wrong, ends[sure[ends - 1] > 0], policy)
+    chance = (
+        chance_to_pass(wrong[counts - 1], len(sure), rows, policy.margin, confidence)
+        if rows
+        else np.ones(len(counts))
+    )
     for power in POWERS:
-        places = np.flatnonzero(good & (chance >= power))
-        if len(places):
-            last = int(places[-1])
-            return float(sure[last]), float((answered[last] - wrong[last]) / len(sure))
+        able = counts[chance >= power]
+        if len(able):
+            most = int(able[-1])
+            return float(sure[most - 1]), float((most - wrong[most - 1]) / len(sure))
     return NEVER, 0.0
+
+
+def _that_may_be_answered(
+    sure: NDArray[Any], wrong: NDArray[Any], ends: NDArray[Any], policy: TaskPolicy
+) -> NDArray[Any]:
+    """Those of `ends` whose thresholds keep the promise and are no lower than they should ever be.
+
+    Where nearly all seen so far was answered rightly, the promise asks for no threshold: what stands between such
+    a model and questions of another kind is only how sure it is, so each answer must be as sure as the promise.
+    """
+    kept = most_that_keep(sure, wrong, ends, policy.answer_agreement, policy.confidence)
+    is_easy = kept > 0 and kept + STEP * len(sure) >= ends[-1]
+    counts = ends[(ends <= kept) & (sure[ends - 1] >= (policy.answer_agreement if is_easy else FLOOR))]
+    found: NDArray[Any] = counts[1 - wrong[counts - 1] / counts >= policy.answer_agreement]
+    return found
 
 
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]

@@ -19,6 +19,7 @@ from gateway.pipeline.bounds import (
     chance_to_pass,
     choose_threshold,
     mean,
+    most_that_keep,
     most_wrong_that_pass,
     p95,
     ratio_high,
@@ -275,7 +276,7 @@ def test_with_a_threshold_of_its_own_an_honest_model_passes_whatever_its_skill(r
         passed += agreement_low(wrong, held_out, 0.95) >= 0.95
         promised += (expected or 0.0) / 150
     assert passed / 150 >= 0.7
-    assert promised > 0.1
+    assert promised > (0.1 if skill > 3 else 0.01)  # few rows seldom show 95 % where three of four are right
 
 
 @pytest.mark.parametrize("rows", [400, 1500])
@@ -353,6 +354,36 @@ def test_above_the_threshold_the_promises_hold_on_what_it_was_chosen_from(
     assert expected == pytest.approx(right[answered].sum() / len(rows))
 
 
+@pytest.mark.parametrize(("rows", "skill", "target"), [(400, 10.0, 0.95), (1600, 4.0, 0.95), (1600, 30.0, 0.98)])
+def test_the_promise_of_the_threshold_is_kept_in_19_of_20_runs(rows: int, skill: float, target: float) -> None:
+    """The true agreement above the threshold is known here: the mean of the beta distribution beyond it."""
+    random, kept, answered = np.random.default_rng(29), [], []
+    policy = TaskPolicy(answer_agreement=target)
+    sample = random.beta(skill, 1, size=400_000)
+    for _ in range(400):
+        threshold, _ = choose_threshold(answers(random, rows, skill), policy, 0, 0.95)
+        above = sample[sample >= threshold]
+        answered.append(len(above) / len(sample))
+        kept.append(len(above) == 0 or above.mean() >= target)
+    assert np.mean(kept) >= 0.95 - 3 * (0.05 * 0.95 / 400) ** 0.5
+    assert np.mean(answered) > 0.15
+
+
+def test_a_model_that_is_surer_than_it_should_be_gets_a_threshold_that_its_answers_keep() -> None:
+    """It says 97 % where 93 % are right, and 99.5 % where 99 % are: only the latter are answered."""
+    random = np.random.default_rng(31)
+    sure = np.r_[np.full(800, 0.97), np.full(800, 0.995)]
+    right = random.random(1600) < np.r_[np.full(800, 0.93), np.full(800, 0.99)]
+    assert choose_threshold((sure, right), POLICY, 0, 0.95)[0] in (0.97, 0.995, NEVER)
+    assert most_that_keep(sure[::-1], np.cumsum(~right[::-1]), np.array([800, 1600]), 0.97, 0.95) in (0, 800)
+
+
+def test_where_the_promise_needs_no_threshold_each_answer_is_as_sure_as_the_promise() -> None:
+    sure = np.linspace(0.2, 1.0, 500)
+    threshold, _ = choose_threshold((sure, np.ones(500, dtype=bool)), POLICY, 0, 0.95)
+    assert 0.95 <= threshold <= 0.98
+
+
 def test_a_model_that_cannot_tell_how_sure_it_is_answers_everything() -> None:
     assert choose_threshold(None, POLICY, 100, 0.95) == (0.0, None)
 
@@ -365,9 +396,9 @@ def test_a_model_that_was_always_certain_is_not_asked_to_be_more_certain_than_a_
 
 def test_what_is_unlike_everything_seen_is_never_answered() -> None:
     """Confidence 0 stands for a text unlike all training texts; a perfect model still leaves those alone."""
-    sure, right = np.array([0.0] * 50 + [0.9] * 50), np.ones(100, dtype=bool)
+    sure, right = np.array([0.0] * 90 + [0.97] * 90), np.ones(180, dtype=bool)
     threshold, _ = choose_threshold((sure, right), POLICY, 200, 0.95)
-    assert threshold == pytest.approx(0.9)
+    assert threshold == pytest.approx(0.97)
 
 
 def test_a_cheaper_candidate_has_a_ratio_below_one_with_room_for_chance() -> None:

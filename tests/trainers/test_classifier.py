@@ -16,20 +16,10 @@ from gateway.domain.dataset import Dataset, Row, Split
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.student import TextClassifier, Vectoriser
 from gateway.trainers import TrainerSettings, build
-from gateway.trainers.classifier import (
-    Idf,
-    Options,
-    calibrate,
-    count,
-    example_weights,
-    feature_spec,
-    fit_curve,
-    folds,
-    label_words,
-    model_name,
-    train,
-    weigh,
-)
+from gateway.trainers.classifier import Options, model_name, train
+from gateway.trainers.classifier.calibration import calibrate, fit_curve
+from gateway.trainers.classifier.features import Idf, count, example_weights, feature_spec, label_words, weigh
+from gateway.trainers.classifier.heads import folds
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
