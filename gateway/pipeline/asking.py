@@ -16,6 +16,7 @@ from gateway.domain.exchange import Usage
 from gateway.domain.finetune import FineTune
 from gateway.domain.price import PriceBook
 from gateway.domain.route import LOCAL
+from gateway.errors import TaskError
 from gateway.pipeline.quality import same_answer
 from gateway.upstreams.embedded import EmbeddedModel
 
@@ -58,8 +59,18 @@ def asker(config: Config, prices: PriceBook, models: Path) -> Callable[[FineTune
 
 
 def other_models(config: Config, prices: PriceBook) -> Callable[[str, str], Ask]:
-    """How any model of a provider is asked, by the provider's name and its own: baselines and judges."""
-    return lambda upstream, model: _ask_remote(config, prices, upstream, model)
+    """How any model of a provider is asked, by the provider's name and its own: baselines and judges.
+
+    Raises (the function that is returned):
+        TaskError: there is no such provider in the config, any more.
+    """
+
+    def ask_of(upstream: str, model: str) -> Ask:
+        if upstream not in config.providers:
+            raise TaskError(f"no provider {upstream!r} in the config; there are: {', '.join(config.providers)}")
+        return _ask_remote(config, prices, upstream, model)
+
+    return ask_of
 
 
 def _ask_embedded(model: EmbeddedModel) -> Ask:

@@ -108,6 +108,17 @@ def test_a_baseline_that_cannot_be_asked_is_named_and_costs_nothing_else(
     assert "gave no answer to any" in report.failed["small untuned, stripped"]
 
 
+def test_a_provider_that_was_taken_out_of_the_config_fails_its_baseline_only(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    teacher = data.card["teacher"] | {"target": "gone/gpt-6"}
+    moved = msgspec.structs.replace(data, card=data.card | {"teacher": teacher})
+    with FakeOpenAI(the_apps_models) as api:
+        report = compared(store, tmp_path, moved, api, {"baseline_rows": 0, "ask_again": 60})
+    assert only(report).agreement == 1.0
+    assert "no provider 'gone' in the config" in report.failed["incumbent asked again"]
+
+
 def test_nobody_is_asked_for_a_baseline_where_the_policy_says_so(
     store: SqliteStore, tmp_path: Path, data: Dataset
 ) -> None:
