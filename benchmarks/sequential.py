@@ -15,7 +15,8 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.pipeline.alarms import ROLLBACK_AT
+from gateway.pipeline.alarms import REFERENCE, ROLLBACK_AT, SHIFT_AT, WINDOW, label_shift
+from gateway.pipeline.canary import HARM_AT
 from gateway.pipeline.sequential import ODDS, WARNING, WEIGHTS, Bets, observed
 
 Flags = NDArray[np.bool_]
@@ -82,6 +83,34 @@ def delays(runs: int, allowed: float, audit: float, before: float, after: float)
 BEFORE, MOST = 2000, 20_000
 
 
+def canaries(runs: int, allowed: float, wrong: float, pairs: int) -> tuple[float, float]:
+    """(share of candidates that are taken back within so many compared answers, median of how many it took)."""
+    state, found = Runs(runs, allowed, 1.0, 3), np.full(runs, np.inf)
+    logs = np.zeros((runs, len(ODDS)))
+    for number in range(1, pairs + 1):
+        logs += np.log(np.where((state.dice.random(runs) < wrong)[:, None], state.up, state.down))
+        harm = np.exp(np.minimum(logs, 700)) @ np.array(WEIGHTS) >= HARM_AT
+        found = np.where(harm & np.isinf(found), number, found)
+    hit = np.isfinite(found)
+    return float(hit.mean()), float(np.median(found[hit])) if hit.any() else float("nan")
+
+
+def shifts(windows: int, labels: int, moved: float) -> float:
+    """The share of windows of `WINDOW` labels that raise an alarm, beside `REFERENCE` earlier ones; so great a
+    share of the newer ones has `moved` to the rarest label. The n-th label is 1/n as frequent as the first."""
+    dice = np.random.default_rng(4)
+    before = 1 / np.arange(1, labels + 1)
+    before /= before.sum()
+    now = before * (1 - moved)
+    now[-1] += moved
+    alarms = 0
+    for _ in range(windows):
+        counts = [dice.multinomial(size, p) for size, p in ((REFERENCE, before), (WINDOW, now))]
+        one, other = ({str(n): int(c) for n, c in enumerate(found) if c} for found in counts)
+        alarms += label_shift(one, other) < SHIFT_AT
+    return alarms / windows
+
+
 def check(allowed: float) -> None:
     """The same numbers as the real code, for one run."""
     dice, bets, state = random.Random(0), Bets(), Runs(1, allowed, 1.0, 0)
@@ -115,6 +144,15 @@ def main() -> None:
         taken, share = delays(given.runs, margin, audit, before, after)
         low, high = np.quantile(taken, [0.5, 0.9])
         say(f"  {before:.1%} -> {after:.1%}: {low:,.0f}, {high:,.0f}; {share:.1%} of requests audited before")
+    say("canaries taken back within 50, 100 and 150 compared answers, and after how many (median):")
+    for wrong in (0.4 * margin, margin, 2 * margin, 4 * margin, 0.3, 0.5, 1.0):
+        found = [canaries(20 * given.runs, margin, wrong, pairs) for pairs in (50, 100, 150)]
+        say(f"  wrong {wrong:.0%}: {', '.join(f'{hit:.1%}' for hit, _ in found)}; {found[-1][1]:.0f}")
+    windows = 10 * given.runs
+    say(f"windows of {WINDOW} labels with an alarm, of {windows:,} (labels that have moved):")
+    for labels in (3, 12, 77):
+        rates = [f"{shifts(windows, labels, moved):.2%} ({moved:.0%})" for moved in (0.0, 0.1, 0.2, 0.3)]
+        say(f"  {labels} labels: {', '.join(rates)}")
 
 
 def say(line: str) -> None:

@@ -270,6 +270,20 @@ def test_tables_are_for_people(trained: Desk) -> None:
     assert "mail has no route any more: whole to its provider" in back.output
 
 
+def test_a_candidate_may_begin_in_the_shadow_or_with_a_few_requests(trained: Desk) -> None:
+    """The worker takes the further steps."""
+    shown = trained.types("promote", "mail", "--shadow")
+    assert "100 % of mail is shown to mail-" in shown.output.replace("\n", "")
+    (route,) = yaml.safe_load(trained.routes.read_text())["routes"]
+    assert route["targets"] == [{"upstream": "openai", "model": "gpt-6"}]
+    assert (route["shadow"]["upstream"], route["shadow"]["percent"]) == ("local", 100)
+    (row,) = trained.store.rows("promotions", "action = 'promote'")
+    assert [step["share"] for step in json.loads(row["steps"])] == [95]
+    assert trained.reads("rollback", "mail") == {"task": "mail", "route": None}
+    assert trained.reads("promote", "mail", "--canary", "5%")["route"]["targets"][0]["weight"] == 5
+    assert trained.types("promote", "mail", "--canary", "0%").exit_code == 2
+
+
 def test_the_gate_refuses_unless_it_is_forced(desk: Desk) -> None:
     """120 letters leave too few to judge by."""
     keep(desk.store, traffic(120))

@@ -190,10 +190,10 @@ def _labelled(watched: Watched, label: str) -> Watched:
     window = window | {label: window.get(label, 0) + 1}
     if sum(window.values()) < WINDOW:
         return msgspec.structs.replace(watched, window=window)
-    return msgspec.structs.replace(watched, window={}, shift=_shift(reference, window))
+    return msgspec.structs.replace(watched, window={}, shift=label_shift(reference, window))
 
 
-def _shift(before: Mapping[str, int], now: Mapping[str, int]) -> float:
+def label_shift(before: Mapping[str, int], now: Mapping[str, int]) -> float:
     """How improbable so different counts of labels are in two samples of one distribution: Pearson's chi-squared
     test of homogeneity, rare labels taken together; 1 where less than `LEAST_SHIFT` of them have moved."""
     total, newer = sum(before.values()), sum(now.values())
