@@ -183,7 +183,7 @@ class Worker:
         return load
 
     def _look(self) -> None:
-        self._repeat(Repeated(self._looking(), "the watch over candidates", WATCH_SECONDS, longest=30.0))
+        self._repeat(Repeated(self._looking(), "the watch over candidates", WATCH_SECONDS, longest=5.0))
 
     def _looking(self) -> Callable[[], object]:
         """Beside the turns, which may train for minutes: what harms is taken back meanwhile."""

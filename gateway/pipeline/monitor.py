@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from gateway.config import TaskPolicy
-from gateway.errors import ConfigError, StoreError
+from gateway.errors import StoreError
 from gateway.pipeline import promote
 from gateway.pipeline.alarms import (
     ACTIONS,
@@ -51,16 +51,19 @@ Row = dict[str, Any]
 
 
 def look_after(shop: Workshop, now: float | None = None) -> None:
-    """One look at every task that was promoted. `now`: seconds since the epoch.
+    """One look at every task that was promoted. `now`: seconds since the epoch. What stops one task stops no other,
+    and is raised at the end.
 
     Raises:
+        ConfigError: a step or a rollback is due, and routes.yaml has a problem.
         StoreError: what is known cannot be kept or told.
     """
     moment = time.time() if now is None else now
     audits: dict[str, float] = {}
     known = {task: Told([Kind.MATCH_RATE.value]) for task in templates_watched.alarms(shop.store)}
+    troubles: list[Exception] = []
     for task in audited.served_tasks(shop.store):
-        watched = _look(shop, task, moment)
+        watched = _look(shop, task, moment, troubles)
         if watched is None:
             continue
         row = next(iter(promote.standing(shop.store, task)[-1:]), None)
@@ -74,6 +77,8 @@ def look_after(shop: Workshop, now: float | None = None) -> None:
         tell(home, known)
     except OSError as error:
         raise StoreError(f"{home}: {error.strerror}; the relays cannot be told what to audit") from error
+    if troubles:
+        raise troubles[0]
 
 
 def _told(shop: Workshop, task: str, watched: Watched, before: Told | None) -> Told:
@@ -81,22 +86,25 @@ def _told(shop: Workshop, task: str, watched: Watched, before: Told | None) -> T
     return Told(sorted({*kinds, *(before.alarms if before else ())}), watched.agreement)
 
 
-def _look(shop: Workshop, task: str, now: float) -> Watched | None:
+def _look(shop: Workshop, task: str, now: float, troubles: list[Exception]) -> Watched | None:
     """What is known of the task's candidate after this look; None where there is none."""
     row = next(iter(promote.standing(shop.store, task)[-1:]), None)
     if row is None:
-        audited.clear_alarms(shop.store, task, [kind.value for kind in Kind], now)
+        over = [one["kind"] for one in audited.open_alarms(shop.store, task)]
+        audited.clear_alarms(shop.store, task, over, now)
         return None
     policy = shop.config.policy(task)
     route: RouteDict = yaml.safe_load(row["routes_after"] or "") or {}
     candidate = "/".join(str(candidate_of(route).get(key)) for key in ("upstream", "model"))
     expected = _expected(shop, row, policy)
-    watched = _read(shop, task, _remembered(shop, task, row), expected, candidate, now)
-    audited.keep_watch_state(shop.store, task, msgspec.json.encode(watched))
+    before = _remembered(shop, task, row)
+    watched = _read(shop, task, before, expected, candidate, now)
+    if watched != before:
+        audited.keep_watch_state(shop.store, task, msgspec.json.encode(watched))
     try:
         _act(shop, task, row, route, watched, expected, now)
-    except ConfigError as error:  # a person's file has a problem; the next look tries again
-        log.warning("task %s: %s", task, error)
+    except Exception as error:  # noqa: BLE001 - raised when the other tasks have been looked at
+        troubles.append(error)
     return watched
 
 

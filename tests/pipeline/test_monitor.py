@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from stories import answer, asked, config_in, exchange, keep, mail, workshop_in
+from stories import answer, asked, config_in, exchange, keep, mail, template, workshop_in
 
+from gateway.config import Config
 from gateway.domain.exchange import Exchange, id_maker
+from gateway.errors import ConfigError
 from gateway.pipeline import promote
 from gateway.pipeline.canary import Step
 from gateway.pipeline.cycle import Workshop
@@ -43,16 +45,16 @@ class Life:
     def __init__(self, shop: Workshop) -> None:
         self.shop, self.store, self.number = shop, shop.store, 0
 
-    def promote(self, *steps: Step, finetune: str = "ft-1", measure: Measure = "exact") -> None:
+    def promote(self, *steps: Step, finetune: str = "ft-1", task: str = "mail", measure: Measure = "exact") -> None:
         score = msgspec.structs.replace(TUNED, finetune=finetune, model=finetune.replace("ft-", "ft:mail-"))
         report = Report(
-            id="eval-1", task="mail", dataset="d", template="mail@1", confidence=0.95, incumbent=TEACHER,
+            id="eval-1", task=task, dataset="d", template=f"{task}@1", confidence=0.95, incumbent=TEACHER,
             candidates=[score], failed={}, provider="openai", model="gpt-6", measure=measure,
         )  # fmt: skip
         self.store.put("evaluations", {"id": report.id, "task": "mail", "dataset": "d", "created_at": 1.0,
                                        "report": msgspec.to_builtins(report)})  # fmt: skip
         decision = Decision(
-            task="mail", evaluation="eval-1", candidate=finetune, score=score, checks=(), promote=True
+            task=task, evaluation="eval-1", candidate=finetune, score=score, checks=(), promote=True
         )
         promote.promote(self.store, self.shop.config, self.shop.routes, self.shop.models, report, decision,
                         steps=steps or [Step(95)])  # fmt: skip
@@ -364,11 +366,43 @@ def test_a_routes_file_that_a_person_is_editing_is_waited_for(life: Life) -> Non
     good = life.shop.routes.read_text()
     life.shop.routes.write_text("routes:\n  - name: half wri")
     life.record(life.audits(*[False] * 30))
-    life.look()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="left as it is"):
+            life.look()
     assert life.shop.routes.read_text() == "routes:\n  - name: half wri"
     life.shop.routes.write_text(good)
     life.look()
     assert life.share is None
+
+
+def test_where_nothing_is_new_nothing_is_written(life: Life) -> None:
+    """It looks every second, and a write is forced to the disk."""
+    life.promote()
+    life.record(life.audits(True, True))
+    life.look()
+    before = life.store.run("SELECT total_changes()").fetchone()
+    for _ in range(3):
+        life.look()
+    assert life.store.run("SELECT total_changes()").fetchone() == before
+
+
+def test_trouble_with_one_task_stops_no_other(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    life.promote()
+    life.promote(task="post", finetune="ft-2")
+    life.record(life.audits(*[False] * 30))
+    rollback = promote.rollback
+
+    def broken(store: SqliteStore, config: Config, routes: Path, task: str, because: object) -> Any:
+        return 1 / 0 if task == "mail" else rollback(store, config, routes, task, because)
+
+    post = [msgspec.structs.replace(one, id=f"p{one.id}", task="post", copy_of=one.copy_of and f"p{one.copy_of}",
+                                    target=one.target and one.target.replace("mail-1", "mail-2"))
+            for one in life.audits(*[False] * 30)]  # fmt: skip
+    keep(life.store, post, template(task="post"))
+    monkeypatch.setattr(promote, "rollback", broken)
+    with pytest.raises(ZeroDivisionError):
+        life.look()
+    assert [route["name"] for route in routes_of(life.shop.routes.read_text())] == ["mail"]
 
 
 def test_a_person_who_rolls_back_ends_the_alarms(life: Life) -> None:
