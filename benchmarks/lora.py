@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -245,10 +246,10 @@ def config(home: Path, given: argparse.Namespace, model: str, system: str) -> in
     def pattern(role: str, text: TextPattern) -> MessagePattern:
         return MessagePattern(layout.read_message({"role": role, "content": ""})[0], (text,))
 
-    (home / "config").mkdir(parents=True, exist_ok=True)
-    (home / "data").mkdir(exist_ok=True)
-    if not (home / "data" / "models").exists():
-        (home / "data" / "models").symlink_to((given.out / "models").resolve())
+    shutil.rmtree(home, ignore_errors=True)  # an earlier run's template is of another prompt
+    (home / "config").mkdir(parents=True)
+    (home / "data").mkdir()
+    (home / "data" / "models").symlink_to((given.out / "models").resolve())
     store = SqliteStore(home / "data" / "unprompt.db")
     head = (pattern("system", TextPattern((system,))), pattern("user", TextPattern(("", ""), (Slot("input"),))))
     store.add_template(PromptTemplate("intent", 1, head))
