@@ -24,11 +24,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 
 from gateway.app import Files, build_switchboard, fingerprint, price_book
@@ -36,21 +37,19 @@ from gateway.config import load_config
 from gateway.demo.messages import Labelled, descriptions, messages
 from gateway.demo.prompts import Prompt, few_shot
 from gateway.domain.dataset import Row
-from gateway.domain.exchange import Exchange, id_maker
+from gateway.domain.exchange import Exchange, Usage, id_maker
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.route import LOCAL
 from gateway.pipeline import canary, dataset, evaluate, promote
-from gateway.pipeline.asking import Answered, Ask
+from gateway.pipeline.asking import Answered
 from gateway.pipeline.cycle import Workshop, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.gate import decide
 from gateway.pipeline.monitor import look_after
-from gateway.proxy.router import Attempt, Incoming, Plan, Switchboard
 from gateway.providers.openai import chat_completion
-from gateway.domain.exchange import Usage
+from gateway.proxy.router import Attempt, Incoming, Plan, Switchboard
 from gateway.stores.audited import open_alarms
 from gateway.stores.sqlite import SqliteStore
-from gateway.upstreams.embedded import EmbeddedModel
 
 MODEL = "gpt-6-luna"
 REQUESTS_A_DAY = 1000
@@ -140,7 +139,8 @@ class World:
             failures.append(f"{attempt.label}: {why}")
         own = self._record(plan, attempt, body, answer, failures)
         wrong = attempt.stripped and attempt.text != row.text
-        self.told.append(Told(self.numbers, answer == self.prompt.answer(row.label), attempt.stripped, wrong, answer is None))
+        right = answer == self.prompt.answer(row.label)
+        self.told.append(Told(self.numbers, right, attempt.stripped, wrong, answer is None))
         copied = plan.shadow
         if answer is not None and attempt.stripped and plan.audited:
             copied = next(one for one in plan.attempts if not one.stripped)
@@ -171,7 +171,8 @@ class World:
     ) -> str:  # fmt: skip
         ours = attempt.stripped
         tokens = len(attempt.body or b"") // 4
-        said = chat_completion(1, attempt.model or "", answer or "", Usage(input=tokens, output=2, source="upstream"))
+        usage = Usage(input=tokens, output=2, source="upstream")
+        said = chat_completion("1", attempt.model or "", answer or "", usage)
         row = Exchange(
             id=self.new_id(), started_at=self.now, route=plan.route.name if plan.route else None, task=plan.task,
             provider="openai", endpoint="/v1/chat/completions", model_requested=MODEL, model_served=attempt.model,
@@ -222,7 +223,9 @@ class World:
             upstream="made", model="made-1",
         )  # fmt: skip
         self.store.save_finetune(one)
-        report = evaluate.evaluate(self.store, self.shop.config, data, [one], self.shop.models, lambda _: self._asks)
+        report = evaluate.evaluate(
+            self.store, self.shop.config, data, [one], self.shop.models, lambda _: self._asks
+        )
         decision = msgspec.structs.replace(decide(report, self.shop.config.policy(self.task)), promote=True)
         steps = canary.steps(self.shop.config.policy(self.task))
         promote.promote(
@@ -306,7 +309,7 @@ def prompt_change(story: Story) -> None:
 
 
 def topics_shift(story: Story) -> None:
-    """From one day to the next half of the messages are of a kind that was never met. `until`: the next promotion."""
+    """One day half of the messages are of kinds that were never met. `until`: the next promotion."""
     world = story.world
     labels = sorted({row.label for row in world.texts})
     rare = set(labels[: len(labels) // 3])
@@ -408,14 +411,16 @@ def main() -> int:
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
     found = []
-    print("| story | days | served | right | failed | wrong strips | promotions | rollbacks | until | alarms |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    click.echo(
+        "| story | days | served | right | failed | wrong strips | promotions | rollbacks | until | alarms |"
+    )
+    click.echo("|---|---|---|---|---|---|---|---|---|---|")
     for name in given.stories or STORIES:
         runs = [play(name, seed, given.days) for seed in range(given.runs)]
         found += runs
-        print(_line(name, runs), flush=True)
+        click.echo(_line(name, runs))
     if given.json:
-        print(json.dumps(found, indent=1))
+        click.echo(json.dumps(found, indent=1))
     return int(any(run["wrong_strips"] for run in found))
 
 
