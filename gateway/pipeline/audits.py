@@ -31,8 +31,8 @@ class Pair(NamedTuple):
 
 
 def outcome(row: Recorded, candidate: str) -> Outcome | None:
-    """What became of an exchange at the candidate (its `upstream/model`); None where it was not asked, or where the
-    client left before there was an answer."""
+    """What became of an exchange at the candidate (its `upstream/model`); None where it was not asked, where the
+    client left before there was an answer, or where the incumbent failed, too: that may be the request's fault."""
     reasons = [reason for name, _, reason in (one.rpartition(": ") for one in row.attempts) if name == candidate]
     if row.stripped and row.target == candidate:
         failed = row.error_type in _FAILED
@@ -40,9 +40,10 @@ def outcome(row: Recorded, candidate: str) -> Outcome | None:
             return None
         return Outcome(not failed, failed, row.latency_ms, row.cost_usd)
     tried = [reason for reason in reasons if reason not in _NEVER_ASKED]
-    if not tried:
+    failed = bool(tried) and tried[-1] != ABSTAINED
+    if not tried or (failed and row.copy_of is None and not 200 <= (row.status or 0) < 400):
         return None
-    return Outcome(False, tried[-1] != ABSTAINED, row.latency_ms, row.cost_usd)
+    return Outcome(False, failed, row.latency_ms, row.cost_usd)
 
 
 def pair(store: SqliteStore, copy: Recorded, candidate: str, measure: Measure = "exact") -> Pair | None:

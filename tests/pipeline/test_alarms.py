@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from statistics import median
 
 import msgspec
 import pytest
@@ -104,6 +105,29 @@ def test_suspicion_raises_the_audits_until_it_is_settled() -> None:
     assert raised(suspicious) == {}
     assert audited([1.0] * 5, suspicious).raised
     assert not audited([1.0] * 100, suspicious).raised
+
+
+def requests_until_rollback(seed: int, before: float, after: float, audit: float = 0.1, most: int = 20_000) -> int:
+    """Requests from the change to the rollback, of a candidate that answers all; 1,000 came before the change."""
+    dice, watched = random.Random(seed), FRESH
+    promised = Expected(margin=0.05, error_rate=0.02)
+    for number in range(-1000, most):
+        if dice.random() < (1.0 if watched.raised else audit):
+            right = dice.random() >= (before if number < 0 else after)
+            watched = compared(watched, float(right), None, promised)
+            if number >= 0 and alarms("mail", watched, promised, canary=False):
+                return number
+    return most
+
+
+def test_five_points_too_many_are_rolled_back_within_a_thousand_requests_at_ten_percent_audits() -> None:
+    """The median, whether all was well before or it was just allowed."""
+    for before in (0.01, 0.05):
+        assert median(requests_until_rollback(seed, before, 0.1) for seed in range(31)) < 1000
+
+
+def test_a_candidate_that_keeps_the_promise_is_left_alone() -> None:
+    assert {requests_until_rollback(seed, 0.03, 0.03, audit=1.0, most=4000) for seed in range(10)} == {4000}
 
 
 def test_an_alarm_is_over_when_its_evidence_has_gone() -> None:

@@ -289,7 +289,10 @@ def test_what_says_nothing_of_the_candidate_is_not_held_against_it(life: Life) -
     life.promote()
     left = life.served(status=200, complete=False, error_type="caller_cancelled")
     skipped = life.whole(attempts=["openai/ft:mail-1: circuit_open"])
-    life.record([*own, failed, without_body, another, life.whole("praise", copy_of=another.id), left, skipped])
+    everywhere = life.whole("", status=400, error_type="upstream_http_4xx", attempts=["openai/ft:mail-1: http_400"])
+    life.record(
+        [everywhere, *own, failed, without_body, another, life.whole("praise", copy_of=another.id), left, skipped]
+    )
     life.look()
     assert life.seen == {"errors": 4, "input_drift": 4, "latency": 4, "cost": 4}
 
