@@ -115,7 +115,7 @@ def check(allowed: float) -> None:
     """The same numbers as the real code, for one run."""
     dice, bets, state = random.Random(0), Bets(), Runs(1, allowed, 1.0, 0)
     for _ in range(500):
-        wrong = dice.random() < 0.08
+        wrong = dice.random() < 1.2 * allowed
         bets = observed(bets, float(wrong), allowed)
         state.wealth = (state.wealth + 1) * (state.up if wrong else state.down)
     assert abs(bets.change / state.evidence[0] - 1) < 1e-9
