@@ -73,7 +73,11 @@ def descriptions() -> dict[str, str]:
     return {label: intent.about for label, intent in grammar().intents.items()}
 
 
-def messages(seed: int = 0, count: int = 1500) -> list[Labelled]:
+BUILT_IN = 2400
+"""So many messages come with the package: with fewer, a gate that asks for 95 % would often refuse by chance."""
+
+
+def messages(seed: int = 0, count: int = BUILT_IN) -> list[Labelled]:
     """`count` different made-up messages; a longer list of the same seed begins with the shorter one."""
     rng = random.Random(seed)
     found: dict[str, Labelled] = {}

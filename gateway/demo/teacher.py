@@ -37,7 +37,7 @@ from gateway.demo.answers import (
     pieces,
     prompt_tokens,
 )
-from gateway.demo.messages import Labelled, load, messages
+from gateway.demo.messages import BUILT_IN, Labelled, load, messages
 from gateway.errors import ConfigError
 
 
@@ -300,7 +300,7 @@ def _error(problem: Refused) -> web.Response:
 
 @click.command()
 @click.option("--data", default="builtin", help="Labelled JSON lines (text, label), or 'builtin'.")
-@click.option("--rows", default=1500, help="How many built-in messages it knows.")
+@click.option("--rows", default=BUILT_IN, help="How many built-in messages it knows.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, help="0: any free port.")
 @click.option("--model", "models", multiple=True, default=("gpt-6-luna",), help="What it serves; repeatable.")

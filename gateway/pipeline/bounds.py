@@ -21,7 +21,7 @@ FLOOR = 0.7
 """The lowest threshold of a model with a promise: less sure, it is wrong too often where nobody has looked."""
 STEP = 0.02
 """By so many rows more, as a share of all, each next threshold is tried."""
-POWERS = (0.95, 0.8, 0.5)
+POWERS = (0.99, 0.95, 0.8, 0.5)
 """How probable it should be that the held-out rows confirm a threshold; few rows cannot give the first."""
 _RESAMPLES = 1000
 CrossFit = tuple[NDArray[Any], NDArray[Any]]
