@@ -174,6 +174,8 @@ def _fresh(shop: Workshop, decision: Decision, report: evaluate.Report) -> Decis
     """The decision, and not to promote what was rolled back before, or is no better than what serves already."""
     now = _serving_id(shop, decision.task)
     current = next((score for score in report.candidates if now and score.finetune == now), None)
+    if report.template not in _stripped_now(shop, decision.task):
+        current = None  # it serves another version of the prompt, and none of these requests
     checks = []
     if decision.candidate in promote.taken_back(shop.store, decision.task):
         checks.append(Check("times that it was rolled back", 1.0, 0.0, False))
@@ -188,6 +190,12 @@ def _serving_id(shop: Workshop, task: str) -> str | None:
     """The fine-tune that serves the task now."""
     serving = next(iter(promote.standing(shop.store, task)[-1:]), None)
     return promote.candidate(serving) if serving else None
+
+
+def _stripped_now(shop: Workshop, task: str) -> frozenset[str]:
+    """The templates that the task's newest promotion strips."""
+    serving = next(iter(promote.standing(shop.store, task)[-1:]), None)
+    return promote.stripped(serving) if serving else frozenset()
 
 
 def _right(score: evaluate.Score) -> float:
@@ -226,10 +234,30 @@ def _job(shop: Workshop, task: str) -> Job | None:
         return _resumed(shop, task, last, found[-1]["step"])
     usable = shop.store.answered_count(task)
     policy = shop.config.policy(task)
-    if usable < max(policy.min_rows, _wanted(shop, task, policy, last, failed=state == "failed")):
+    if usable < policy.min_rows:
+        return None
+    is_due = usable >= _wanted(shop, task, policy, last, failed=state == "failed") and not _is_on_its_way(
+        shop, task
+    )
+    if not is_due and not _has_another_prompt(shop, task, policy, last):
         return None
     fresh = {"id": f"cycle-{task}-{uuid.uuid4().hex[:12]}", "usable": usable, "started_at": time.time()}
     return _note(shop, task, fresh | {"process": _PROCESS, "attempts": 1}, "dataset")
+
+
+def _has_another_prompt(shop: Workshop, task: str, policy: TaskPolicy, last: Job) -> bool:
+    """Whether nearly all that is asked now has another version of the prompt than was trained for last."""
+    trained = shop.store.rows("datasets", "id = ?", [last.get("dataset")])
+    if not trained:
+        return False
+    counts = shop.store.version_counts(task, policy.min_rows * 5 // 4)
+    return any(n >= policy.min_rows and f"{task}@{v}" != trained[-1]["template"] for v, n in counts.items())
+
+
+def _is_on_its_way(shop: Workshop, task: str) -> bool:
+    """Whether a candidate is at a step of its canary: another one would begin all over again."""
+    serving = next(iter(promote.standing(shop.store, task)[-1:]), None)
+    return serving is not None and bool(promote.steps_left(serving))
 
 
 def _wanted(shop: Workshop, task: str, policy: TaskPolicy, last: Job, *, failed: bool) -> float:

@@ -101,7 +101,7 @@ def scope_of(store: SqliteStore, task: str, policy: TaskPolicy | None = None) ->
     teachers = Counter(Teacher(row["provider"], row["model_requested"], _target(row)) for row in recent)
     teacher = next(iter(teachers.most_common(1)), (Teacher("", None, ""), 0))[0]  # of equals, the newest
     own = [row for row in recent if _target(row) == teacher.target]
-    uses = Counter(row["task_version"] for row in own)
+    uses = Counter(row["task_version"] for row in own[: policy.min_rows])  # newest first: what makes a turn due
     first = max(templates, key=lambda template: (uses[template.version], template.version))
     others = sorted((t for t in templates if t is not first), key=lambda t: -t.version)
     return Scope(

@@ -226,6 +226,13 @@ def candidate(promotion: dict[str, Any]) -> str | None:
     return record.get("candidate") if isinstance(record, dict) else None
 
 
+def stripped(promotion: dict[str, Any]) -> frozenset[str]:
+    """The templates (`TASK@VERSION`) that the route of a row of `promotions` strips."""
+    route = yaml.safe_load(promotion["routes_after"] or "") or {}
+    places = [*route.get("targets", []), route.get("shadow") or {}]
+    return frozenset(place["strip"] for place in places if "strip" in place)
+
+
 def note_refusal(store: SqliteStore, decision: Decision) -> None:
     """Keep the decision record of a candidate that was not promoted."""
     _note(store, decision, "refuse")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from stories import asked, config_in, exchange, keep, mail, traffic
+import yaml
+from stories import NEW_SYSTEM, asked, config_in, exchange, keep, mail, template, traffic
 
 from gateway.pipeline import cycle, evaluate, promote
 from gateway.pipeline.alarms import Alarm, Kind
@@ -139,3 +141,53 @@ def test_answers_of_candidates_are_no_training_rows_and_audits_are(shop: Worksho
     assert "WRONG" not in outputs.values()
     assert {copy.id for copy in copies} <= set(outputs)
     assert not {one.id for one in (*served, *shadows)} & set(outputs)
+
+
+def another_prompt(shop: Workshop, count: int, *, start: int) -> None:
+    """The same mail, asked with the prompt's second version."""
+    letters = [
+        exchange(start + n, asked(text, system=NEW_SYSTEM), label, version=2)
+        for n, (text, label) in ((n, mail()[(start + n) % 500]) for n in range(count))
+    ]
+    keep(shop.store, letters, template(), template(NEW_SYSTEM, 2))
+
+
+def test_another_prompt_is_trained_for_as_soon_as_there_are_rows_of_it(shop: Workshop) -> None:
+    """The candidate that serves cannot be stripped for it, so nobody has to wait for twice the rows."""
+    promoted(shop)
+    another_prompt(shop, 99, start=5000)
+    assert turn(shop, "mail") is None
+    another_prompt(shop, 51, start=5099)
+    assert turn(shop, "mail") is not None
+    (first, second) = shop.store.rows("datasets")
+    assert (first["template"], second["template"]) == ("mail@1", "mail@2")
+    another_prompt(shop, 99, start=5150)
+    assert turn(shop, "mail") is None  # it was trained for
+
+
+def test_a_few_requests_with_another_prompt_beside_the_old_one_train_nothing(shop: Workshop) -> None:
+    promoted(shop)
+    another_prompt(shop, 60, start=5000)
+    more(shop, 65)
+    assert turn(shop, "mail") is None
+
+
+def test_a_candidate_for_another_prompt_need_not_beat_the_one_that_serves_the_old_one(shop: Workshop) -> None:
+    promoted(shop)
+    another_prompt(shop, 500, start=5000)
+    decision = turn(shop, "mail")
+    assert decision is not None
+    assert decision.promote, decision.reason
+    assert not any("candidate that serves" in check.name for check in decision.checks)
+    (route,) = yaml.safe_load(shop.routes.read_bytes())["routes"]
+    assert route["targets"][0]["strip"] == "mail@2"
+
+
+def test_while_a_candidate_is_on_its_way_no_other_one_is_trained(shop: Workshop, tmp_path: Path) -> None:
+    stepwise = config_in(tmp_path, tasks={"default": {"min_rows": 100, "canary": [5, 100]}})
+    shop = msgspec.structs.replace(shop, config=stepwise)
+    promoted(shop)
+    more(shop, 600)
+    assert turn(shop, "mail") is None
+    promote.advance(shop.store, shop.config, shop.routes, "mail")
+    assert turn(shop, "mail") is not None
