@@ -146,9 +146,11 @@ def _problems(files: Files) -> list[Problem]:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--upstream", help="Base URL of a real LLM instead of the built-in teacher (key: OPENAI_API_KEY).")
 @click.option("--model", default="gpt-6-luna", show_default=True, help="Model to ask for.")
+@click.option("--story", type=click.Choice(["first", "drift"]), default="first", show_default=True,
+              help="drift: the app changes its prompt when a model of its own serves it.")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Leave gateway and teacher up at the end, until Ctrl-C.")
 @json_option
-def demo_command(as_json: bool, **chosen: Any) -> None:
+def demo_command(as_json: bool, story: str, **chosen: Any) -> None:
     """Run the whole loop here: no key, no server.
 
     An app with a few-shot prompt asks a teacher through the gateway; the gateway finds the task, trains,
@@ -157,10 +159,12 @@ def demo_command(as_json: bool, **chosen: Any) -> None:
     \b
     Example: unprompt demo
              unprompt demo --data banking77.jsonl --json
+             unprompt demo --story drift
     """
-    from gateway.demo import outcome, story
+    from gateway.demo import drift, outcome
+    from gateway.demo import story as first
 
-    options = story.Options(**chosen)
+    options = first.Options(**chosen)
     started = time.monotonic()
 
     def say(sentence: str) -> None:
@@ -169,10 +173,12 @@ def demo_command(as_json: bool, **chosen: Any) -> None:
     def show(result: dict[str, Any]) -> None:
         if as_json:
             print_json(result)
+        elif story == "drift":
+            outcome.show_drift(result, tables.console)
         else:
             outcome.show(result, tables.console)
 
-    asyncio.run(story.tell(options, say, show))
+    asyncio.run((drift if story == "drift" else first).tell(options, say, show))
 
 
 for _command in (

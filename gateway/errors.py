@@ -169,6 +169,7 @@ CODES = frozenset(
         BadRequest,
         Forbidden,
         UnknownPath,
+        UnknownPage,
         UnknownExchange,
         BodyTooLarge,
         TooManyRequests,

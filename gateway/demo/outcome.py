@@ -28,6 +28,27 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(_next_steps(result), soft_wrap=True)
 
 
+def show_drift(result: dict[str, Any], console: Console) -> None:
+    """Print the timeline of the story of a prompt that changes, and what the app saw of it."""
+    console.print(tables.table("What happened, and when", ("second", "requests", "remark"), [
+        (f"{event['seconds']:.1f}", f"{event['requests']:,}", event["what"]) for event in result["timeline"]
+    ]))  # fmt: skip
+    console.print(tables.table("What the app saw", ("", "requests", "stripped", "right", "errors"), [
+        (name, str(result[key]["requests"]), share(result[key]["stripped_share"]), share(result[key]["accuracy"]),
+         str(result[key]["errors"]))
+        for name, key in (("first prompt, served by its model", "before"),
+                          ("the first 50 with the second prompt", "at_once"),
+                          ("all until that was learnt", "between"),
+                          ("second prompt, served by its model", "after"))
+    ]))  # fmt: skip
+    console.print(
+        f"{result['wrong_strips']} requests wrongly stripped; {result['promotions']} promotions, "
+        f"{result['rollbacks']} rollbacks; {result['requests_until_promoted_again']:,} requests from the new "
+        f"prompt to its model; {result['seconds']:.0f} s; everything is in {result['home']}",
+        soft_wrap=True,
+    )
+
+
 def _comparison(result: dict[str, Any]) -> Any:
     before, after = result["before"], result["after"]
     lines = [

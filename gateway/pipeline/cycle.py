@@ -152,14 +152,16 @@ def _report(
     kept = shop.store.rows("evaluations", "id = ?", [job.get("evaluation")])
     if kept and kept[0]["dataset"] == data.id:
         return evaluate.load_report(kept[0]), job
-    report = evaluation(shop, data, [*trained, *_serving(shop, task, trained)])
+    report = evaluation(shop, data, [*trained, *_serving(shop, task, data.template, trained)])
     return report, _note(shop, task, job, "evaluate", evaluation=report.id)
 
 
-def _serving(shop: Workshop, task: str, trained: list[FineTune]) -> list[FineTune]:
+def _serving(shop: Workshop, task: str, template: str, trained: list[FineTune]) -> list[FineTune]:
     """The candidate that serves the task now, which the new ones are judged beside."""
     now = _serving_id(shop, task)
-    found = shop.store.finetunes("id = ? AND state = 'succeeded'", [now]) if now else []
+    if now is None or template not in _stripped_now(shop, task):
+        return []  # what serves another version of the prompt is asked none of these requests
+    found = shop.store.finetunes("id = ? AND state = 'succeeded'", [now])
     return [one for one in found if all(one.id != other.id for other in trained)]
 
 
@@ -174,8 +176,6 @@ def _fresh(shop: Workshop, decision: Decision, report: evaluate.Report) -> Decis
     """The decision, and not to promote what was rolled back before, or is no better than what serves already."""
     now = _serving_id(shop, decision.task)
     current = next((score for score in report.candidates if now and score.finetune == now), None)
-    if report.template not in _stripped_now(shop, decision.task):
-        current = None  # it serves another version of the prompt, and none of these requests
     checks = []
     if decision.candidate in promote.taken_back(shop.store, decision.task):
         checks.append(Check("times that it was rolled back", 1.0, 0.0, False))

@@ -21,17 +21,19 @@ from gateway.pipeline import rows as files
 from gateway.pipeline.card import card, card_text
 from gateway.pipeline.choosing import Chosen, choose
 from gateway.pipeline.duplicates import settle
-from gateway.pipeline.examples import TERMS, Scope, Teacher
+from gateway.pipeline.examples import TERMS, Scope, Teacher, closed_set
 from gateway.pipeline.parts import Found, read_heads, whole_line
 from gateway.pipeline.reading import ALONE, Say, key_of, parts, read_all
 from gateway.pipeline.rows import PARTS, RowFile, Written, chat_line
 from gateway.stores.sqlite import SqliteStore
-from gateway.stores.watched import untrusted
+from gateway.stores.watched import newest_of, untrusted
 
 AT_LEAST = 50
 """Fewer rows are refused: nothing can be learnt from them, and less be proved."""
 RECENT = 1000
 """So many of the newest answered exchanges decide which model is the teacher and which prompt is in use."""
+COMPARED = 500
+"""So many of the newest answers to the prompt in use say what answers there are."""
 _CARDS = ("card.md", "card.json")
 
 
@@ -106,6 +108,7 @@ def scope_of(store: SqliteStore, task: str, policy: TaskPolicy | None = None) ->
     others = sorted((t for t in templates if t is not first), key=lambda t: -t.version)
     return Scope(
         templates=(first, *others), teacher=teacher, students=students, feedback=_feedback(store.rows("feedback")),
+        answers=closed_set(newest_of(store, first, COMPARED)) if others else None,
         scrub=policy.scrub, max_row_tokens=policy.max_row_tokens,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -30,9 +30,12 @@ BEYOND = frozenset({"tool calls", "refusal", "empty answer"})
 TERMS = "its provider's terms"
 """Why answers of a provider with `train_on_outputs: false` are dropped, approved ones too: they are still its."""
 Scrub = Literal["off", "mask", "drop"]
+LEAST_ANSWERS, MOST_DIFFERENT = 40, 0.4
+"""So many answers, of which at most so large a share are different, make a closed set."""
 _SESSION_CHARS = 20
 _FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn"})
 _OLD_PROMPT = "older prompt version, held out"
+_OLD_ANSWERS = "older prompt version, answered otherwise"
 _REFUSAL = re.compile(
     r"(?i)\b(i('|’)m sorry, (but )?i (can('|’)t|cannot)|i (can('|’)t|cannot|am unable to|am not able to) "
     r"(help|assist|comply|provide|answer)|as an ai\b)"
@@ -51,12 +54,14 @@ class Teacher(msgspec.Struct, frozen=True):
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a dataset is about: one teacher's answers to one prompt. `templates` begins with the one in use;
-    `students` are the targets of models that we have trained; the rest is the task's policy."""
+    `students` are the targets of models that we have trained; `answers` are those that are given to the prompt in
+    use, where they are a closed set; the rest is the task's policy."""
 
     templates: tuple[PromptTemplate, ...]
     teacher: Teacher
     students: frozenset[str]
     feedback: Mapping[str, dict[str, Any]]
+    answers: frozenset[str] | None = None
     scrub: Scrub = "mask"
     max_row_tokens: int = 65_536
     terms: Terms = NOTHING_SAID
@@ -114,6 +119,8 @@ def example(exchange: Exchange, scope: Scope) -> Example | str:
     side, current = _side_of(words), inputs.template is scope.templates[0]
     if side == "validation" and not current:
         return _OLD_PROMPT  # it would judge candidates by what another prompt asked for
+    if not current and scope.answers is not None and output not in scope.answers:
+        return _OLD_ANSWERS
     return _cleaned(inputs, Example(
         id=exchange.id, text=text, messages=messages, output=output, side=side, session=words, words=words,
         rank=(rank, current), beyond=beyond, tokens=None if exchange.stripped else exchange.input_tokens,
@@ -190,6 +197,13 @@ def _output(exchange: Exchange) -> tuple[str, str]:
     if not answer.text.strip():
         return "", "empty answer"
     return (answer.text, "") if _is_text(answer.text) else ("", "not valid text")
+
+
+def closed_set(exchanges: Iterable[Exchange]) -> frozenset[str] | None:
+    """The answers of these exchanges where they are few and come again and again; None where they do not."""
+    known = [text for text, reason in map(_output, exchanges) if not reason]
+    different = frozenset(known)
+    return None if len(known) < LEAST_ANSWERS or len(different) > len(known) * MOST_DIFFERENT else different
 
 
 def _is_text(text: str) -> bool:

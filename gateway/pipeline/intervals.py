@@ -66,7 +66,7 @@ def mean_low(values: Sequence[float], confidence: float) -> float:
         middle = (low + high) / 2
         money = np.cumsum(np.log1p(np.minimum(bets, 0.75 / middle) * (x - middle)))
         low, high = (middle, high) if money.max() >= goal else (low, middle)
-    return low
+    return min(low, float(x.mean()))  # with little confidence the first few values could lead beyond it
 
 
 def mean_high(values: Sequence[float], confidence: float) -> float:

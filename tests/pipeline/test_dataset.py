@@ -221,6 +221,7 @@ def test_held_out_rows_are_of_the_prompt_in_use_only(store: SqliteStore, tmp_pat
     assert data.template == "mail@2"
     assert all(row.exchange_id >= "e00200" for row in data.part("validation"))
     assert any(row.exchange_id < "e00200" for row in data.part("train"))
+    assert "refund" not in outputs(data).values()  # which is called money now
     assert data.card["dropped"]["older prompt version, held out"] > 20
     assert data.card["recorded"] == 440 == data.card["rows"] + sum(data.card["dropped"].values())
 

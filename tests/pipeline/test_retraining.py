@@ -143,10 +143,10 @@ def test_answers_of_candidates_are_no_training_rows_and_audits_are(shop: Worksho
     assert not {one.id for one in (*served, *shadows)} & set(outputs)
 
 
-def another_prompt(shop: Workshop, count: int, *, start: int) -> None:
+def another_prompt(shop: Workshop, count: int, *, start: int, form: str = "{}") -> None:
     """The same mail, asked with the prompt's second version."""
     letters = [
-        exchange(start + n, asked(text, system=NEW_SYSTEM), label, version=2)
+        exchange(start + n, asked(text, system=NEW_SYSTEM), form.format(label), version=2)
         for n, (text, label) in ((n, mail()[(start + n) % 500]) for n in range(count))
     ]
     keep(shop.store, letters, template(), template(NEW_SYSTEM, 2))
@@ -191,3 +191,17 @@ def test_while_a_candidate_is_on_its_way_no_other_one_is_trained(shop: Workshop,
     assert turn(shop, "mail") is None
     promote.advance(shop.store, shop.config, shop.routes, "mail")
     assert turn(shop, "mail") is not None
+
+
+@pytest.mark.parametrize(("form", "older"), [("{}", 0), ("label: {}", 386)], ids=["as before", "in another form"])
+def test_what_an_older_prompt_was_answered_is_learnt_only_where_it_is_what_the_new_one_would_be(
+    shop: Workshop, form: str, older: int
+) -> None:
+    keep(shop.store, traffic(500))
+    another_prompt(shop, 500, start=5000, form=form)
+    made = build(shop.store, "mail", shop.datasets, shop.config.policy("mail"))
+    assert made.template == "mail@2"
+    dropped = made.card["dropped"]
+    assert dropped["older prompt version, held out"] == 114
+    assert dropped.get("older prompt version, answered otherwise", 0) == older
+    assert {row.output for row in made.rows} <= {form.format(label) for _, label in mail()}

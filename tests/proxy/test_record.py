@@ -17,6 +17,8 @@ ENDED: tuple[tuple[GatewayError, Outcome], ...] = (
     (errors.BadRequest(), Outcome.CALLER_ERROR),
     (errors.Forbidden(), Outcome.CALLER_ERROR),
     (errors.UnknownPath(), Outcome.CALLER_ERROR),
+    (errors.UnknownPage(), Outcome.CALLER_ERROR),
+    (errors.UnknownExchange(), Outcome.CALLER_ERROR),
     (errors.BodyTooLarge(), Outcome.POLICY_LIMIT),
     (errors.TooManyRequests(), Outcome.POLICY_LIMIT),
     (errors.Overloaded(), Outcome.POLICY_LIMIT),

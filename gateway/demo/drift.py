@@ -1,0 +1,206 @@
+"""The second story: the app ships another prompt and its messages shift, while a model of its own serves it.
+
+What should happen, and is watched here from outside: not one request of the new prompt is stripped as if it were
+the old one; they go whole to the incumbent at once; the gateway finds the new version, trains anew, judges, and
+flips the route again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from gateway.demo.client import App, Call, Reply
+from gateway.demo.messages import Labelled
+from gateway.demo.prompts import Prompt
+from gateway.demo.story import Options, Say, gateway_at, plot, recorded, stats_of, teacher_at
+from gateway.errors import TaskError
+from gateway.stores.sqlite import SqliteStore
+
+BATCH = 50
+MOST_REQUESTS = 12_000
+AT_ONCE = 16
+ROWS = 600
+"""So many messages of each prompt are labelled by the incumbent before there is a training."""
+ROUTE_SECONDS = 1.0
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened: seconds since the beginning, and how many requests the app had sent by then."""
+
+    seconds: float
+    requests: int
+    what: str
+
+
+class Shift(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks what, before and after."""
+
+    before: Prompt
+    after: Prompt
+    early: list[Labelled]
+    late: list[Labelled]
+    held_out: list[Labelled]
+
+
+def shift(options: Options) -> Shift:
+    """Some kinds of message come only after the prompt has changed."""
+    told = plot(options)
+    labels = sorted({row.label for row in told.traffic})
+    rng = random.Random(options.seed)
+    later = set(rng.sample(labels, max(1, len(labels) // 4)))
+    return Shift(
+        before=told.prompt,
+        after=told.prompt.changes()[0],
+        early=[row for row in told.traffic if row.label not in later],
+        late=told.traffic,
+        held_out=told.held_out,
+    )
+
+
+class Tale:
+    """The app's requests so far, and what was seen to happen."""
+
+    def __init__(self, app: App, store: SqliteStore, say: Say, rng: random.Random) -> None:
+        self.app, self.store, self.say, self.rng = app, store, say, rng
+        self.started = time.monotonic()
+        self.sent = 0
+        self.events: list[Event] = []
+        self._told: set[str] = set()
+
+    def note(self, what: str) -> None:
+        """Once for each sentence."""
+        if what in self._told:
+            return
+        self._told.add(what)
+        event = Event(seconds=round(time.monotonic() - self.started, 1), requests=self.sent, what=what)
+        self.events.append(event)
+        self.say(f"{what} ({self.sent:,} requests sent)")
+
+    async def ask(self, prompt: Prompt, texts: Sequence[Labelled], count: int = BATCH) -> list[Reply]:
+        """So many requests with this prompt."""
+        chosen = [self.rng.choice(texts) for _ in range(count)]
+        calls = [Call(messages=prompt.request(row.text), expected=prompt.answer(row.label)) for row in chosen]
+        replies = await self.app.ask(calls, at_once=AT_ONCE)
+        self.sent += count
+        self.look()
+        return replies
+
+    def look(self) -> None:
+        """What the worker has done meanwhile."""
+        for template in self.store.templates():
+            rows = self.store.rows("templates", "name = ?", [template.name])
+            if rows and rows[-1]["state"] == "trusted":
+                self.note(f"prompt found: {template.name}, {template.fixed_words} fixed words")
+        for row in self.store.rows("datasets"):
+            self.note(f"dataset {row['id']}: {row['train_rows']} rows to train on")
+        for one in self.store.finetunes("state = 'succeeded'"):
+            self.note(f"trained {one.model}")
+        for row in self.store.rows("promotions", "state = 'done'"):
+            self.note(f"{_ACTIONS.get(row['action'], row['action'])} {row['target'] or row['task']}")
+
+    async def until(self, prompt: Prompt, texts: Sequence[Labelled], holds: Callable[[], bool]) -> list[Reply]:
+        """Go on asking until it holds.
+
+        Raises:
+            TaskError: it never does.
+        """
+        replies: list[Reply] = []
+        while not holds():
+            replies += await self.ask(prompt, texts)
+            await asyncio.sleep(0.1)
+            if self.sent > MOST_REQUESTS:
+                raise TaskError(f"no end after {MOST_REQUESTS:,} requests; the gateway's log tells what happened")
+        return replies
+
+
+_ACTIONS = {"promote": "promoted", "advance": "more traffic for", "rollback": "rolled back", "refuse": "refused"}
+
+
+async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None]) -> None:
+    """Run the story and `show` the object that `--json` prints.
+
+    Raises:
+        UnpromptError: a part did not start, or nothing comes of it.
+    """
+    told = shift(options)
+    home = options.home or Path("unprompt-demo") / f"{datetime.now():%Y%m%d-%H%M%S}-drift"
+    home.mkdir(parents=True, exist_ok=True)
+    async with teacher_at(options, home) as upstream:
+        _write_config(home, upstream)
+        async with gateway_at(home) as url, App(f"{url}/v1", options.model) as app:
+            store = SqliteStore(home / "data" / "unprompt.db")
+            try:
+                tale = Tale(app, store, say, random.Random(options.seed))
+                figures = await _acts(told, tale, home)
+                await recorded(home)
+                seen = await stats_of(upstream)
+                figures["wrong_strips"] += seen.get("altered", 0) + seen.get("bare", 0)
+                show(figures | {"timeline": msgspec.to_builtins(tale.events), "home": str(home)})
+            finally:
+                store.close()
+
+
+async def _acts(told: Shift, tale: Tale, home: Path) -> dict[str, Any]:
+    routes = home / "config" / "routes.yaml"
+    tale.note("the app goes live with its first prompt")
+    await tale.until(told.before, told.early, lambda: len(stripped_by(routes)) > 0)
+    first = stripped_by(routes)
+    await asyncio.sleep(ROUTE_SECONDS)
+    before = await tale.ask(told.before, told.early, 4 * BATCH)
+    changed_at = tale.sent
+    tale.note("the app ships its second prompt, and messages of new kinds come")
+    at_once = await tale.ask(told.after, told.late)
+    between = at_once + await tale.until(told.after, told.late, lambda: stripped_by(routes) - first != set())
+    promoted_at = tale.sent
+    tale.note("the second prompt is served by a model of its own")
+    await asyncio.sleep(ROUTE_SECONDS)
+    after = await tale.ask(told.after, told.held_out, 4 * BATCH)
+    return {
+        "before": _figures(before),
+        "at_once": _figures(at_once),
+        "between": _figures(between),
+        "after": _figures(after),
+        "requests_until_promoted_again": promoted_at - changed_at,
+        "wrong_strips": sum(reply.stripped for reply in between),
+        "versions": len({template.name for template in tale.store.templates()}),
+        "promotions": tale.store.run("SELECT COUNT(*) FROM promotions WHERE action = 'promote'").fetchone()[0],
+        "rollbacks": tale.store.run("SELECT COUNT(*) FROM promotions WHERE action = 'rollback'").fetchone()[0],
+        "seconds": round(time.monotonic() - tale.started, 1),
+    }
+
+
+def stripped_by(routes: Path) -> set[str]:
+    """The templates whose prompts the routes take away."""
+    written = yaml.safe_load(routes.read_text("utf-8")) if routes.exists() else None
+    targets = [target for route in (written or {}).get("routes") or [] for target in route["targets"]]
+    return {target["strip"] for target in targets if "strip" in target}
+
+
+def _figures(replies: Sequence[Reply]) -> dict[str, Any]:
+    return {
+        "requests": len(replies),
+        "stripped_share": round(sum(reply.stripped for reply in replies) / len(replies), 4),
+        "accuracy": round(sum(reply.right for reply in replies) / len(replies), 4),
+        "errors": sum(reply.error is not None for reply in replies),
+    }
+
+
+def _write_config(home: Path, upstream: str) -> None:
+    config = {
+        "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
+        "store": {"url": f"sqlite:///{home / 'data' / 'unprompt.db'}"},
+        "jobs": {"poll_seconds": 0.5},
+        "tasks": {"default": {"min_rows": ROWS, "share": 100}},
+    }
+    folder = home / "config"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gateway.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
