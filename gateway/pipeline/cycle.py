@@ -236,22 +236,25 @@ def _job(shop: Workshop, task: str) -> Job | None:
     policy = shop.config.policy(task)
     if usable < policy.min_rows:
         return None
-    is_due = usable >= _wanted(shop, task, policy, last, failed=state == "failed") and not _is_on_its_way(
-        shop, task
-    )
-    if not is_due and not _has_another_prompt(shop, task, policy, last):
+    wanted = _wanted(shop, task, policy, last, failed=state == "failed")
+    rows = _rows_of_another_prompt(shop, task, policy, last)
+    if rows:  # the old rows say little of it
+        is_due = rows >= policy.min_rows or usable >= wanted + policy.min_rows
+    else:
+        is_due = usable >= wanted and not _is_on_its_way(shop, task)
+    if not is_due:
         return None
     fresh = {"id": f"cycle-{task}-{uuid.uuid4().hex[:12]}", "usable": usable, "started_at": time.time()}
     return _note(shop, task, fresh | {"process": _PROCESS, "attempts": 1}, "dataset")
 
 
-def _has_another_prompt(shop: Workshop, task: str, policy: TaskPolicy, last: Job) -> bool:
-    """Whether nearly all that is asked now has another version of the prompt than was trained for last."""
+def _rows_of_another_prompt(shop: Workshop, task: str, policy: TaskPolicy, last: Job) -> int:
+    """How many of the newest requests have the version of the prompt that most of them have, where that is another
+    one than was trained for last; else 0."""
     trained = shop.store.rows("datasets", "id = ?", [last.get("dataset")])
-    if not trained:
-        return False
-    counts = shop.store.version_counts(task, policy.min_rows * 5 // 4)
-    return any(n >= policy.min_rows and f"{task}@{v}" != trained[-1]["template"] for v, n in counts.items())
+    counts = shop.store.version_counts(task, policy.min_rows * 5 // 4) if trained else {}
+    used = max(counts, key=lambda version: (counts[version], version), default=0)
+    return counts[used] if counts and f"{task}@{used}" != trained[-1]["template"] else 0
 
 
 def _is_on_its_way(shop: Workshop, task: str) -> bool:
