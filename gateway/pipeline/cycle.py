@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,12 +250,15 @@ def _job(shop: Workshop, task: str) -> Job | None:
 
 
 def _rows_of_another_prompt(shop: Workshop, task: str, policy: TaskPolicy, last: Job) -> int:
-    """How many of the newest requests have the version of the prompt that most of them have, where that is another
-    one than was trained for last; else 0."""
+    """How many of the newest answers are to the version of the prompt that is in use (see `dataset.scope_of`),
+    where that is another one than was trained for last; else 0."""
     trained = shop.store.rows("datasets", "id = ?", [last.get("dataset")])
-    counts = shop.store.version_counts(task, policy.min_rows * 5 // 4) if trained else {}
-    used = max(counts, key=lambda version: (counts[version], version), default=0)
-    return counts[used] if counts and f"{task}@{used}" != trained[-1]["template"] else 0
+    newest = shop.store.answered(task, policy.min_rows * 5 // 4) if trained else []
+    versions = [row["task_version"] for row in newest if row["task_version"] is not None]
+    used = Counter(versions[: policy.min_rows]).most_common(1)
+    if not used or f"{task}@{used[0][0]}" == trained[-1]["template"]:
+        return 0
+    return versions.count(used[0][0])
 
 
 def _is_on_its_way(shop: Workshop, task: str) -> bool:
