@@ -277,9 +277,9 @@ def promoted(world: World) -> bool:
 
 
 def all_steps(world: World) -> bool:
-    """The route is the candidate's alone."""
-    routes = world.board.table.routes
-    return bool(routes) and len(routes[0].targets) == 1 and routes[0].shadow is None
+    """The candidate has passed all steps of its canary: it gets what the policy's `share` says."""
+    standing = promote.standing(world.store, world.task)
+    return bool(standing) and not promote.steps_left(standing[-1])
 
 
 def quiet(story: Story) -> None:
