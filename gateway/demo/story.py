@@ -168,7 +168,7 @@ def _write_config(home: Path, upstream: str, story: Plot) -> None:
         "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
         "store": {"url": f"sqlite:///{home / 'data' / 'unprompt.db'}"},
         "jobs": {"poll_seconds": 0.5},
-        "tasks": {"default": {"min_rows": max(50, len(story.traffic))}},
+        "tasks": {"default": {"min_rows": max(50, len(story.traffic) * 19 // 20)}},
     }
     folder = home / "config"
     folder.mkdir(parents=True, exist_ok=True)

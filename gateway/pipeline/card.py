@@ -21,11 +21,14 @@ def kind_of(outputs: Sequence[str]) -> str:
     """`classification` (a closed set of answers), `extraction` (JSON objects) or `generation`."""
     counts = Counter(outputs)
     repeated = sum(count for count in counts.values() if count > 1)
-    return _kind(repeated, len(outputs), max(map(len, counts), default=0), all(map(_is_json_object, outputs)))
+    longest, objects = max(map(len, counts), default=0), all(map(_is_json_object, outputs))
+    return _kind(repeated, len(counts), len(outputs), longest, objects)
 
 
-def _kind(repeated: int, outputs: int, longest: int, objects: bool) -> str:
-    if repeated >= outputs / 2 and longest <= LABEL_CHARS:
+def _kind(repeated: int, different: int, outputs: int, longest: int, objects: bool) -> str:
+    """Of JSON objects many are alike where texts often hold nothing to extract: they must be few to be labels."""
+    closed = different <= outputs / 10 if objects else repeated >= outputs / 2
+    if closed and longest <= LABEL_CHARS:
         return "classification"
     return "extraction" if objects else "generation"
 
@@ -42,7 +45,7 @@ def card(found: Found, chosen: Chosen, rows: Sequence[Row]) -> dict[str, Any]:
     counts, noise, places = chosen.counts, chosen.settled.noise, chosen.places
     _, first, often = np.unique(found.columns.answers[places], return_index=True, return_counts=True)
     longest = int(found.sizes[places].max(initial=0))
-    kind = _kind(int(often[often > 1].sum()), len(places), longest, bool(found.objects[places].all()))
+    kind = _kind(int(often[often > 1].sum()), len(often), len(places), longest, bool(found.objects[places].all()))
     balance = _balance(rows, first, often) if kind == "classification" else {}
     return {
         "kind": kind,

@@ -392,7 +392,8 @@ def test_an_export_is_a_copy(store: SqliteStore, tmp_path: Path) -> None:
     ("answers", "kind"),
     [
         (["yes", "no", "yes", "no"], "classification"),
-        (['{"intent": "a"}', '{"intent": "b"}', '{"intent": "a"}', '{"intent": "b"}'], "classification"),
+        (['{"intent": "a"}', '{"intent": "b"}'] * 10, "classification"),
+        (["{}"] * 60 + [f'{{"name": "n{number}"}}' for number in range(40)], "extraction"),
         (['{"name": "a"}', '{"name": "b"}', '{"name": "c"}'], "extraction"),
         (["a text", "another text", "a third"], "generation"),
         (["[1]", "[2]"], "generation"),
