@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import http_exceptions, web
 from aiohttp.typedefs import Middleware
 
+from gateway.dashboard.desk import Wish
 from gateway.domain.feedback import Feedback, read_feedback
 from gateway.errors import BadRequest, Forbidden, GatewayError
 
@@ -34,6 +35,8 @@ class Dashboard(Protocol):
     async def tasks_json(self) -> object: ...
     async def task_json(self, name: str) -> object: ...
     async def flips_json(self) -> object: ...
+    async def promote(self, name: str, wish: Wish) -> object: ...
+    async def roll_back(self, name: str) -> object: ...
 
 
 Ready = Callable[[], list[str]]
@@ -88,7 +91,7 @@ def application(
     if note is not None:
         app.add_routes([web.post(_FEEDBACK, _feedback(note, token))])
     if dashboard is not None:
-        app.add_routes(_dashboard(dashboard))
+        app.add_routes([*_dashboard(dashboard), *_flips(dashboard, token)])
     return app
 
 
@@ -127,6 +130,33 @@ def _dashboard(made: Dashboard) -> list[web.RouteDef]:
         web.get("/unprompt/api/tasks", tasks_json),
         web.get("/unprompt/api/tasks/{name}", task_json),
         web.get("/unprompt/api/promotions", flips_json),
+    ]
+
+
+def _flips(made: Dashboard, token: str | None) -> list[web.RouteDef]:
+    async def wished(request: web.Request) -> bytes:
+        """What was posted, once it is sure that no page of another site did."""
+        if not _has_token(request, token):
+            _refuse_other_sites(request)
+        body = await request.read()
+        if body and request.content_type != "application/json":
+            raise BadRequest(f"send JSON (content type application/json, not {request.content_type})")
+        return body
+
+    async def promote(request: web.Request) -> web.Response:
+        try:
+            wish = msgspec.json.decode(await wished(request) or b"{}", type=Wish)
+        except msgspec.DecodeError as error:
+            raise BadRequest(f"{error}; known keys: {', '.join(Wish.__struct_fields__)}") from None
+        return _json(await made.promote(request.match_info["name"], wish))
+
+    async def roll_back(request: web.Request) -> web.Response:
+        await wished(request)
+        return _json(await made.roll_back(request.match_info["name"]))
+
+    return [
+        web.post("/unprompt/api/tasks/{name}/promote", promote),
+        web.post("/unprompt/api/tasks/{name}/rollback", roll_back),
     ]
 
 

@@ -236,7 +236,7 @@ class App:
         )
         self.house.copied = Copies(self.house, self.metrics.copied).ask
         self.feedback = FeedbackDesk(places.store)
-        self.dashboard = Desk(config)
+        self.dashboard = Desk(config, lambda store: workshop(files, config, store=store))
         self._background: list[asyncio.Task[None]] = []
         self._loop_watch = LoopWatch(self.metrics.late)
 
@@ -363,11 +363,13 @@ def fingerprint(file: Path) -> tuple[int, ...] | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def workshop(files: Files, config: Config, say: Callable[[str], None] = log.info) -> Workshop:
-    """The offline wing's tools, with a store for the thread that calls this."""
+def workshop(
+    files: Files, config: Config, say: Callable[[str], None] = log.info, store: SqliteStore | None = None
+) -> Workshop:
+    """The offline wing's tools, with a store for the thread that calls this, unless one is given."""
     places = Places.of(config)
     return Workshop(
-        store=SqliteStore(places.store),
+        store=store or SqliteStore(places.store),
         config=config,
         prices=price_book(config),
         routes=files.routes,

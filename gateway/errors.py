@@ -57,6 +57,13 @@ class UnknownPath(GatewayError):
     code = "unknown_path"
 
 
+class Refused(GatewayError):
+    """What was asked for is not done: the gate, or a file of a person, says no."""
+
+    status = 409
+    code = "refused"
+
+
 class UnknownPage(GatewayError):
     """No such task or report on our own pages."""
 
@@ -170,6 +177,7 @@ CODES = frozenset(
         Forbidden,
         UnknownPath,
         UnknownPage,
+        Refused,
         UnknownExchange,
         BodyTooLarge,
         TooManyRequests,

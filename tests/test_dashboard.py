@@ -9,11 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from relaying import answering, openai, relay, response, story, upstream
+from relaying import Message, Relay, answering, openai, relay, response, soon, story, upstream
 from stories import asked, exchange, keep, traffic
 
+from gateway.app import workshop
 from gateway.dashboard import facts, pages
-from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.cycle import Workshop, turn
 from gateway.pipeline.gate import Check, Decision
 from gateway.raised import Told
 from gateway.stores.sqlite import SqliteStore
@@ -144,6 +145,47 @@ async def test_a_web_site_that_leads_to_this_machine_reads_nothing(
         if status == 200:
             assert json.loads(answer.body) == []
         wire.close()
+
+
+async def posted(gateway: Relay, path: str, body: bytes = b"", *headers: bytes) -> Message:
+    named = b"".join(b"\r\n" + header for header in (b"Host: localhost", *headers))
+    head = f"POST /unprompt/api/tasks/{path} HTTP/1.1".encode() + named
+    return await gateway.ask(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+@story
+async def test_a_program_promotes_and_rolls_back(tmp_path: Path) -> None:
+    tasks = {"default": {"min_rows": 100, "approve": "ask"}}
+    async with upstream(answering(response())) as up, relay(tmp_path, openai(up), tasks=tasks) as gateway:
+        shop = workshop(gateway.app.files, gateway.app.config)
+        keep(shop.store, traffic(500))
+        assert turn(shop, "mail") is not None
+        shop.store.close()
+        assert not gateway.routes.exists()
+        elsewhere = await posted(gateway, "mail/promote", b"", b"Origin: https://elsewhere.example")
+        assert (elsewhere.status, gateway.routes.exists()) == (403, False)
+        wrong = await posted(gateway, "mail/promote", b'{"canary": 500}', b"Content-Type: application/json")
+        assert (wrong.status, wrong.header(b"x-unprompt-error")) == (400, b"bad_request")
+        done = await posted(gateway, "mail/promote", b'{"canary": 5}', b"Content-Type: application/json")
+        assert done.status == 200
+        assert done.json()["route"]["targets"][0]["weight"] == 5
+        assert await soon(lambda: len(gateway.app.house.switchboard.table.routes) == 1, 2)
+        assert (await posted(gateway, "mail/rollback")).status == 200
+        assert await soon(lambda: gateway.app.house.switchboard.table.routes == (), 2)
+        assert (await posted(gateway, "mail/rollback")).status == 404
+
+
+@story
+async def test_the_gate_refuses_a_program_too(tmp_path: Path) -> None:
+    tasks = {"default": {"min_rows": 100, "approve": "ask"}}
+    async with upstream(answering(response())) as up, relay(tmp_path, openai(up), tasks=tasks) as gateway:
+        shop = workshop(gateway.app.files, gateway.app.config)
+        keep(shop.store, traffic(110))  # too few to judge by
+        assert turn(shop, "mail") is not None
+        shop.store.close()
+        refused = await posted(gateway, "mail/promote")
+        assert (refused.status, refused.header(b"x-unprompt-error")) == (409, b"refused")
+        assert not gateway.routes.exists()
 
 
 def test_the_style_needs_no_network() -> None:

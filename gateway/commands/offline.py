@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 from rich.console import Console
 
 from gateway import formats, tables
@@ -17,9 +16,8 @@ from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.sweep import Budget
 from gateway.errors import TaskError
-from gateway.pipeline import cycle, dataset, evaluate, finetune, gate, promote, sweep
+from gateway.pipeline import by_hand, cycle, dataset, finetune, gate, promote, sweep
 from gateway.pipeline.canary import Step
-from gateway.pipeline.canary import steps as planned_steps
 from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.formatting import Formatted, write_format
@@ -244,12 +242,7 @@ def promote_command(task: str, candidate: str | None, config: Path | None, canar
     """
     first = _first_step(canary, shadow)
     with open_shop(config) as shop:
-        report = evaluate.load_report(_newest(shop, "evaluations", task))
-        chosen = [s for s in report.candidates if candidate in (None, s.model, s.finetune)]
-        if not chosen:
-            raise TaskError(f"task {task}: no candidate {candidate!r}; 'unprompt evaluate {task}' lists them")
-        policy = shop.config.policy(task)
-        decision = gate.decide(msgspec.structs.replace(report, candidates=chosen), policy)
+        report, decision = by_hand.judged(shop, task, candidate)
         if not as_json:
             tables.console.print(tables.decision(decision))
             tables.console.print(tables.remarks(decision), markup=False, highlight=False)
@@ -262,8 +255,7 @@ def promote_command(task: str, candidate: str | None, config: Path | None, canar
             if as_json:
                 print_json({"decision": decision, "route": None})
             raise click.ClickException("the gate refuses; nothing was changed (--force overrides it)")
-        steps = (Step(policy.share),) if first is None else planned_steps(policy, first)
-        route = promote.promote(shop.store, shop.config, shop.routes, shop.models, report, decision, steps=steps)
+        route = by_hand.flip(shop, report, decision, first)
     if as_json:
         print_json({"decision": decision, "route": route})
     else:

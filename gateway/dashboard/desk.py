@@ -5,13 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import msgspec
 
 from gateway.config import Config
-from gateway.errors import StoreError, StoreUnavailable, TaskError, UnknownPage
+from gateway.errors import ConfigError, Refused, StoreError, StoreUnavailable, TaskError, UnknownPage
 from gateway.stores.sqlite import SqliteStore
 
+if TYPE_CHECKING:
+    from gateway.pipeline.cycle import Workshop
+
 T = TypeVar("T")
+
+
+class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is asked of a promotion; see `unprompt promote --help`. `canary`: percent."""
+
+    candidate: str | None = None
+    canary: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+    shadow: bool = False
+    force: bool = False
+
 
 # What the pages are made with is imported when the first one is asked for: a relay that shows none does without.
 
@@ -19,8 +34,9 @@ T = TypeVar("T")
 class Desk:
     """Makes one page after the other."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, shop: Callable[[SqliteStore], Workshop]) -> None:
+        """`shop` gives what a promotion needs, around a store."""
+        self._config, self._open = config, shop
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dashboard")
 
     async def board(self) -> str:
@@ -83,6 +99,43 @@ class Desk:
 
         return await self._read(make)
 
+    async def promote(self, name: str, wish: Wish) -> object:
+        """What `unprompt promote TASK` does; gives the decision and the route.
+
+        Raises:
+            Refused: the gate refuses, or the routes file has a problem.
+        """
+
+        def make(store: SqliteStore) -> object:
+            from gateway.pipeline import by_hand
+            from gateway.pipeline.canary import Step
+            from gateway.pipeline.promote import note_refusal
+
+            shop = self._open(store)
+            report, decision = by_hand.judged(shop, name, wish.candidate)
+            if not decision.promote and not wish.force:
+                note_refusal(store, decision)
+                raise Refused(f"the gate refuses: {decision.reason}")
+            first = Step(wish.canary or 0.0, 100.0 if wish.shadow else 0.0) if wish.canary or wish.shadow else None
+            return {"decision": decision, "route": by_hand.flip(shop, report, decision, first)}
+
+        return await self._read(make)
+
+    async def roll_back(self, name: str) -> object:
+        """What `unprompt rollback TASK` does; gives the route that is in force then.
+
+        Raises:
+            Refused: the routes file has a problem.
+        """
+
+        def make(store: SqliteStore) -> object:
+            from gateway.pipeline.promote import rollback
+
+            shop = self._open(store)
+            return {"route": rollback(store, shop.config, shop.routes, name)}
+
+        return await self._read(make)
+
     async def _read(self, make: Callable[[SqliteStore], T]) -> T:
         """
         Raises:
@@ -100,6 +153,8 @@ class Desk:
                 store.close()
         except TaskError as error:
             raise UnknownPage(str(error)) from error
+        except ConfigError as error:
+            raise Refused(str(error)) from error
         except StoreError as error:
             raise StoreUnavailable(f"the store cannot be read just now: {error}") from error
 

@@ -20,6 +20,8 @@ EVERY: tuple[tuple[GatewayError, str, str, str, type[openai.APIStatusError]], ..
     (errors.Forbidden(BUSY), "invalid_request_error", "permission_error", "PERMISSION_DENIED",
      openai.PermissionDeniedError),
     (errors.UnknownPath(BUSY), "invalid_request_error", "not_found_error", "NOT_FOUND", openai.NotFoundError),
+    (errors.Refused(BUSY), "invalid_request_error", "invalid_request_error", "INVALID_ARGUMENT",
+     openai.ConflictError),
     (errors.UnknownPage(BUSY), "invalid_request_error", "not_found_error", "NOT_FOUND", openai.NotFoundError),
     (errors.UnknownExchange(BUSY), "invalid_request_error", "not_found_error", "NOT_FOUND", openai.NotFoundError),
     (errors.BodyTooLarge(BUSY), "invalid_request_error", "request_too_large", "INVALID_ARGUMENT",

@@ -17,6 +17,7 @@ ENDED: tuple[tuple[GatewayError, Outcome], ...] = (
     (errors.BadRequest(), Outcome.CALLER_ERROR),
     (errors.Forbidden(), Outcome.CALLER_ERROR),
     (errors.UnknownPath(), Outcome.CALLER_ERROR),
+    (errors.Refused(), Outcome.CALLER_ERROR),
     (errors.UnknownPage(), Outcome.CALLER_ERROR),
     (errors.UnknownExchange(), Outcome.CALLER_ERROR),
     (errors.BodyTooLarge(), Outcome.POLICY_LIMIT),

@@ -1,0 +1,45 @@
+"""A person promotes: the newest evaluation, one of its candidates, and what the gate says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.errors import TaskError
+from gateway.pipeline import canary, evaluate, gate, promote
+from gateway.pipeline.canary import Step
+from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.gate import Decision
+from gateway.pipeline.scores import Report
+
+
+def judged(shop: Workshop, task: str, candidate: str | None) -> tuple[Report, Decision]:
+    """The task's newest report, and the gate's decision about a candidate (a model, a fine-tune's id, or None: the
+    best).
+
+    Raises:
+        TaskError: there is no evaluation, or no such candidate in it.
+    """
+    rows = shop.store.rows("evaluations", "task = ?", [task])
+    if not rows:
+        known = ", ".join(row["name"] for row in shop.store.tasks()) or "none yet"
+        raise TaskError(
+            f"task {task!r} has no evaluations yet; run 'unprompt evaluate TASK' (known tasks: {known})"
+        )
+    report = evaluate.load_report(rows[-1])
+    chosen = [score for score in report.candidates if candidate in (None, score.model, score.finetune)]
+    if not chosen:
+        raise TaskError(f"task {task}: no candidate {candidate!r}; 'unprompt evaluate {task}' lists them")
+    return report, gate.decide(msgspec.structs.replace(report, candidates=chosen), shop.config.policy(task))
+
+
+def flip(shop: Workshop, report: Report, decision: Decision, first: Step | None) -> dict[str, Any]:
+    """Promote the decision's candidate: with all that the policy's `share` says, or beginning with `first`.
+
+    Raises:
+        TaskError, ConfigError: see `promote.promote`.
+    """
+    policy = shop.config.policy(decision.task)
+    steps = (Step(policy.share),) if first is None else canary.steps(policy, first)
+    return promote.promote(shop.store, shop.config, shop.routes, shop.models, report, decision, steps=steps)
