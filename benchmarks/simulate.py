@@ -339,6 +339,7 @@ def outage(story: Story) -> None:
 
 def _made_serves(story: Story, agreement: float) -> None:
     world = story.world
+    world.error_rate = 0.0  # else the incumbent's own errors come on top
     world.live(0.8)
     world.made.agreement = agreement
     world.promote_made()
