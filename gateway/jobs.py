@@ -15,7 +15,6 @@ import msgspec
 
 from gateway.config import Config
 from gateway.errors import UnpromptError
-from gateway.pipeline.adapters import Keeper, keeps_any
 from gateway.pipeline.cycle import Workshop, one_at_a_time, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.finetune import Elsewhere
@@ -107,7 +106,7 @@ class Worker:
         tended = [recorder]
         if self._jobs:
             tended += [Tended("jobs", self._turn, self._died), Tended("watch", self._look, self._died)]
-        if keeps_any(self._config):
+        if self._serves_adapters():
             tended.append(Tended("adapters", self._load, self._died))
         if self._config.store.keep_days is not None or self._config.store.keep_mb is not None:
             tended.append(Tended("retention", self._keep, self._died))
@@ -123,6 +122,14 @@ class Worker:
             count_restart(self._journal, part)
         except OSError as error:
             log.error("the restart of %s cannot be noted: %s", part, error.strerror)
+
+    def _serves_adapters(self) -> bool:
+        """What it takes is imported only where a trainer makes adapters: it is 15 MB and a second."""
+        if all(section.kind != "trl" for section in self._config.trainers.values()):
+            return False
+        from gateway.pipeline.adapters import keeps_any
+
+        return keeps_any(self._config)
 
     def _watch_parent(self) -> None:
         """Standard input is a pipe from the relay: it ends when the relay does, however it died."""
@@ -173,6 +180,8 @@ class Worker:
         self._repeat(Repeated(self._loading(), "serving of adapters", ADAPTER_SECONDS, longest=30.0))
 
     def _loading(self) -> Callable[[], object]:
+        from gateway.pipeline.adapters import Keeper
+
         keeper: Keeper | None = None
 
         def load() -> None:
