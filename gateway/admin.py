@@ -136,8 +136,7 @@ def _dashboard(made: Dashboard) -> list[web.RouteDef]:
 def _flips(made: Dashboard, token: str | None) -> list[web.RouteDef]:
     async def wished(request: web.Request) -> bytes:
         """What was posted, once it is sure that no page of another site did."""
-        if not _has_token(request, token):
-            _refuse_other_sites(request)
+        _refuse_other_sites(request, token)
         body = await request.read()
         if body and request.content_type != "application/json":
             raise BadRequest(f"send JSON (content type application/json, not {request.content_type})")
@@ -172,8 +171,7 @@ def _json(value: object) -> web.Response:
 
 def _feedback(note: Note, token: str | None) -> _Handler:
     async def feedback(request: web.Request) -> web.Response:
-        if not _has_token(request, token):
-            _refuse_other_sites(request)
+        _refuse_other_sites(request, token)
         if request.content_type != "application/json":
             raise BadRequest(f"feedback is JSON (content type application/json, not {request.content_type})")
         try:
@@ -188,11 +186,11 @@ def _feedback(note: Note, token: str | None) -> _Handler:
     return feedback
 
 
-def _refuse_other_sites(request: web.Request) -> None:
+def _refuse_other_sites(request: web.Request, token: str | None) -> None:
     """Any web page may have the browser of somebody on this machine post something here, and must not: a page's
-    origin is named by the browser, and only one of this machine's own may."""
+    origin is named by the browser, and only one of this machine's own may, or who has the token."""
     origin = request.headers.get("Origin")
-    if origin is None:
+    if origin is None or _has_token(request, token):
         return
     try:
         host = urlsplit(origin).hostname or ""

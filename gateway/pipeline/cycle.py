@@ -189,13 +189,13 @@ def _fresh(shop: Workshop, decision: Decision, report: evaluate.Report) -> Decis
 
 def _serving_id(shop: Workshop, task: str) -> str | None:
     """The fine-tune that serves the task now."""
-    serving = next(iter(promote.standing(shop.store, task)[-1:]), None)
+    serving = promote.newest(shop.store, task)
     return promote.candidate(serving) if serving else None
 
 
 def _stripped_now(shop: Workshop, task: str) -> frozenset[str]:
     """The templates that the task's newest promotion strips."""
-    serving = next(iter(promote.standing(shop.store, task)[-1:]), None)
+    serving = promote.newest(shop.store, task)
     return promote.stripped(serving) if serving else frozenset()
 
 
@@ -263,7 +263,7 @@ def _rows_of_another_prompt(shop: Workshop, task: str, policy: TaskPolicy, last:
 
 def _is_on_its_way(shop: Workshop, task: str) -> bool:
     """Whether a candidate is at a step of its canary: another one would begin all over again."""
-    serving = next(iter(promote.standing(shop.store, task)[-1:]), None)
+    serving = promote.newest(shop.store, task)
     return serving is not None and bool(promote.steps_left(serving))
 
 

@@ -66,7 +66,7 @@ def look_after(shop: Workshop, now: float | None = None) -> None:
         watched = _look(shop, task, moment, troubles)
         if watched is None:
             continue
-        row = next(iter(promote.standing(shop.store, task)[-1:]), None)
+        row = promote.newest(shop.store, task)
         policy = shop.config.policy(task)
         if row is not None and policy.audit and (watched.raised or _on_trial(row, watched, policy)):
             audits[task] = 100.0
@@ -88,7 +88,7 @@ def _told(shop: Workshop, task: str, watched: Watched, before: Told | None) -> T
 
 def _look(shop: Workshop, task: str, now: float, troubles: list[Exception]) -> Watched | None:
     """What is known of the task's candidate after this look; None where there is none."""
-    row = next(iter(promote.standing(shop.store, task)[-1:]), None)
+    row = promote.newest(shop.store, task)
     if row is None:
         over = [one["kind"] for one in audited.open_alarms(shop.store, task)]
         audited.clear_alarms(shop.store, task, over, now)

@@ -64,8 +64,8 @@ def promote(
         audit = {"audit": config.policy(task).audit} if config.policy(task).audit else {}
         route |= audit | {key: replaced[key] for key in _POLICY if key in replaced}
         edited = edit(before, lambda one: _clean(one.get("match")) == match, route)
-        last = standing(store, task)[-1:]
-        if edited.replaced == route and last and _says_the_same(last[0]["routes_after"], route):
+        last = newest(store, task)
+        if edited.replaced == route and last and _says_the_same(last["routes_after"], route):
             return route
         flip = _Flip("promote", task, score.model, decision, tuple(steps[1:]))
         _flip(store, config, routes, flip, before, edited, route)
@@ -125,7 +125,7 @@ def advance(
     """
     with _locked(routes):
         _settle(store, routes)
-        last = next(iter(standing(store, task)[-1:]), None)
+        last = newest(store, task)
         left = steps_left(last) if last else ()
         before = _read(routes)
         route = next((r for r in routes_of(before) if last and _says_the_same(last["routes_after"], r)), None)
@@ -204,6 +204,12 @@ def standing(store: SqliteStore, task: str) -> list[dict[str, Any]]:
         elif row["action"] == "rollback" and found:
             found.pop()
     return found
+
+
+def newest(store: SqliteStore, task: str) -> dict[str, Any] | None:
+    """The last of `standing`: what serves the task, or is on its way to."""
+    found = standing(store, task)
+    return found[-1] if found else None
 
 
 def _advanced(promotion: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
