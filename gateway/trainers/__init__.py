@@ -16,9 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from gateway.domain.dataset import Dataset
-from gateway.domain.finetune import FineTune
+from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.sweep import Estimate
-from gateway.errors import ConfigError, UnpromptError
+from gateway.errors import ConfigError, DatasetError, UnpromptError
 
 Save = Callable[[FineTune], None]
 
@@ -50,6 +50,35 @@ class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Stopped(UnpromptError):
     """Raised by `TrainerSettings.wait`: the candidate is to be cancelled. The text is the reason. A trainer lets
     it pass; whoever called it cancels."""
+
+
+def train_here(
+    finetune: FineTune, save: Save, kind: str, work: Callable[[], tuple[str, dict[str, float]]]
+) -> FineTune:
+    """A candidate of trainer `kind` trained in this process. `work` trains, writes the model and gives its name and
+    metrics; a crash half-way means no more than starting again."""
+    if finetune.state.final:
+        return finetune
+    finetune = finetune.but(state=FineTuneState.RUNNING, stage="training")
+    save(finetune)
+    try:
+        model, metrics = work()
+    except msgspec.ValidationError as error:
+        finetune = _failed(finetune, f"the options of trainer '{kind}' are wrong: {error}")
+    except DatasetError as error:
+        finetune = _failed(finetune, str(error))
+    except OSError as error:
+        finetune = _failed(finetune, f"the model could not be written: {error}")
+    else:
+        finetune = finetune.but(
+            state=FineTuneState.SUCCEEDED, stage="", upstream="local", model=model, metrics=metrics
+        )
+    save(finetune)
+    return finetune
+
+
+def _failed(finetune: FineTune, sentence: str) -> FineTune:
+    return finetune.but(state=FineTuneState.FAILED, error=sentence)
 
 
 class Trainer(Protocol):

@@ -19,11 +19,11 @@ import msgspec
 
 from gateway import embeddings
 from gateway.domain.dataset import Dataset, Row
-from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.finetune import FineTune
 from gateway.errors import DatasetError
 from gateway.files import write_whole
 from gateway.student import Encoder
-from gateway.trainers import Save, TrainerSettings
+from gateway.trainers import Save, TrainerSettings, train_here
 from gateway.trainers.classifier.calibration import fit_curve
 from gateway.trainers.classifier.fitting import Trained, train
 from gateway.trainers.classifier.options import Options
@@ -50,12 +50,9 @@ class ClassifierTrainer:
         return [{**self._settings.options, **options} for options in sweep]
 
     def run(self, finetune: FineTune, dataset: Dataset, save: Save) -> FineTune:
-        """Train, calibrate and write the model file; a crash half-way means no more than starting again."""
-        if finetune.state.final:
-            return finetune
-        finetune = finetune.but(state=FineTuneState.RUNNING, stage="training")
-        save(finetune)
-        try:
+        """Train, calibrate and write the model file."""
+
+        def work() -> tuple[str, dict[str, float]]:
             options = msgspec.convert(finetune.options, Options)
             rows = dataset.part("train")
             check_closed_labels(rows)
@@ -64,19 +61,9 @@ class ClassifierTrainer:
             seconds = time.perf_counter() - started
             model = model_name(finetune)
             write_model(self._settings.models / model, trained, options, dataset.digest, seconds)
-        except msgspec.ValidationError as error:
-            finetune = _failed(finetune, f"the options of trainer 'classifier' are wrong: {error}")
-        except DatasetError as error:
-            finetune = _failed(finetune, str(error))
-        except OSError as error:
-            finetune = _failed(finetune, f"the model could not be written: {error}")
-        else:
-            metrics = {**trained.metrics, "train_seconds": round(seconds, 3)}
-            finetune = finetune.but(
-                state=FineTuneState.SUCCEEDED, stage="", upstream="local", model=model, metrics=metrics
-            )
-        save(finetune)
-        return finetune
+            return model, {**trained.metrics, "train_seconds": round(seconds, 3)}
+
+        return train_here(finetune, save, "classifier", work)
 
 
 def build(settings: TrainerSettings) -> ClassifierTrainer:
@@ -139,7 +126,3 @@ def write_model(folder: Path, trained: Trained, options: Options, digest: str, s
     write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
     write_whole(folder / "crossfit.json", json.dumps(trained.cross_fit).encode())
     write_whole(folder / "model.bin", trained.student.to_bytes())
-
-
-def _failed(finetune: FineTune, sentence: str) -> FineTune:
-    return finetune.but(state=FineTuneState.FAILED, error=sentence)

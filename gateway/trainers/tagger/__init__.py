@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from gateway.domain.dataset import Dataset
-from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.finetune import FineTune
 from gateway.errors import DatasetError
 from gateway.files import write_whole
-from gateway.trainers import Save, TrainerSettings
+from gateway.trainers import Save, TrainerSettings, train_here
 from gateway.trainers.classifier import model_name
 from gateway.trainers.tagger.learning import Options, Trained, train
 
@@ -38,33 +38,21 @@ class TaggerTrainer:
         return [{**self._settings.options, **options} for options in sweep]
 
     def run(self, finetune: FineTune, dataset: Dataset, save: Save) -> FineTune:
-        """Train, calibrate and write the model file; a crash half-way means no more than starting again."""
-        if finetune.state.final:
-            return finetune
-        finetune = finetune.but(state=FineTuneState.RUNNING, stage="training")
-        save(finetune)
-        try:
+        """Train, calibrate and write the model file."""
+
+        def work() -> tuple[str, dict[str, float]]:
             options = msgspec.convert(finetune.options, Options)
             started = time.perf_counter()
-            trained = train(dataset.part("train"), options)
+            try:
+                trained = train(dataset.part("train"), options)
+            except ImportError as error:
+                raise DatasetError(f"{error}; install it with: pip install python-crfsuite") from error
             seconds = round(time.perf_counter() - started, 3)
             model = model_name(finetune)
             _write(self._settings.models / model, trained, options, dataset.digest, seconds)
-        except msgspec.ValidationError as error:
-            finetune = _failed(finetune, f"the options of trainer 'tagger' are wrong: {error}")
-        except DatasetError as error:
-            finetune = _failed(finetune, str(error))
-        except ImportError as error:
-            finetune = _failed(finetune, f"{error}; install it with: pip install python-crfsuite")
-        except OSError as error:
-            finetune = _failed(finetune, f"the model could not be written: {error}")
-        else:
-            metrics = {**trained.metrics, "train_seconds": seconds}
-            finetune = finetune.but(
-                state=FineTuneState.SUCCEEDED, stage="", upstream="local", model=model, metrics=metrics
-            )
-        save(finetune)
-        return finetune
+            return model, {**trained.metrics, "train_seconds": seconds}
+
+        return train_here(finetune, save, "tagger", work)
 
 
 def build(settings: TrainerSettings) -> TaggerTrainer:
@@ -88,7 +76,3 @@ def _write(folder: Path, trained: Trained, options: Options, digest: str, second
     write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
     write_whole(folder / "crossfit.json", json.dumps(trained.cross_fit).encode())
     write_whole(folder / "model.bin", trained.student.to_bytes())
-
-
-def _failed(finetune: FineTune, sentence: str) -> FineTune:
-    return finetune.but(state=FineTuneState.FAILED, error=sentence)
