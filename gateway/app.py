@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,13 +19,16 @@ from aiohttp import web
 from gateway import admin, providers
 from gateway.config import Config, InvalidConfig, Problem, load_config, load_routes, problem_at
 from gateway.dashboard.desk import Desk
+from gateway.domain.dataset import Dataset
 from gateway.domain.exchange import id_maker
 from gateway.domain.price import Price, PriceBook
 from gateway.domain.route import LOCAL, RouteTable, Target
 from gateway.domain.template import PromptTemplate
 from gateway.errors import ConfigError, UnpromptError
 from gateway.feedback import FeedbackDesk
+from gateway.loopback import asking_through
 from gateway.metrics import LoopWatch, Metrics, Sheet
+from gateway.pipeline.asking import Asking
 from gateway.pipeline.cycle import Workshop
 from gateway.proxy.attempts import Guard
 from gateway.proxy.breaker import Breakers
@@ -367,13 +371,26 @@ def workshop(
     files: Files, config: Config, say: Callable[[str], None] = log.info, store: SqliteStore | None = None
 ) -> Workshop:
     """The offline wing's tools, with a store for the thread that calls this, unless one is given."""
-    places = Places.of(config)
+    places, prices = Places.of(config), price_book(config)
+    store = store or SqliteStore(places.store)
+
+    def relayed(data: Dataset) -> AbstractContextManager[Asking]:
+        template = next((one for one in store.templates(data.task) if one.name == data.template), None)
+        return asking_through(_loopback_relay, config, prices, places.models, data, template)
+
     return Workshop(
-        store=store or SqliteStore(places.store),
+        store=store,
         config=config,
-        prices=price_book(config),
+        prices=prices,
         routes=files.routes,
         models=places.models,
         datasets=places.datasets,
         say=say,
+        relayed=relayed,
     )
+
+
+def _loopback_relay(config: Config) -> App:
+    """A relay without routes, on a free port of this machine."""
+    nothing = Loaded(config, Switchboard.build(RouteTable(), []), {}, None)
+    return App(Files(None, config.store.home / "routes.yaml"), host="127.0.0.1", port=0, loaded=nothing)

@@ -1,4 +1,4 @@
-"""Asks a candidate what a live request would ask it: in this process, or over the network."""
+"""Asks a candidate what a live request would ask it: directly here, or through a relay (`gateway/loopback.py`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,7 +20,8 @@ from gateway.errors import TaskError
 from gateway.pipeline.quality import same_answer
 from gateway.upstreams.embedded import EmbeddedModel
 
-__all__ = ["Answered", "Ask", "Envelope", "asker", "other_models", "same_answer"]
+__all__ = ["Answered", "Ask", "Asking", "Envelope", "asker", "directly", "in_turn", "other_models", "same_answer",
+           "several_at_once"]  # fmt: skip
 
 _AT_ONCE = 4
 _TRIED = 8
@@ -41,6 +42,20 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
 
 Ask = Callable[[Iterable[tuple[Row, Envelope]]], list[Answered]]
 """Asks all rows, each with the envelope of its recorded request."""
+
+
+class Asking(NamedTuple):
+    """How candidates are asked, and other models by the names of their provider and their own. `relayed`: through a
+    running relay, as a client would ask them."""
+
+    candidate: Callable[[FineTune], Ask]
+    other: Callable[[str, str], Ask]
+    relayed: bool = False
+
+
+def directly(config: Config, prices: PriceBook, models: Path) -> Asking:
+    """Embedded models in this process, all others at their provider's address."""
+    return Asking(asker(config, prices, models), other_models(config, prices))
 
 
 def asker(config: Config, prices: PriceBook, models: Path) -> Callable[[FineTune], Ask]:
@@ -79,7 +94,7 @@ def _ask_embedded(model: EmbeddedModel) -> Ask:
         text, sure = model.answer(row.text)
         return Answered(text=text, sure=sure, latency_ms=(time.perf_counter() - started) * 1000, cost_usd=0.0)
 
-    return lambda rows: [one(row) for row, _ in rows]
+    return in_turn(lambda asked: one(asked[0]))
 
 
 def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str) -> Ask:
@@ -105,6 +120,17 @@ def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str) ->
         text = "" if message.tool_calls else message.content or ""
         cost = prices.cost(upstream, model, usage)
         return Answered(text=text, sure=None, latency_ms=_since(started), cost_usd=cost)
+
+    return several_at_once(one)
+
+
+def in_turn(one: Callable[[tuple[Row, Envelope]], Answered]) -> Ask:
+    """Asks one row after the other."""
+    return lambda rows: [one(asked) for asked in rows]
+
+
+def several_at_once(one: Callable[[tuple[Row, Envelope]], Answered]) -> Ask:
+    """Asks in four threads; where none of the first eight rows has an answer, nobody is asked the others."""
 
     def ask(rows: Iterable[tuple[Row, Envelope]]) -> list[Answered]:
         given = list(rows)

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.price import PriceBook
 from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
 from gateway.pipeline import canary, dataset, evaluate, finetune, promote, sweep
-from gateway.pipeline.asking import asker, other_models
+from gateway.pipeline.asking import Asking, directly
 from gateway.pipeline.finetune import Elsewhere, one_at_a_time
 from gateway.pipeline.gate import Check, Decision, decide
 from gateway.stores.audited import last_call_to_retrain
@@ -43,7 +44,8 @@ Job = dict[str, Any]
 
 class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     """What every stage needs. `say` is told of progress, one sentence at a time. With `elsewhere`, a turn does
-    not wait for candidates that train at a provider: the next one does, or the one after it."""
+    not wait for candidates that train at a provider: the next one does, or the one after it. `relayed` is how an
+    evaluation asks through a running relay; without it models are asked directly."""
 
     store: SqliteStore
     config: Config
@@ -53,6 +55,7 @@ class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     datasets: Path
     say: Callable[[str], None] = log.info
     elsewhere: Elsewhere | None = None
+    relayed: Callable[[Dataset], AbstractContextManager[Asking]] | None = None
 
 
 def turn(shop: Workshop, task: str) -> Decision | None:
@@ -168,9 +171,12 @@ def _serving(shop: Workshop, task: str, template: str, trained: list[FineTune]) 
 
 def evaluation(shop: Workshop, data: Dataset, trained: list[FineTune]) -> evaluate.Report:
     """Ask all candidates the held-out rows, and the baselines and the judge that the policy names."""
-    asks = asker(shop.config, shop.prices, shop.models)
-    others = other_models(shop.config, shop.prices)
-    return evaluate.evaluate(shop.store, shop.config, data, trained, shop.models, asks, others)
+    direct = nullcontext(directly(shop.config, shop.prices, shop.models))
+    with shop.relayed(data) if shop.relayed else direct as asking:
+        return evaluate.evaluate(
+            shop.store, shop.config, data, trained, shop.models, asking.candidate, asking.other,
+            relayed=asking.relayed,
+        )  # fmt: skip
 
 
 def _fresh(shop: Workshop, decision: Decision, report: evaluate.Report) -> Decision:

@@ -54,11 +54,12 @@ class _Seat(msgspec.Struct, frozen=True):
 
 def evaluate(
     store: SqliteStore, config: Config, dataset: Dataset, finetunes: Sequence[FineTune], models: Path,
-    asks: Callable[[FineTune], Ask], others: AskModel | None = None,
+    asks: Callable[[FineTune], Ask], others: AskModel | None = None, *, relayed: bool = False,
 ) -> Report:  # fmt: skip
     """Ask every trained candidate the validation rows, note the report in the store and write its page.
 
     With `others`, baselines and the judge that the policy names are asked, too: requests that cost money.
+    `relayed`: all are asked through a running relay, and the report says so.
 
     Raises:
         DatasetError: there are no validation rows.
@@ -68,6 +69,7 @@ def evaluate(
     trial, later = _trials(store, dataset)
     policy = config.policy(dataset.task)
     terms, seats = _seats(config, policy, dataset, trained, models, asks, trial)
+    terms = msgspec.structs.replace(terms, relayed=relayed)
     answered = _asked(seats, failed)
     others = others if answered else None  # with nobody to compare them with, they would cost money for nothing
     again = _again(policy, dataset, trial, others)

@@ -24,22 +24,27 @@ from gateway.pipeline.scores import Gold, Measure, Role, Score
 from gateway.pipeline.trial import Known, Trial
 
 RECORDED = "recorded by the gateway on these rows"
-_HERE = "in this process; where it abstains, and then the incumbent's recorded time"
-_ASKED = "asked directly, four at once, the whole answer; where it abstains, and then the incumbent's recorded time"
+_THEN = "; where it abstains, and then the incumbent's recorded time"
+_HERE = "in this process, without a network"
+_ASKED = "asked directly, four at once, the whole answer"
+_RELAYED = "asked over a socket through a relay started for it"
+_RELAYED_HERE = f"{_RELAYED}, one after the other; matched, stripped and recorded on the way"
+_RELAYED_AWAY = f"{_RELAYED}, four at once, until the whole answer is there"
 _WHOLE = ("incumbent again", "base whole", "sibling")
 """Who is asked the whole prompt: about as many tokens as the incumbent's."""
-_ASKED_ALONE = "asked directly, four at once, the whole answer"
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What all lines of an evaluation are scored by. `confidence` is one-sided; `hosting` is USD a request for
-    each upstream that is paid by the hour; `again` the quality of the incumbent asked again, by row id."""
+    each upstream that is paid by the hour; `again` the quality of the incumbent asked again, by row id. `relayed`:
+    answers came through a running relay."""
 
     kind: str
     measure: Measure
     confidence: float
     hosting: Mapping[str, float] = {}
     again: Mapping[str, float] = {}
+    relayed: bool = False
 
 
 class Contender(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +104,7 @@ def scored(who: Contender, trial: Trial, answers: Sequence[Answered], terms: Ter
     score = Score(
         candidate=who.name, finetune=who.finetune, upstream=who.upstream, model=who.model, role=who.role,
         min_confidence=who.threshold, expected=who.expected, rows=len(got),
-        **_agreement(same, got, trial, terms.confidence), **_costs(who, got, trial, hosting, terms.confidence),
+        **_agreement(same, got, trial, terms.confidence), **_costs(who, got, trial, terms),
         metrics=metrics_of(terms.kind, trial, given), gold=gold_of(trial, given),
     )  # fmt: skip
     line = Line(score, given, values, [one.answered for one in got])
@@ -152,16 +157,15 @@ def _as_asked(rows: Sequence[Row], values: Sequence[float]) -> float:
     return sum(row.seen * value for row, value in zip(rows, values, strict=True)) / total
 
 
-def _costs(who: Contender, got: Sequence[_Got], trial: Trial, hosting: float, confidence: float) -> dict[str, Any]:
+def _costs(who: Contender, got: Sequence[_Got], trial: Trial, terms: Terms) -> dict[str, Any]:
     """Cost with hosting, latency, and both beside the incumbent on the same rows."""
-    known = trial.known
+    known, hosting, confidence = trial.known, terms.hosting.get(who.upstream, 0.0), terms.confidence
     costs = [None if one.cost_usd is None else one.cost_usd + hosting for one in got]
     base = [one.cost_usd for one in known]
     priced = [cost for cost, before in zip(costs, base, strict=True) if before is not None] or costs
     average = None if None in priced else average_of([cost for cost in priced if cost is not None], 1000)
     times, before = [one.latency_ms for one in got], [one.latency_ms for one in known]
     p50, high = percentiles([time for time in times if time is not None])
-    remote = _ASKED if who.role == "candidate" else _ASKED_ALONE
     return {
         "cost_per_1k_usd": average,
         "hosting_per_1k_usd": 1000 * hosting,
@@ -170,9 +174,15 @@ def _costs(who: Contender, got: Sequence[_Got], trial: Trial, hosting: float, co
         "p50_ms": p50,
         "p95_ms": high,
         "latency_ratio_high": ratio_high(times, before, p95, confidence),
-        "latency_source": _HERE if who.upstream == LOCAL else remote,
+        "latency_source": _source(who, relayed=terms.relayed),
         "input_tokens": average_of([one.input_tokens for one in got if one.input_tokens is not None]),
     }
+
+
+def _source(who: Contender, *, relayed: bool) -> str:
+    """How its latency was measured, in words."""
+    here, away = (_RELAYED_HERE, _RELAYED_AWAY) if relayed else (_HERE, _ASKED)
+    return (here if who.upstream == LOCAL else away) + (_THEN if who.role == "candidate" else "")
 
 
 def _break_even(
