@@ -68,7 +68,7 @@ class FakeVLLM(FakeOpenAI):
         if name in self._adapters:
             raise Refusal(400, f"The lora adapter '{name}' has already been loaded.")
         if not (Path(folder) / "adapter_config.json").is_file():
-            raise Refusal(404, f"Loading lora {name} failed: No adapter found for {folder}")
+            raise Refusal(404, f"Loading lora {name} failed: No adapter found for <path>")
         self._adapters[name] = folder
         self.models.append(name)
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")

@@ -459,7 +459,7 @@ def test_what_is_loaded_is_not_loaded_again_and_what_is_gone_is_no_error(server:
 
 
 def test_a_refusal_is_told_in_the_servers_words(server: FakeVLLM, tmp_path: Path) -> None:
-    with pytest.raises(ServingFailed, match=r"does not load one: .*No adapter found for"):
+    with pytest.raises(ServingFailed, match=r"does not load one from .*nothing: .*No adapter found for"):
         Adapters(server.base_url, "").load("one", str(tmp_path / "nothing"))
     server.inject(Fault(status=401, message="Invalid key sk-secret"))
     with pytest.raises(ServingFailed, match=r"Invalid key \[key\]"):

@@ -64,7 +64,7 @@ class Adapters:
             self._api.post("/load_lora_adapter", body={"lora_name": name, "lora_path": folder}, cast_to=str)
         except openai.APIError as error:
             if "already been loaded" not in str(error):  # by somebody between our two questions
-                raise self._failed(f"does not load {name}", error) from error
+                raise self._failed(f"does not load {name} from {folder}", error) from error
 
     def unload(self, name: str) -> None:
         """Let the server forget an adapter; one that is not there is no error.
