@@ -118,9 +118,9 @@ def cost(finetune: FineTune) -> float:
     known = finetune.metrics.get("cost_usd")
     if known is not None:
         return known
-    if finetune.state in (FineTuneState.CREATED, FineTuneState.FAILED, FineTuneState.WAITING):
+    if finetune.state in (FineTuneState.CREATED, FineTuneState.FAILED):
         return 0.0
-    if finetune.state is FineTuneState.CANCELLED and not finetune.remote.get("job"):
+    if finetune.state in (FineTuneState.CANCELLED, FineTuneState.WAITING) and not finetune.remote.get("job"):
         return 0.0
     return finetune.metrics.get("estimated_usd", 0.0)
 

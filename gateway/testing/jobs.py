@@ -57,6 +57,12 @@ def _invalid_message(message: Any) -> str | None:
     return "contains a reserved special token" if _SPECIAL.search(text_of(message)) else None
 
 
+def wrong_row(content: bytes) -> str:
+    """The first row of a chat JSONL file that a service would refuse, and why; "" when there is none."""
+    wrong = ((at, why) for at, line in enumerate(content.splitlines(), 1) if (why := invalid_row(line)))
+    return next((f"line {at}: {why}" for at, why in wrong), "")
+
+
 def invalid_file(content: bytes, *, param: str) -> dict[str, Any] | None:
     """The `error` of a job whose `training_file` or `validation_file` is refused; None when it is fine."""
     lines = [line for line in content.splitlines() if line.strip()]

@@ -9,14 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from aiohttp import MultipartReader, web
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.multipart import BodyPartReader
-from aiohttp.streams import StreamReader
+from aiohttp import web
 
 from gateway.testing.chat import Answer, chunks, completion, echo
 from gateway.testing.jobs import FINAL, STATES, Job, Loss, invalid_file, job_view, wrong_limits
-from gateway.testing.server import FakeServer, Refusal
+from gateway.testing.server import FakeServer, Refusal, form_in, object_in
 
 T = TypeVar("T")
 
@@ -115,7 +112,7 @@ class FakeOpenAI(FakeServer):
         return web.json_response(_model(name))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = _body(await request.read())
+        body = object_in(await request.read())
         self._check_chat(body)
         answer = self.answer(body)
         message = {"role": "assistant", **({"content": answer} if isinstance(answer, str) else answer)}
@@ -138,7 +135,7 @@ class FakeOpenAI(FakeServer):
     # Files
 
     async def _upload(self, request: web.Request) -> web.Response:
-        form = await _form(request, await request.read())
+        form = await form_in(request, await request.read())
         if "file" not in form or "purpose" not in form:
             raise Refusal(400, "'file' and 'purpose' are required properties")
         name, content = form["file"]
@@ -184,7 +181,7 @@ class FakeOpenAI(FakeServer):
     # Fine-tuning jobs
 
     async def _create_job(self, request: web.Request) -> web.Response:
-        body = _body(await request.read())
+        body = object_in(await request.read())
         self._check_job(body)
         now = self.clock()
         view = job_view(self._id("ftjob"), body, now)
@@ -268,31 +265,6 @@ def _no_model(name: str) -> Refusal:
     return Refusal(
         404, f"The model `{name}` does not exist or you do not have access to it.", code="model_not_found"
     )
-
-
-def _body(body: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(body)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise Refusal(400, "We could not parse the JSON body of your request.")
-    return parsed
-
-
-async def _form(request: web.Request, body: bytes) -> dict[str, tuple[str, bytes]]:
-    """The parts of a multipart body by name: (file name, content)."""
-    if not request.content_type.startswith("multipart/"):
-        raise Refusal(400, "Expected a multipart form.")
-    loop = asyncio.get_running_loop()
-    stream = StreamReader(BaseProtocol(loop), max(2**16, len(body)), loop=loop)  # it is all there already
-    stream.feed_data(body)
-    stream.feed_eof()
-    form = {}
-    async for part in MultipartReader(request.headers, stream):
-        if isinstance(part, BodyPartReader) and part.name:
-            form[part.name] = (part.filename or "", bytes(await part.read(decode=True)))
-    return form
 
 
 def _page(request: web.Request, items: list[dict[str, Any]], *, limit: int) -> web.Response:

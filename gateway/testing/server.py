@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Self
 
-from aiohttp import web
+from aiohttp import MultipartReader, web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.multipart import BodyPartReader
+from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
 
 Moment = Literal["arrived", "processed"]
@@ -172,3 +175,29 @@ class FakeServer:
 
     async def _nowhere(self, request: web.Request) -> web.Response:
         raise Refusal(404, f"Invalid URL ({request.method} {request.path})")
+
+
+def object_in(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request's body; `Refusal` when it is none."""
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise Refusal(400, "We could not parse the JSON body of your request.")
+    return parsed
+
+
+async def form_in(request: web.Request, body: bytes) -> dict[str, tuple[str, bytes]]:
+    """The parts of a multipart body by name: (file name, content)."""
+    if not request.content_type.startswith("multipart/"):
+        raise Refusal(400, "Expected a multipart form.")
+    loop = asyncio.get_running_loop()
+    stream = StreamReader(BaseProtocol(loop), max(2**16, len(body)), loop=loop)  # it is all there already
+    stream.feed_data(body)
+    stream.feed_eof()
+    form = {}
+    async for part in MultipartReader(request.headers, stream):
+        if isinstance(part, BodyPartReader) and part.name:
+            form[part.name] = (part.filename or "", bytes(await part.read(decode=True)))
+    return form

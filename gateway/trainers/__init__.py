@@ -22,6 +22,9 @@ from gateway.errors import ConfigError, DatasetError, UnpromptError
 
 Save = Callable[[FineTune], None]
 
+_NO_TRAINERS = frozenset({"elsewhere"})
+"""Modules here that several trainers share."""
+
 
 class TrainerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every trainer is built from.
@@ -136,7 +139,7 @@ def _text(message: dict[str, Any]) -> str:
 
 def kinds() -> list[str]:
     """The trainers that exist: the modules of this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NO_TRAINERS)
 
 
 def build(kind: str, settings: TrainerSettings) -> Trainer:

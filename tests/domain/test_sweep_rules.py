@@ -130,6 +130,13 @@ def test_the_cost_is_settled_by_the_tokens_that_were_trained() -> None:
     assert "cost_usd" not in settled(candidate("a", "running", estimated_usd=2.0)).metrics
 
 
+def test_what_is_trained_has_its_price_also_while_a_person_has_to_deploy_it() -> None:
+    trained = candidate("a", "waiting", estimated_usd=2.0)
+    assert trained.remote.get("job")
+    assert cost(trained) == 2.0
+    assert cost(trained.but(remote={})) == 0.0  # files that somebody else trains on
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 50), st.floats(0, 2)), max_size=12),
     st.floats(0, 100),

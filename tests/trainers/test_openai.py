@@ -19,14 +19,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway import formats
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.errors import ConfigError, DatasetError, UpstreamError
 from gateway.testing import FakeOpenAI, Fault, Received
 from gateway.trainers import TrainerSettings, build
+from gateway.trainers.elsewhere import default_epochs
+from gateway.trainers.elsewhere.uploads import check_jsonl, job_suffix
 from gateway.trainers.openai import OpenAITrainer, Sweep
-from gateway.trainers.openai.options import default_epochs
-from gateway.trainers.openai.requests import OUR_ID, check_jsonl, job_suffix
+from gateway.trainers.openai.service import OUR_ID
 
 MODEL = "gpt-4.1-nano-2025-04-14"
 KEY = "sk-of-the-test"
@@ -712,7 +714,7 @@ def test_a_file_that_is_too_large_is_not_sent(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(512 * 1024 * 1024 + 1)  # sparse: takes no room
     with pytest.raises(DatasetError, match=r"train.jsonl has 536,870,913 bytes"):
-        check_jsonl(path, least=10)
+        check_jsonl(path, formats.load("openai"), least=10)
 
 
 if __name__ == "__main__":

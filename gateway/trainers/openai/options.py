@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from gateway.trainers.openai.failures import Failure
+from gateway.trainers.elsewhere import candidate_options, default_epochs
 
 Epochs = Annotated[int, Meta(ge=1, le=50)] | Literal["auto"]
 LearningRate = Annotated[float, Meta(gt=0)] | Literal["auto"]
@@ -40,6 +41,26 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     suffix: str = ""
     outage_hours: Annotated[float, Meta(ge=0)] = 72.0
 
+    def candidates(self, rows: int) -> list[dict[str, Any]]:
+        """Every base model with every number of epochs and every learning rate."""
+        usual = default_epochs(rows)
+        epochs = self.n_epochs or sorted({usual, min(50, 2 * usual)})
+        fixed = {"batch_size": self.batch_size, "seed": self.seed, "suffix": self.suffix}
+        fixed = {name: value for name, value in fixed.items() if value not in ("auto", None, "")}
+        return [
+            {"base_model": model, "n_epochs": n, "learning_rate_multiplier": rate, **fixed}
+            for model, n, rate in product(self.base_models, epochs, self.learning_rate_multipliers)
+        ]
+
+    def length(self, options: dict[str, Any], rows: int) -> tuple[str, int]:
+        """The base model of a candidate, and how many epochs it has with so many rows.
+
+        Raises:
+            Failure: the options are wrong.
+        """
+        chosen = options_of(options)
+        return chosen.base_model, default_epochs(rows) if chosen.n_epochs == "auto" else chosen.n_epochs
+
 
 def options_of(options: dict[str, Any]) -> Options:
     """The options of a candidate, checked.
@@ -47,21 +68,4 @@ def options_of(options: dict[str, Any]) -> Options:
     Raises:
         Failure: a key is not known, is missing or has a value out of range.
     """
-    valid = Options.__struct_fields__
-    if unknown := sorted(options.keys() - set(valid)):
-        reason = f"option {unknown[0]!r} is not known; valid options: {', '.join(valid)}"
-        raise Failure("invalid_options", reason)
-    try:
-        return msgspec.convert(options, Options)
-    except msgspec.ValidationError as error:
-        raise Failure("invalid_options", str(error)) from None
-
-
-def default_epochs(rows: int) -> int:
-    """The epochs that the service picks by itself for this many rows.
-
-    Source: the public cookbook on preparing chat fine-tuning data: 3, more below 34 rows, fewer above 8,333.
-    """
-    if 3 * rows < 100:
-        return min(25, 100 // max(rows, 1))
-    return max(1, 25_000 // rows) if 3 * rows > 25_000 else 3
+    return candidate_options(options, Options)

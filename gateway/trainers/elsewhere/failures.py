@@ -7,16 +7,16 @@ import re
 import time
 
 import openai
-from openai.types.fine_tuning import FineTuningJob
 
 from gateway.errors import UnpromptError
+from gateway.trainers.elsewhere.service import Job
 
 
 class Failure(UnpromptError):
     """A fine-tune that cannot go on; the text is `class: sentence.` and goes to `FineTune.error`.
 
     Classes: backend_unavailable, quota, moderation, invalid_file, invalid_options, unauthorized, lost,
-    rejected, training_failed.
+    rejected, training_failed, not_served.
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -31,7 +31,10 @@ _CLASSES = (
         r"no longer (available|accessible|offer)|wind(ing)?[ -]down|new users|discontinued"
         r"|fine[- ]?tuning( \w+)? is (not|being)",
     ),
-    ("invalid_file", r"(training|validation)[_ ]file|file[_ ]format|invalid_n_examples|invalid_file"),
+    (
+        "invalid_file",
+        r"(training|validation)[_ ]file|file[_ ]format|invalid_n_examples|invalid_file|invalid dataset",
+    ),
 )
 
 _BY_STATUS = {
@@ -73,13 +76,14 @@ def verdict(error: Exception, *, polling: bool = False) -> Failure | None:
     return Failure(failure_class(code, error.message, default=default), reason)
 
 
-def job_failure(job: FineTuningJob) -> Failure:
+def job_failure(job: Job) -> Failure:
     """Why a job that has ended gave no model."""
-    if job.error is None or not job.error.message:
+    if not job.reason:
         reason = f"the job {job.id} ended in {job.status!r} without a model or a reason"
         return Failure("training_failed", reason)
-    kind = failure_class(job.error.code, job.error.message, default="training_failed")
-    return Failure(kind, f"the job {job.id} failed with {job.error.code}: {job.error.message}")
+    kind = failure_class(job.code, job.reason, default="training_failed")
+    how = f"with {job.code}" if job.code else f"in {job.status!r}"
+    return Failure(kind, f"the job {job.id} failed {how}: {job.reason}")
 
 
 def retry_after(error: Exception) -> float:
