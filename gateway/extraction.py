@@ -18,12 +18,12 @@ import numpy as np
 
 from gateway.json_answers import AnswerForm, shaped
 from gateway.student import ModelFileError, Prediction, TextClassifier, log_odds
-from gateway.tagging import OUTSIDE, Chain, Segment, Tokens, features, segments
+from gateway.tagging import OUTSIDE, Chain, Lattice, Segment, Tokens, Verdict, agreed, features, segments
 
 MAGIC = b"UNPRTAGG"
 MAX_TOKENS = 200
 """Longer texts are not answered: reading one would hold up the relay for milliseconds."""
-_VERSION = 1
+_VERSION = 2
 _PREFIX = struct.Struct("<8sH32sI")  # magic, version, SHA-256 of all that follows it, length of the header
 
 
@@ -60,22 +60,23 @@ class Reading(msgspec.Struct, frozen=True):
     support: float
 
 
-SIGNS = ("any", "chain", "choice", "unsurest", "dropped", "known", "length")
-"""1; the log-odds of all tags together, of the unsurest choice and of the unsurest token of a value; values found
-beyond the one that a field can hold; the share of known features; the logarithm of the number of tokens."""
+SIGNS = ("any", "chains", "least", "choice", "unsurest", "dropped", "known", "length")
+"""1; the log-odds of all tags together on the mean of the chains and by the one that doubts most, of the unsurest
+choice and of the unsurest token of a value; values found beyond the one that a field can hold; the share of known
+features; the logarithm of the number of tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
     """A trained extraction student, ready to answer.
 
-    `lexicon` holds the phrases that were values, each with its fields. `sureness` are the coefficients of a
-    logistic curve over `SIGNS`; `known` the ascending, evenly spaced quantiles of the share of known features in
-    unseen texts.
+    The `chains` have the same tags and were trained on different features. `lexicon` holds the phrases that were
+    values, each with its fields. `sureness` are the coefficients of a logistic curve over `SIGNS`; `known` the
+    ascending, evenly spaced quantiles of the share of known features in unseen texts.
     """
 
     form: AnswerForm
-    chain: Chain
+    chains: tuple[Chain, ...]
     choices: tuple[Choice, ...]
     lexicon: Mapping[str, tuple[str, ...]]
     sureness: tuple[float, ...]
@@ -97,7 +98,9 @@ class Extractor:
         if not 0 < len(tokens.spans) <= MAX_TOKENS:
             support = 0.0 if tokens.spans else support
             tokens = Tokens(text, (), ())
-        found, chance, known = self._found(tokens, [one.label for one in chosen])
+        verdict, known = self._verdict(tokens, [one.label for one in chosen])
+        tags = [self.chains[0].tags[tag] for tag in verdict.path]
+        found = segments(tokens, tags, verdict.chances)
         values = {
             choice.field: json.loads(one.label)
             for choice, one in zip(self.choices, chosen, strict=True)
@@ -105,40 +108,37 @@ class Extractor:
         }
         answer, dropped = written(self.form, tokens, found, values)
         unsurest = log_odds(min((segment.chance for segment in found), default=1.0))
-        signs = 1.0, log_odds(chance), odds, unsurest, dropped, known, np.log1p(len(tokens.spans))
+        chances = log_odds(verdict.mean), log_odds(verdict.least)
+        signs = 1.0, *chances, odds, unsurest, dropped, known, np.log1p(len(tokens.spans))
         return Reading(answer, tuple(map(float, signs)), known, support)
 
-    def _found(self, tokens: Tokens, chosen: Sequence[str]) -> tuple[list[Segment], float, float]:
-        """(segments, probability of all tags together, share of known features)."""
+    def _verdict(self, tokens: Tokens, chosen: Sequence[str]) -> tuple[Verdict, float]:
+        """What the chains agree on, and the share of features that they know."""
         if not tokens.spans:
-            return [], 1.0, 1.0
-        table, known = self.chain.scores(features(tokens, chosen, self.lexicon.get))
-        path, chances, chance = self.chain.best(table)
-        return segments(tokens, [self.chain.tags[tag] for tag in path], chances.tolist()), chance, known
+            return Verdict((), (), 1.0, 1.0), 1.0
+        seen = features(tokens, chosen, self.lexicon.get)
+        scores = [chain.scores(seen) for chain in self.chains]
+        lattices = [Lattice.of(table, chain.steps) for (table, _), chain in zip(scores, self.chains, strict=True)]
+        return agreed(lattices), float(np.mean([known for _, known in scores]))
 
     def to_bytes(self) -> bytes:
         """The model file: a versioned prefix with a SHA-256, a JSON header, arrays, the classifiers' own files."""
-        chain = self.chain
-        names = "\n".join(chain.names).encode("utf-8", "surrogatepass")
-        arrays = (
-            chain.starts.astype("<u4"),
-            chain.cells.astype("<u4"),
-            chain.weights.astype("<f4"),
-            chain.steps.astype("<f4"),
-        )
+        parts = [_packed(chain) for chain in self.chains]
         files = [choice.classifier.to_bytes() for choice in self.choices]
         header = _Header(
             form=self.form,
-            tags=chain.tags,
-            names=(len(chain.names), len(names)),
-            cells=len(chain.cells),
+            tags=self.chains[0].tags,
+            chains=tuple(
+                (len(chain.names), len(chain.cells), len(part))
+                for chain, part in zip(self.chains, parts, strict=True)
+            ),
             choices=tuple((choice.field, len(file)) for choice, file in zip(self.choices, files, strict=True)),
             lexicon=dict(self.lexicon),
             sureness=self.sureness,
             known=self.known,
         )
         head = json.dumps(msgspec.to_builtins(header), sort_keys=True).encode()
-        blob = b"".join([head, names, *(array.tobytes() for array in arrays), *files])
+        blob = b"".join([head, *parts, *files])
         return _PREFIX.pack(MAGIC, _VERSION, hashlib.sha256(blob).digest(), len(head)) + blob
 
     @classmethod
@@ -162,12 +162,11 @@ _Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model file says of itself; `names` is how many features in how many bytes."""
+    """What the model file says of itself; of each chain, features, weights and bytes."""
 
     form: AnswerForm
     tags: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    names: tuple[_Size, _Size]
-    cells: _Size
+    chains: Annotated[tuple[tuple[_Size, _Size, _Size], ...], msgspec.Meta(min_length=1)]
     choices: tuple[tuple[int | None, _Size], ...]
     lexicon: dict[str, tuple[str, ...]]
     sureness: tuple[float, ...]
@@ -189,41 +188,57 @@ def _checked_header_size(blob: bytes) -> int:
 
 def _assemble(header: _Header, body: bytes) -> Extractor:
     """Cut the body into its parts. Raises ValueError when they do not fit."""
-    (count, size), cells, tags = header.names, header.cells, len(header.tags)
-    ends = np.cumsum(
-        [size, 4 * (count + 1), 4 * cells, 4 * cells, 4 * tags * tags, *(n for _, n in header.choices)]
-    )
+    ends = np.cumsum([*(size for _, _, size in header.chains), *(size for _, size in header.choices)])
     if len(body) != ends[-1]:
         raise ValueError(f"{ends[-1]} bytes announced, {len(body)} found")
     parts = [body[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    names = parts[0].decode("utf-8", "surrogatepass").split("\n") if count else []
-    chain = Chain(
-        tags=header.tags,
-        names={name: number for number, name in enumerate(names)},
-        starts=np.frombuffer(parts[1], "<u4").astype(np.int64),
-        cells=np.frombuffer(parts[2], "<u4").astype(np.int64),
-        weights=np.frombuffer(parts[3], "<f4").astype(np.float64),
-        steps=np.frombuffer(parts[4], "<f4").astype(np.float64).reshape(tags, tags),
-    )
-    _check(header, chain, count)
+    count = len(header.chains)
+    chains = [
+        _unpacked(part, header.tags, names, cells)
+        for part, (names, cells, _) in zip(parts[:count], header.chains, strict=True)
+    ]
+    _check(header)
     choices = [
         Choice(field, TextClassifier.from_bytes(part))
-        for (field, _), part in zip(header.choices, parts[5:], strict=True)
+        for (field, _), part in zip(header.choices, parts[count:], strict=True)
     ]
-    return Extractor(header.form, chain, tuple(choices), header.lexicon, header.sureness, header.known)
+    return Extractor(header.form, tuple(chains), tuple(choices), header.lexicon, header.sureness, header.known)
 
 
-def _check(header: _Header, chain: Chain, count: int) -> None:
+def _packed(chain: Chain) -> bytes:
+    arrays = chain.starts.astype("<u4"), chain.cells.astype("<u4"), chain.weights.astype("<f4")
+    names = "\n".join(chain.names).encode("utf-8", "surrogatepass")
+    return b"".join([*(array.tobytes() for array in arrays), chain.steps.astype("<f4").tobytes(), names])
+
+
+def _unpacked(part: bytes, tags: tuple[str, ...], names: int, cells: int) -> Chain:
+    """The chain that `_packed` wrote. Raises ValueError where the numbers do not fit what is there."""
+    ends = np.cumsum([4 * (names + 1), 4 * cells, 4 * cells, 4 * len(tags) ** 2])
+    if len(part) < ends[-1]:
+        raise ValueError(f"{ends[-1]} bytes of numbers announced, {len(part)} found")
+    starts, numbers, weights, steps = (part[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True))
+    known = part[ends[-1] :].decode("utf-8", "surrogatepass").split("\n") if names else []
+    chain = Chain(
+        tags=tags,
+        names={name: number for number, name in enumerate(known)},
+        starts=np.frombuffer(starts, "<u4").astype(np.int64),
+        cells=np.frombuffer(numbers, "<u4").astype(np.int64),
+        weights=np.frombuffer(weights, "<f4").astype(np.float64),
+        steps=np.frombuffer(steps, "<f4").astype(np.float64).reshape(len(tags), len(tags)),
+    )
+    if len(chain.names) != names:
+        raise ValueError("features are missing")
+    if chain.starts[-1] != cells or (np.diff(chain.starts) < 0).any() or (chain.cells >= len(tags)).any():
+        raise ValueError("weights are missing")
+    return chain
+
+
+def _check(header: _Header) -> None:
     """What a text would otherwise stumble over. Raises ValueError."""
     fields = range(len(header.form.fields))
-    named = [int(tag[2:]) for tag in chain.tags if tag != OUTSIDE] + [n for n, _ in header.choices if n is not None]
-    if len(chain.names) != count or any(number not in fields for number in named):
-        raise ValueError("features or fields are missing")
-    if (
-        chain.starts[-1] != len(chain.cells)
-        or (np.diff(chain.starts) < 0).any()
-        or (chain.cells >= len(chain.tags)).any()
-    ):
-        raise ValueError("weights are missing")
+    named = [int(tag[2:]) for tag in header.tags if tag != OUTSIDE]
+    named += [number for number, _ in header.choices if number is not None]
+    if any(number not in fields for number in named):
+        raise ValueError("fields are missing")
     if len(header.sureness) != len(SIGNS):
         raise ValueError(f"{len(SIGNS)} coefficients expected, {len(header.sureness)} found")

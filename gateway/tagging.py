@@ -84,13 +84,19 @@ def known_phrases(words: Sequence[str], lexicon: Lexicon) -> Iterator[tuple[int,
 def features(tokens: Tokens, chosen: Sequence[str], lexicon: Lexicon) -> list[list[str]]:
     """What the CRF sees of each token: itself, its parts, its neighbours, what else the text holds.
 
-    `chosen` are the values that the classifiers chose for the whole text.
+    `chosen` are the values that the classifiers chose for the whole text. What stands before the first `=` of a
+    feature is its family.
     """
     words = tokens.words
     marks = [pattern_of(tokens.text[start:end]) for start, end in tokens.spans]
     plain = ["0" * len(word) if word.isdigit() and len(word) > 2 else word for word in words]
     whole = [f"c{number}={value}" for number, value in enumerate(chosen)] + _other_sections(tokens, words)
-    seen = [_of_one(plain, marks, place) + _of_whole(tokens, place, whole) for place in range(len(words))]
+    seen = [
+        _of_one(plain, marks, place)
+        + _joined(tokens, marks[place], place)
+        + _of_whole(tokens, plain, marks[place], place, whole)
+        for place in range(len(words))
+    ]
     for first, after, tags in known_phrases(words, lexicon):
         for tag in tags:
             for place in range(first, after):
@@ -112,12 +118,21 @@ def _of_one(words: Sequence[str], marks: Sequence[str], place: int) -> list[str]
         f"-1,0={before} {word}", f"0,1={word} {after}", f"-2,-1={before2} {before}", f"1,2={after} {after2}",
         f"-1,1={before} {after}", "-1m=" + mark_before, "+1m=" + mark_after, f"mm={mark_before} {mark}",
         "-1e=" + before[-3:], "+1e=" + after[-3:], f"at={min(place, 5)}", f"left={min(last - place, 4)}",
+        f"3={before2} {before} {word}", f"3m={before} {word} {after}", f"3r={word} {after} {after2}",
     ]  # fmt: skip
     for size in range(1, min(5, len(word))):
         found += ["p=" + word[:size], "e=" + word[-size:]]
     found += ["L=" + near for near in set(words[max(0, place - 6) : max(0, place - 2)])]
     found += ["R=" + near for near in set(words[place + 3 : place + 7])]
     return found
+
+
+def _joined(tokens: Tokens, mark: str, place: int) -> list[str]:
+    """Whether the token stands right against its neighbours: `7pm` is not `7 pm`."""
+    start, end = tokens.spans[place]
+    before = "-" if place and tokens.spans[place - 1][1] == start else " "
+    after = "-" if place + 1 < len(tokens.spans) and tokens.spans[place + 1][0] == end else " "
+    return [f"j={before}{after}", f"jm={before}{after}{mark}"]
 
 
 def _other_sections(tokens: Tokens, words: Sequence[str]) -> list[str]:
@@ -130,9 +145,15 @@ def _other_sections(tokens: Tokens, words: Sequence[str]) -> list[str]:
     return [f"@{name}={word}" for name, part in parts.items() if len(part) <= _SHORT_SECTION for word in part]
 
 
-def _of_whole(tokens: Tokens, place: int, whole: list[str]) -> list[str]:
-    section = tokens.sections[place]
-    return [*whole, "in=" + section] if section else whole
+def _of_whole(tokens: Tokens, words: Sequence[str], mark: str, place: int, whole: Sequence[str]) -> list[str]:
+    """What holds of the text, by itself and together with the token and its neighbours: a word means one thing
+    in one kind of text and another in the next (Daume 2007, "Frustratingly Easy Domain Adaptation")."""
+    word, section = words[place], tokens.sections[place]
+    before = words[place - 1] if place else "<s>"
+    after = words[place + 1] if place + 1 < len(words) else "</s>"
+    near = "w=" + word, "m=" + mark, "-1=" + before, "+1=" + after, f"-1,0={before} {word}", f"0,1={word} {after}"
+    together = [f"{one}&{other}" for one in whole for other in near]
+    return [*whole, *together, *(["in=" + section] if section else [])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,16 +184,55 @@ class Chain:
         table: Floats = np.bincount(target, self.weights[flat], minlength=size).astype(np.float64)
         return table.reshape(len(seen), len(self.tags)), len(rows) / max(1, sum(map(len, seen)))
 
-    def best(self, table: Floats) -> tuple[list[int], Floats, float]:
-        """(the likeliest tags, each one's own probability, the probability of all together).
 
-        Viterbi (1967) and forward-backward (Rabiner 1989), the latter scaled at each token.
-        """
-        path, score = _viterbi(table, self.steps)
-        return path, *_chances(table, self.steps, path, score)
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """All ways to tag one text, as one chain sees them.
+
+    `table` (tokens, tags) are the tags' scores, `steps` (tags, tags) those of one after another, `path` the
+    likeliest tags, `chances` (tokens, tags) each tag's own probability; `total` is the logarithm of the sum over
+    all ways.
+    """
+
+    table: Floats
+    steps: Floats
+    path: tuple[int, ...]
+    chances: Floats
+    total: float
+
+    @classmethod
+    def of(cls, table: Floats, steps: Floats) -> Lattice:
+        """Viterbi (1967) and forward-backward (Rabiner 1989), the latter scaled at each token."""
+        return cls(table, steps, _viterbi(table, steps), *_forward_backward(table, steps))
+
+    def chance(self, path: Sequence[int]) -> float:
+        """The probability of all these tags together."""
+        tags = np.array(path)
+        score = self.table[np.arange(len(tags)), tags].sum() + self.steps[tags[:-1], tags[1:]].sum()
+        return float(np.exp(min(0.0, float(score) - self.total)))
 
 
-def _viterbi(table: Floats, steps: Floats) -> tuple[list[int], float]:
+class Verdict(msgspec.Struct, frozen=True):
+    """The tags that several lattices agree on, each one's own probability, and that of all together: the mean over
+    the lattices, and the least."""
+
+    path: tuple[int, ...]
+    chances: tuple[float, ...]
+    mean: float
+    least: float
+
+
+def agreed(lattices: Sequence[Lattice]) -> Verdict:
+    """Of what each lattice holds likeliest, that which has the highest probability on the mean of all: chains that
+    saw different features err differently (Breiman 1996, "Bagging Predictors")."""
+    chances = {one.path: [other.chance(one.path) for other in lattices] for one in lattices}
+    path = max(chances, key=lambda path: sum(chances[path]))
+    places = np.arange(len(path))
+    each = np.mean([one.chances[places, path] for one in lattices], axis=0)
+    return Verdict(path, tuple(each.tolist()), float(np.mean(chances[path])), min(chances[path]))
+
+
+def _viterbi(table: Floats, steps: Floats) -> tuple[int, ...]:
     back = np.zeros(table.shape, dtype=np.int64)
     score = table[0]
     for place in range(1, len(table)):
@@ -182,10 +242,10 @@ def _viterbi(table: Floats, steps: Floats) -> tuple[list[int], float]:
     path = [int(score.argmax())]
     for place in range(len(table) - 1, 0, -1):
         path.append(int(back[place, path[-1]]))
-    return path[::-1], float(score.max())
+    return tuple(path[::-1])
 
 
-def _chances(table: Floats, steps: Floats, path: Sequence[int], score: float) -> tuple[Floats, float]:
+def _forward_backward(table: Floats, steps: Floats) -> tuple[Floats, float]:
     top = table.max(axis=1, keepdims=True)
     powers, ways = np.exp(table - top), np.exp(steps - steps.max())
     forward, backward = np.empty_like(powers), np.ones_like(powers)
@@ -200,7 +260,7 @@ def _chances(table: Floats, steps: Floats, path: Sequence[int], score: float) ->
         backward[place] = now / now.sum()
     own = forward * backward
     own /= own.sum(axis=1, keepdims=True)
-    return own[np.arange(len(path)), path], float(np.exp(min(0.0, score - total)))
+    return own, total
 
 
 class Segment(msgspec.Struct, frozen=True):

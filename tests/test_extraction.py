@@ -32,7 +32,7 @@ def hand_made(weight: float = 9.0) -> Extractor:
         weights=np.array([1.0, weight, weight]),
         steps=np.zeros((3, 3)),
     )
-    return Extractor(FORM, chain, (), {"ann": ("1",)}, (1.0,) + (0.0,) * (len(SIGNS) - 1), (0.06, 0.5))
+    return Extractor(FORM, (chain, chain), (), {"ann": ("1",)}, (1.0,) + (0.0,) * (len(SIGNS) - 1), (0.06, 0.5))
 
 
 def test_values_are_read_out_of_a_text_and_written_as_json() -> None:
@@ -86,9 +86,10 @@ def test_an_altered_or_shortened_file_is_refused(data: st.DataObject) -> None:
     ("change", "reason"),
     [
         ({"tags": ["B-1", "I-7", "O"]}, "fields are missing"),
-        ({"cells": 1}, "bytes announced"),
+        ({"chains": [[3, 3, 89]]}, "bytes announced"),
+        ({"chains": [[3, 3, 70], [3, 3, 108]]}, "bytes of numbers announced"),
         ({"sureness": [1.0]}, "coefficients expected"),
-        ({"names": [4, 8]}, "bytes announced"),
+        ({"chains": []}, "length >= 1"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused_even_with_a_right_checksum(

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.tagging import Chain, Floats, Tokens, features, known_phrases, pattern_of, phrase, segments
+from gateway.tagging import (
+    Chain,
+    Floats,
+    Lattice,
+    Tokens,
+    agreed,
+    features,
+    known_phrases,
+    pattern_of,
+    phrase,
+    segments,
+)
 
 
 def unknown(phrase: str) -> None:
@@ -44,6 +55,18 @@ def test_of_an_input_with_several_slots_only_the_values_are_tokens() -> None:
 def test_a_short_section_is_known_to_the_tokens_of_the_others() -> None:
     tokens = Tokens.of("[asked]\ntime\n[text]\n6")
     assert {"@asked=time", "in=text", "w=6"} <= set(features(tokens, [], unknown)[1])
+
+
+def test_a_token_knows_whether_it_stands_right_against_its_neighbours() -> None:
+    joined = [
+        [one for one in seen if one.startswith("j=")] for seen in features(Tokens.of("7pm 7 pm"), [], unknown)
+    ]
+    assert joined == [["j= -"], ["j=- "], ["j=  "], ["j=  "]]
+
+
+def test_what_holds_of_the_whole_text_goes_together_with_each_word() -> None:
+    seen = features(Tokens.of("play Hello"), ['"PlayMusic"'], unknown)[1]
+    assert {'c0="PlayMusic"', 'c0="PlayMusic"&w=hello', 'c0="PlayMusic"&-1=play'} <= set(seen)
 
 
 @given(st.text())
@@ -103,20 +126,37 @@ def chains(draw: st.DrawFn) -> tuple[Floats, Floats]:
 @settings(max_examples=200)
 def test_the_best_path_and_its_probability_are_those_of_all_paths_tried_out(given_: tuple[Floats, Floats]) -> None:
     table, steps = given_
-    count = table.shape[1]
-    none = np.zeros(1, dtype=np.int64)
-    chain = Chain(tuple("abc"[:count]), {}, none, none[:0], np.zeros(0), steps)
-    path, each, together = chain.best(table)
-    scores = {
-        way: table[range(len(way)), way].sum() + sum(steps[a, b] for a, b in itertools.pairwise(way))
-        for way in itertools.product(range(count), repeat=len(table))
-    }
+    lattice = Lattice.of(table, steps)
+    scores = scores_of_all_paths(table, steps)
     total = sum(np.exp(score) for score in scores.values())
-    assert scores[tuple(path)] == pytest.approx(max(scores.values()))
-    assert together == pytest.approx(np.exp(max(scores.values())) / total)
-    for place, tag in enumerate(path):
+    assert scores[lattice.path] == pytest.approx(max(scores.values()))
+    for path, score in scores.items():
+        assert lattice.chance(path) == pytest.approx(np.exp(score) / total)
+    for place, tag in itertools.product(range(table.shape[0]), range(table.shape[1])):
         own = sum(np.exp(score) for way, score in scores.items() if way[place] == tag)
-        assert each[place] == pytest.approx(own / total)
+        assert lattice.chances[place, tag] == pytest.approx(own / total)
+
+
+def scores_of_all_paths(table: Floats, steps: Floats) -> dict[tuple[int, ...], float]:
+    """Every way to tag the text, tried out."""
+    return {
+        way: float(table[range(len(way)), way].sum() + sum(steps[a, b] for a, b in itertools.pairwise(way)))
+        for way in itertools.product(range(table.shape[1]), repeat=len(table))
+    }
+
+
+def voter(*odds: float) -> Lattice:
+    """One token with these probabilities of its tags."""
+    return Lattice.of(np.log([odds]), np.zeros((len(odds), len(odds))))
+
+
+def test_of_what_each_chain_holds_likeliest_the_mean_of_all_decides() -> None:
+    verdict = agreed([voter(0.6, 0.4), voter(0.1, 0.9)])
+    assert verdict.path == (1,)
+    assert [verdict.mean, verdict.least, *verdict.chances] == pytest.approx([0.65, 0.4, 0.65])
+    alone = agreed([voter(0.6, 0.4)])
+    assert alone.path == (0,)
+    assert [alone.mean, alone.least] == pytest.approx([0.6, 0.6])
 
 
 def test_scores_add_up_the_weights_of_the_known_features() -> None:

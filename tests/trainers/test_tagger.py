@@ -21,7 +21,7 @@ from gateway.extraction import Extractor
 from gateway.tagging import segments
 from gateway.trainers import TrainerSettings, build
 from gateway.trainers.tagger.answers import Example, learn
-from gateway.trainers.tagger.learning import Options, swap, train
+from gateway.trainers.tagger.learning import Options, fit_chain, swap, train
 from gateway.upstreams.embedded import EmbeddedModel
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -143,6 +143,24 @@ def test_the_same_rows_options_and_seed_give_the_same_bytes() -> None:
     assert files[0] == files[1]
     assert files[0] != files[2]
     assert Extractor.from_bytes(files[0]).to_bytes() == files[0]
+
+
+def test_a_chain_does_not_see_what_is_left_out_of_its_view() -> None:
+    seen, tags = [[["w=a", "3=- a"], ["w=b", "3=a b"]]] * 9, [["I-0", "O"]] * 9
+    families = [
+        {name.partition("=")[0] for name in fit_chain(seen, tags, QUICK, left_out).names}
+        for left_out in ((), {"3"})
+    ]
+    assert families == [{"w", "3"}, {"w"}]
+
+
+def test_several_chains_have_the_same_tags_and_views_of_their_own() -> None:
+    rows = bookings()[::2]
+    both = train(rows, QUICK).student.chains
+    assert both[0].tags == both[1].tags
+    assert both[0].names != both[1].names
+    (one,) = train(rows, msgspec.structs.replace(QUICK, chains=1)).student.chains
+    assert one.names == both[0].names
 
 
 def test_wrong_options_and_answers_that_are_not_in_the_text_fail_with_a_sentence(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trains the extraction student: a CRF for values in the text, classifiers for the others, and how sure it is."""
+"""Trains the extraction student: CRFs for values in the text, classifiers for the others, and how sure it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,11 +25,17 @@ from gateway.trainers.tagger.answers import Example, learn
 
 MAX_ROWS = 5000
 """More rows are sampled: training time grows with rows times the square of the fields."""
-MOST_COPIES = 1000
-"""So many copies of rows at most, or one of each."""
+MOST_COPIES, MOST_FIELDS = 1000, 20_000
+"""So many copies of rows at most, or more where they have few fields (copies times fields), or one of each."""
+VIEWS = (frozenset({"3", "3m", "3r"}), frozenset({"L", "R", "p"}))
+"""The families of features that each chain does not see: the first no three words in a row, the second nothing
+farther than two words away and no beginnings of words."""
 FIVE_FOLDS = 30_000  # rows times fields; beyond it three folds have to do, for time
 _GIST_LABELS, _GIST_ROWS = 20, 5
 _QUANTILES = 201
+
+Learnt = tuple[Example, Sequence[str]]
+"""A row, and what the classifiers chose for it."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,7 +43,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     `l1`, `l2` and `iterations` are L-BFGS's. `swaps` is how many copies of each row, with other rows' values in
     the place of its own, are learnt besides (Dai and Adel 2020, "An Analysis of Simple Data Augmentation for Named
-    Entity Recognition"), fewer where there are many rows.
+    Entity Recognition"), fewer where there are many rows. `chains` is how many CRFs there are, each with copies and
+    features of its own (see `VIEWS`).
     `gist`: where no field is chosen, a classifier tells the CRF which fields a text seems to have.
     """
 
@@ -45,6 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     l2: Annotated[float, msgspec.Meta(ge=0)] = 0.01
     iterations: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 60
     swaps: Annotated[int, msgspec.Meta(ge=0, le=5)] = 4
+    chains: Annotated[int, msgspec.Meta(ge=1, le=len(VIEWS))] = len(VIEWS)
     gist: bool = True
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
 
@@ -137,11 +145,27 @@ def _student(
     lexicon: dict[str, tuple[str, ...]] = {}
     for text, field in sorted(phrases):
         lexicon[text] = (*lexicon.get(text, ()), field)
-    own += _swapped(own, options)
-    seen = [features(example.tokens, picked, _without(lexicon, phrases, example)) for example, picked in own]
-    chain = fit_chain(seen, [_chain_tags(form, example) for example, _ in own], options)
+    chains = _chains(form, own, lambda example: _without(lexicon, phrases, example), options)
     coefficients = (0.0, 1.0, *[0.0] * (len(SIGNS) - 2))
-    return Extractor(form, chain, choices, lexicon, coefficients, (0.0,))
+    return Extractor(form, chains, choices, lexicon, coefficients, (0.0,))
+
+
+def _chains(
+    form: AnswerForm, own: Sequence[Learnt], lexicon_of: Callable[[Example], Lexicon], options: Options
+) -> tuple[Chain, ...]:
+    """A CRF for each view, of these rows and of other copies of them."""
+
+    def look(rows: Sequence[Learnt]) -> list[list[list[str]]]:
+        return [features(example.tokens, picked, lexicon_of(example)) for example, picked in rows]
+
+    most = max(MOST_COPIES, MOST_FIELDS // len(form.fields))
+    copies = min(options.swaps, max(1, most // max(1, len(own))))
+    seen, made = look(own), []
+    for number, left_out in enumerate(VIEWS[: options.chains]):
+        swapped = _swapped(own, copies, random.Random(f"{options.seed} {number}"))
+        tags = [_chain_tags(form, example) for example, _ in (*own, *swapped)]
+        made.append(fit_chain([*seen, *look(swapped)], tags, options, left_out))
+    return tuple(made)
 
 
 def _chain_tags(form: AnswerForm, example: Example) -> list[str]:
@@ -170,14 +194,12 @@ def _without(lexicon: Mapping[str, Sequence[str]], phrases: Counter[tuple[str, s
     return lambda text: [field for field in lexicon.get(text, ()) if phrases[text, field] > own[text, field]]
 
 
-def _swapped(own: Sequence[tuple[Example, Sequence[str]]], options: Options) -> list[tuple[Example, Sequence[str]]]:
-    """Copies of rows, with values of other rows in the place of most of their own."""
-    chance = random.Random(options.seed)
+def _swapped(own: Sequence[Learnt], count: int, chance: random.Random) -> list[Learnt]:
+    """`count` copies of each row, with values of other rows in the place of most of its own."""
     pool: dict[int, list[str]] = {}
     for example, _ in own:
         for segment in _marked(example):
             pool.setdefault(segment.field, []).append(example.tokens.text[segment.start : segment.end])
-    count = min(options.swaps, max(1, MOST_COPIES // max(1, len(own))))
     copies = [(swap(example, pool, chance), picked) for example, picked in own for _ in range(count)]
     return [(copy, picked) for copy, picked in copies if copy is not None]
 
@@ -204,38 +226,47 @@ def swap(example: Example, pool: Mapping[int, Sequence[str]], chance: random.Ran
     return Example(tokens=tokens, output="", tags=tuple(tags), chosen=example.chosen, whole=True)
 
 
-def fit_chain(seen: Sequence[Sequence[Sequence[str]]], tags: Sequence[Sequence[str]], options: Options) -> Chain:
-    """A CRF of these texts by L-BFGS with L1 and L2 (Okazaki 2007, CRFsuite)."""
+def fit_chain(
+    seen: Sequence[Sequence[Sequence[str]]], tags: Sequence[Sequence[str]], options: Options,
+    left_out: Collection[str] = (),
+) -> Chain:  # fmt: skip
+    """A CRF of these texts by L-BFGS with L1 and L2 (Okazaki 2007, CRFsuite), which does not see the families of
+    features in `left_out`."""
     import pycrfsuite
 
-    names: dict[str, int] = {}
     trainer = pycrfsuite.Trainer(algorithm="lbfgs", verbose=False)
     trainer.set_params({"c1": options.l1, "c2": options.l2, "max_iterations": options.iterations})
+    numbers = {
+        name: str(number)
+        for number, name in enumerate(dict.fromkeys(name for text in seen for token in text for name in token))
+        if name.partition("=")[0] not in left_out
+    }
     for text, answer in zip(seen, tags, strict=True):
-        numbered = [[str(names.setdefault(name, len(names))) for name in token] for token in text]
-        trainer.append(numbered, list(answer))
+        trainer.append([[numbers[name] for name in token if name in numbers] for token in text], list(answer))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "chain"
         trainer.train(str(file))
         tagger = pycrfsuite.Tagger()
         with tagger.open(str(file)):
             dump = tagger.info()
-    return _chain(dump.state_features, dump.transitions, list(names))
+    names = {number: name for name, number in numbers.items()}
+    known = sorted({OUTSIDE, *(tag for answer in tags for tag in answer)})
+    return _chain(dump.state_features, dump.transitions, names, known)
 
 
 def _chain(
-    states: Mapping[tuple[str, str], float], transitions: Mapping[tuple[str, str], float], names: Sequence[str]
-) -> Chain:
+    states: Mapping[tuple[str, str], float], transitions: Mapping[tuple[str, str], float],
+    names: Mapping[str, str], tags: Sequence[str],
+) -> Chain:  # fmt: skip
     """Only features with a weight are kept, in the order of their names."""
-    tags = tuple(sorted({tag for _, tag in states} | {tag for pair in transitions for tag in pair} | {OUTSIDE}))
     column = {tag: number for number, tag in enumerate(tags)}
-    cells = sorted((names[int(name)], column[tag], weight) for (name, tag), weight in states.items() if weight)
+    cells = sorted((names[number], column[tag], weight) for (number, tag), weight in states.items() if weight)
     counts = Counter(name for name, _, _ in cells)
     steps = np.zeros((len(tags), len(tags)))
     for (one, other), weight in transitions.items():
         steps[column[one], column[other]] = weight
     return Chain(
-        tags=tags,
+        tags=tuple(tags),
         names={name: number for number, name in enumerate(sorted(counts))},
         starts=np.cumsum([0, *(counts[name] for name in sorted(counts))]).astype(np.int64),
         cells=np.array([cell for _, cell, _ in cells], dtype=np.int64),
@@ -255,7 +286,7 @@ def _measured(student: Extractor, read: Sequence[Reading], outputs: Sequence[str
     known = np.array([reading.known for reading in read])
     quantiles = np.quantile(known, np.linspace(0, 1, _QUANTILES))
     student = Extractor(
-        student.form, student.chain, student.choices, student.lexicon, tuple(map(float, curve)),
+        student.form, student.chains, student.choices, student.lexicon, tuple(map(float, curve)),
         tuple(map(float, quantiles)),
     )  # fmt: skip
     sure = 1 / (1 + np.exp(-np.clip(signs @ curve, -50, 50)))
