@@ -1,6 +1,6 @@
 """How often does the test of audits roll back a candidate that keeps the promise, and how soon one that does not?
 
-Simulates the numbers of `gateway/pipeline/sequential.py` (checked against it first) for many runs at once: requests
+Simulates the numbers of `gateway/pipeline/alarms.py` (checked against it first) for many runs at once: requests
 answered by a candidate, of which a share is audited, and all of them while there is a warning.
 
     python benchmarks/sequential.py [--runs 1000] [--margin 0.05] [--audit 10] [--quick]
@@ -15,64 +15,117 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.pipeline.alarms import REFERENCE, ROLLBACK_AT, SHIFT_AT, WINDOW, label_shift
+from gateway.pipeline.alarms import (
+    CHANGE_WARNING,
+    CHANGED_AT,
+    REFERENCE,
+    ROLLBACK_AT,
+    SHIFT_AT,
+    WINDOW,
+    WORSE_AT,
+    Expected,
+    Kind,
+    Watched,
+    alarms,
+    compared,
+    label_shift,
+)
 from gateway.pipeline.canary import HARM_AT
-from gateway.pipeline.sequential import ODDS, WARNING, WEIGHTS, Bets, observed
+from gateway.pipeline.sequential import ODDS, WARNING, WEIGHTS
 
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
 
 class Runs:
-    """Many runs side by side. `wealth` (runs, bets)."""
+    """Many runs side by side. `wealth` (runs, bets) against what is allowed, `usual` against what was found before:
+    `held_out` rows, and all audits since. `held_out` 0: only what is allowed counts."""
 
-    def __init__(self, runs: int, allowed: float, audit: float, seed: int) -> None:
-        odds = np.array(ODDS)
-        meant = odds * allowed / (1 + (odds - 1) * allowed)
-        self.allowed, self.audit = allowed, audit
-        self.up, self.down = meant / allowed, (1 - meant) / (1 - allowed)
+    def __init__(self, runs: int, allowed: float, audit: float, seed: int, *, before: float = 0.0,
+                 held_out: int = 0) -> None:  # fmt: skip
+        self.allowed, self.audit, self.held_out = allowed, audit, held_out
         self.wealth = np.zeros((runs, len(ODDS)))
+        self.usual = np.zeros((runs, len(ODDS)))
         self.raised = np.zeros(runs, dtype=bool)
         self.dice = np.random.default_rng(seed)
+        self.differed = self.dice.binomial(held_out, before, runs) + 0.5
+        self.seen = np.full(runs, held_out + 1.0)
 
     def request(self, wrong: float) -> Flags:
         """One request each, answered wrongly with this probability; which of them were audited."""
         runs = len(self.wealth)
         audited: Flags = self.dice.random(runs) < np.where(self.raised, 1.0, self.audit)
-        factor = np.where((self.dice.random(runs) < wrong)[:, None], self.up, self.down)
-        self.wealth = np.where(audited[:, None], (self.wealth + 1) * factor, self.wealth)
-        evidence = self.evidence * self.allowed
-        self.raised = np.where(self.raised, evidence >= WARNING / 2, evidence >= WARNING)
+        self.compared(audited, self.dice.random(runs) < wrong)
         return audited
+
+    def compared(self, audited: Flags, differs: Flags) -> None:
+        """The same after these answers, those of them that were audited."""
+        likely = np.minimum(self.differed / self.seen, self.allowed)[:, None]
+        bets = (self.wealth + 1) * _payoffs(np.array([[self.allowed]]), differs[:, None])
+        usual = (self.usual + 1) * _payoffs(likely, differs[:, None])
+        self.wealth = np.where(audited[:, None], bets, self.wealth)
+        self.usual = np.where(audited[:, None], usual, self.usual) if self.held_out else self.usual
+        self.differed += audited & differs
+        self.seen += audited
+        suspicion = np.maximum(
+            self.evidence * self.allowed / WARNING, self.change * likely[:, 0] / CHANGE_WARNING
+        )
+        self.raised = np.where(self.raised, suspicion >= 0.5, suspicion >= 1)
 
     @property
     def evidence(self) -> Numbers:
         return np.asarray(self.wealth @ np.array(WEIGHTS))
 
+    @property
+    def change(self) -> Numbers:
+        return np.asarray(self.usual @ np.array(WEIGHTS))
+
+    @property
+    def over(self) -> Flags:
+        """Which are rolled back."""
+        return np.asarray(self.evidence >= np.where(self.change >= CHANGED_AT, WORSE_AT, ROLLBACK_AT))
+
+    def begin_anew(self, which: Flags) -> None:
+        """Rolled back, and a candidate of the same kind in its place."""
+        self.wealth[which] = self.usual[which] = 0.0
+
+
+def _payoffs(allowed: Numbers, differs: Flags) -> Numbers:
+    """What each bet of 1 becomes."""
+    odds = np.array([ODDS])
+    meant = odds * allowed / (1 + (odds - 1) * allowed)
+    return np.where(differs, meant / allowed, (1 - meant) / (1 - allowed))
+
 
 def false_alarms(runs: int, allowed: float, share: float, audits: int) -> tuple[float, float]:
-    """(share of runs with an alarm, audits for each alarm), over so many audits of candidates that are wrong with
-    probability `share` all the time; after an alarm it begins anew."""
-    state, alarms, hit = Runs(runs, allowed, 1.0, 1), 0, np.zeros(runs, dtype=bool)
+    """(share of runs with a rollback, audits for each rollback), over so many audits of candidates that are wrong
+    with probability `share` all the time."""
+    state = Runs(runs, allowed, 1.0, 1, before=share, held_out=HELD_OUT)
+    alarms, hit = 0, np.zeros(runs, dtype=bool)
     for _ in range(audits):
         state.request(share)
-        over = state.evidence >= ROLLBACK_AT
+        over = state.over
         alarms += int(over.sum())
         hit |= over
-        state.wealth[over] = 0.0
+        state.begin_anew(over)
     return float(hit.mean()), runs * audits / alarms if alarms else float("inf")
 
 
-def delays(runs: int, allowed: float, audit: float, before: float, after: float) -> tuple[Numbers, float]:
-    """(requests from the change to the rollback, share of requests audited before the change)."""
-    state, audited = Runs(runs, allowed, audit, 2), 0.0
-    for _ in range(BEFORE):
-        audited += float(state.request(before).mean())
-        state.wealth[state.evidence >= ROLLBACK_AT] = 0.0
-    taken, open_runs = np.full(runs, float(MOST)), np.ones(runs, dtype=bool)
-    for number in range(1, MOST + 1):
+def delays(
+    runs: int, allowed: float, audit: float, before: float, after: float, *, held_out: int, most: int
+) -> tuple[Numbers, float]:
+    """(requests from the change to the rollback, at most `most`; share of requests audited before the change)."""
+    state, audited = Runs(runs, allowed, audit, 2, before=before, held_out=held_out), 0.0
+    for number in range(TRIAL + BEFORE):
+        if number < TRIAL:
+            state.compared(np.ones(runs, dtype=bool), state.dice.random(runs) < before)
+        else:
+            audited += float(state.request(before).mean())
+        state.begin_anew(state.over)
+    taken, open_runs = np.full(runs, np.inf), np.ones(runs, dtype=bool)
+    for number in range(1, most + 1):
         state.request(after)
-        over = open_runs & (state.evidence >= ROLLBACK_AT)
+        over = open_runs & state.over
         taken[over] = number
         open_runs &= ~over
         if not open_runs.any():
@@ -80,15 +133,17 @@ def delays(runs: int, allowed: float, audit: float, before: float, after: float)
     return taken, audited / BEFORE
 
 
+HELD_OUT, TRIAL = 400, 150
+"""Held-out rows that a candidate answered itself, and answers that were compared in its canary."""
 BEFORE, MOST = 2000, 20_000
 
 
 def canaries(runs: int, allowed: float, wrong: float, pairs: int) -> tuple[float, float]:
     """(share of candidates that are taken back within so many compared answers, median of how many it took)."""
-    state, found = Runs(runs, allowed, 1.0, 3), np.full(runs, np.inf)
+    dice, found = np.random.default_rng(3), np.full(runs, np.inf)
     logs = np.zeros((runs, len(ODDS)))
     for number in range(1, pairs + 1):
-        logs += np.log(np.where((state.dice.random(runs) < wrong)[:, None], state.up, state.down))
+        logs += np.log(_payoffs(np.array([[allowed]]), (dice.random(runs) < wrong)[:, None]))
         harm = np.exp(np.minimum(logs, 700)) @ np.array(WEIGHTS) >= HARM_AT
         found = np.where(harm & np.isinf(found), number, found)
     hit = np.isfinite(found)
@@ -111,18 +166,51 @@ def shifts(windows: int, labels: int, moved: float) -> float:
     return alarms / windows
 
 
+def bound(allowed: float, after: float) -> float:
+    """The least mean of the audits that any test needs to find a change from the one share to the other, if it is
+    not to raise more false alarms than one in `ROLLBACK_AT` audits: those of CUSUM, which is optimal where both are
+    known (G. V. Moustakides, "Optimal Stopping Times for Detecting Changes in Distributions", Ann. Stat. 14,
+    1986), in the worst case. On a grid, by the mean time until a Markov chain leaves it."""
+    low, high = 0.5, 16.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _run_length(allowed, allowed, after, middle) < ROLLBACK_AT else (low, middle)
+    return _run_length(after, allowed, after, high)
+
+
+def _run_length(share: float, before: float, after: float, limit: float, cells: int = 400) -> float:
+    """Audits until CUSUM reaches its limit, on average, where `share` are wrong."""
+    step = limit / cells
+    at = (np.arange(cells) + 0.5) * step
+    moves = np.zeros((cells, cells))
+    for chance, gain in ((share, np.log(after / before)), (1 - share, np.log((1 - after) / (1 - before)))):
+        place = (np.maximum(at + gain, at[0]) / step) - 0.5
+        lower = np.floor(place).astype(int)
+        for cell, part in ((lower, 1 - (place - lower)), (lower + 1, place - lower)):
+            stays = (place < cells - 0.5) & (cell < cells)
+            np.add.at(moves, (np.flatnonzero(stays), cell[stays]), chance * part[stays])
+    return float(np.linalg.solve(np.eye(cells) - moves, np.ones(cells))[0])
+
+
 def check(allowed: float) -> None:
     """The same numbers as the real code, for one run."""
-    dice, bets, state = random.Random(0), Bets(), Runs(1, allowed, 1.0, 0)
+    dice = random.Random(0)
+    expected = Expected(margin=allowed, error_rate=0.02, answered=1.0, differed=0.5 * allowed, rows=400)
+    watched, state = Watched(promotion="p", step="p"), Runs(1, allowed, 1.0, 0, held_out=400)
+    state.differed[:] = 200 * allowed + 0.5
     for _ in range(500):
         wrong = dice.random() < 1.2 * allowed
-        bets = observed(bets, float(wrong), allowed)
-        state.wealth = (state.wealth + 1) * (state.up if wrong else state.down)
-    assert abs(bets.change / state.evidence[0] - 1) < 1e-9
+        watched = compared(watched, float(not wrong), None, expected)
+        state.compared(np.array([True]), np.array([wrong]))
+        real = [watched.tests[Kind.AGREEMENT].change, watched.usual.change]
+        assert np.allclose([state.evidence[0], state.change[0]], real, rtol=1e-6)
+        assert bool(state.raised[0]) == watched.raised
+        told = any(alarm.kind is Kind.AGREEMENT for alarm in alarms("t", watched, expected, canary=False))
+        assert bool(state.over[0]) == told
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--runs", type=int, default=1000)
     options.add_argument("--margin", type=float, default=0.05)
@@ -136,14 +224,8 @@ def main() -> None:
     for share in (margin, 0.8 * margin, 0.5 * margin):
         rate, each = false_alarms(given.runs, margin, share, audits)
         say(f"  wrong {share:.1%}: {rate:.1%} of runs rolled back, one in {each:,.0f} audits")
-    say(f"requests until the rollback at {audit:.0%} audits, after {BEFORE:,} before the change (median, 90 %):")
-    edge, half = margin, margin / 2
-    changes = [(edge, edge + 0.05), (half, edge + 0.05), (0.0, edge + 0.05), (half, half + 0.05), (edge, 0.3),
-               (0.01, 1.0)]  # fmt: skip
-    for before, after in changes:
-        taken, share = delays(given.runs, margin, audit, before, after)
-        low, high = np.quantile(taken, [0.5, 0.9])
-        say(f"  {before:.1%} -> {after:.1%}: {low:,.0f}, {high:,.0f}; {share:.1%} of requests audited before")
+    tell_delays(given.runs, margin, audit)
+    tell_bounds(margin)
     say("canaries taken back within 50, 100 and 150 compared answers, and after how many (median):")
     for wrong in (0.4 * margin, margin, 2 * margin, 4 * margin, 0.3, 0.5, 1.0):
         found = [canaries(20 * given.runs, margin, wrong, pairs) for pairs in (50, 100, 150)]
@@ -153,6 +235,33 @@ def main() -> None:
     for labels in (3, 12, 77):
         rates = [f"{shifts(windows, labels, moved):.2%} ({moved:.0%})" for moved in (0.0, 0.1, 0.2, 0.3)]
         say(f"  {labels} labels: {', '.join(rates)}")
+
+
+def tell_delays(runs: int, margin: float, audit: float) -> None:
+    """How soon a change is found, and how often one that is still allowed is taken for a reason."""
+    say(f"requests until the rollback at {audit:.0%} audits, after {BEFORE:,} before the change (median, 90 %):")
+    edge, half = margin, margin / 2
+    changes = [(edge, edge + 0.05), (half, edge + 0.05), (0.0, edge + 0.05), (half, half + 0.05), (edge, 0.3),
+               (0.01, 1.0)]  # fmt: skip
+    for before, after in changes:
+        told = []
+        for held_out in (HELD_OUT, 0):
+            taken, share = delays(runs, margin, audit, before, after, held_out=held_out, most=MOST)
+            low, high = np.quantile(taken, [0.5, 0.9])
+            told.append(f"{low:,.0f}, {high:,.0f} ({share:.1%} of requests audited before)")
+        say(f"  {before:.1%} -> {after:.1%}: {told[0]}; by what is allowed alone: {told[1]}")
+    say("a change that is still allowed: rolled back within 7,000 requests")
+    for after in (0.7 * margin, 0.8 * margin, margin):
+        taken, _ = delays(runs, margin, audit, half, after, held_out=HELD_OUT, most=7000)
+        say(f"  {half:.1%} -> {after:.1%}: {np.isfinite(taken).mean():.1%}")
+
+
+def tell_bounds(margin: float) -> None:
+    """What no test can do better."""
+    say(f"the least audits that a test with one false alarm in {ROLLBACK_AT:,.0f} needs on average (worst case):")
+    for before, after in ((margin, margin / 2 + 0.05), (margin, margin + 0.05), (margin / 2, margin / 2 + 0.05)):
+        bits = after * np.log(after / before) + (1 - after) * np.log((1 - after) / (1 - before))
+        say(f"  {before:.1%} against {after:.1%}: {bound(before, after):,.0f} ({bits:.4f} nats an audit)")
 
 
 def say(line: str) -> None:

@@ -15,6 +15,8 @@ import msgspec
 
 from gateway.config import Config
 from gateway.errors import UnpromptError
+from gateway.pipeline.asking import other_models
+from gateway.pipeline.bench import Bench
 from gateway.pipeline.cycle import Workshop, one_at_a_time, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.finetune import Elsewhere
@@ -200,7 +202,10 @@ class Worker:
 
         def look() -> None:
             nonlocal shop
-            shop = shop or self._open()
+            if shop is None:
+                opened = self._open()
+                judges = other_models(opened.config, opened.prices)
+                shop = msgspec.structs.replace(opened, bench=Bench(judges))
             look_after(shop)
 
         return look

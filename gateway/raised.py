@@ -1,5 +1,5 @@
-"""What the worker has raised: the audits of tasks under suspicion, and alarms. Small files beside the store, which
-the relays read, since they are other processes."""
+"""What the worker has raised: the audits of candidates on trial or under suspicion, and alarms. Small files beside
+the store, which the relays read, since they are other processes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Told(msgspec.Struct, frozen=True):
 
 
 def raised(home: Path) -> dict[str, float]:
-    """Percent of its stripped requests to audit, by task, for as long as that is more than its route says. Nothing
-    where the file is missing or cannot be read: then the route alone decides."""
+    """Percent of its answers to audit, by candidate (`upstream/model`), for as long as that is more than its route
+    says. Nothing where the file is missing or cannot be read: then the route alone decides."""
     try:
         return msgspec.json.decode((home / AUDITS).read_bytes(), type=dict[str, float])
     except (OSError, msgspec.DecodeError):

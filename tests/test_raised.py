@@ -11,9 +11,9 @@ from gateway.raised import ALARMS, AUDITS, Told, raise_audits, raised, tell, wat
 
 def test_audits_are_raised_and_lowered_again(tmp_path: Path) -> None:
     assert raised(tmp_path) == {}
-    assert raise_audits(tmp_path, {"mail": 100.0})
-    assert raised(tmp_path) == {"mail": 100.0}
-    assert not raise_audits(tmp_path, {"mail": 100.0})
+    assert raise_audits(tmp_path, {"local/mail-1": 100.0})
+    assert raised(tmp_path) == {"local/mail-1": 100.0}
+    assert not raise_audits(tmp_path, {"local/mail-1": 100.0})
     assert raise_audits(tmp_path, {})
     assert raised(tmp_path) == {}
 

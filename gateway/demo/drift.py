@@ -199,7 +199,7 @@ def _write_config(home: Path, upstream: str) -> None:
         "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
         "store": {"url": f"sqlite:///{home / 'data' / 'unprompt.db'}"},
         "jobs": {"poll_seconds": 0.5},
-        "tasks": {"default": {"min_rows": ROWS, "share": 100}},
+        "tasks": {"default": {"min_rows": ROWS, "share": 100, "canary": [100]}},
     }
     folder = home / "config"
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,12 +27,17 @@ from gateway.demo.client import App, Call, Reply
 from gateway.demo.messages import Labelled
 from gateway.demo.prompts import Prompt, few_shot, one_offs, triage
 from gateway.errors import TaskError
+from gateway.pipeline.canary import steps_of
 from gateway.stores.journal import waiting
 from gateway.stores.sqlite import SqliteStore
 
 MODEL = "gpt-6-luna"
 HELD_OUT = 300
 CHANGED = 60
+LIVE, MOST_LIVE = 600, 3000
+"""So many messages are different of those that are asked while the candidate takes over, step by step; and so many
+are asked at most."""
+CANARY = (25.0, 100.0)
 RATE = 20.0
 """Requests a second while latency is measured."""
 SETTLE_SECONDS = 240.0
@@ -54,10 +59,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks what: the main task's traffic, texts held out for the comparison, and what is mixed in."""
+    """Who asks what: the main task's traffic, what is asked while the candidate takes over, texts held out for the
+    comparison, and what is mixed in."""
 
     prompt: Prompt
     traffic: list[Labelled]
+    live: list[Labelled]
     held_out: list[Labelled]
     aside: list[list[dict[str, Any]]]
 
@@ -76,11 +83,13 @@ def plot(options: Options) -> Plot:
     number = min(HELD_OUT, len(pool) // 4)
     held_out = test[:number] or pool[:number]
     texts = {row.text for row in held_out}
-    traffic = [row for row in pool if row.text not in texts][: options.rows]
+    left = [row for row in pool if row.text not in texts]
+    traffic = left[: options.rows]
+    later = left[options.rows :] if options.data else data.messages(count=data.BUILT_IN + LIVE)[data.BUILT_IN :]
     other = triage()
     aside = [other.request(row.text) for row in traffic[: len(traffic) // 8]]
     aside += one_offs(seed=options.seed, count=40)
-    return Plot(prompt=prompt, traffic=traffic, held_out=held_out, aside=aside)
+    return Plot(prompt=prompt, traffic=traffic, live=later or traffic, held_out=held_out, aside=aside)
 
 
 async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None]) -> None:
@@ -114,6 +123,7 @@ async def _acts(
     seen = await _watch(home, story, say)
     if seen["promoted"]:
         await _route_in_force(url)
+        seen["live"] = await _take_over(options, story, home, app, say)
     after = await app.ask_at(_calls(story, "after"), rate=RATE)
     changed = await app.ask_at(_changed(story), rate=RATE)
     say(f"after: the same {len(after)} held-out messages, and {len(changed)} with a changed prompt")
@@ -130,8 +140,8 @@ async def teacher_at(options: Options, home: Path) -> AsyncIterator[str]:
         yield options.upstream.rstrip("/")
         return
     command = [sys.executable, "-m", "gateway.demo.teacher", "--error-rate", str(options.error_rate)]
-    command += ["--seed", str(options.seed), "--model", options.model, "--data"]
-    async with _process([*command, str(options.data or "builtin")], home / "teacher.log") as line:
+    command += ["--seed", str(options.seed), "--rows", str(data.BUILT_IN + LIVE), "--model", options.model]
+    async with _process([*command, "--data", str(options.data or "builtin")], home / "teacher.log") as line:
         yield line.rpartition(" ")[2]
 
 
@@ -163,12 +173,13 @@ async def _process(command: Sequence[str], log: Path) -> AsyncIterator[str]:
 
 
 def _write_config(home: Path, upstream: str, story: Plot) -> None:
-    """An ordinary config. Training starts when the main task's traffic is in."""
+    """An ordinary config. Training starts when the main task's traffic is in; the candidate takes over in fewer
+    steps than usual, for want of time."""
     config = {
         "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
         "store": {"url": f"sqlite:///{home / 'data' / 'unprompt.db'}"},
         "jobs": {"poll_seconds": 0.5},
-        "tasks": {"default": {"min_rows": max(50, len(story.traffic) * 19 // 20)}},
+        "tasks": {"default": {"min_rows": max(50, len(story.traffic) * 19 // 20), "canary": list(CANARY)}},
     }
     folder = home / "config"
     folder.mkdir(parents=True, exist_ok=True)
@@ -268,6 +279,41 @@ def _seen(store: SqliteStore, decided: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+async def _take_over(options: Options, story: Plot, home: Path, app: App, say: Say) -> int:
+    """The app goes on asking, and the worker takes the steps of the canary; gives how many requests that took."""
+    store = SqliteStore(home / "data" / "unprompt.db")
+    rng, sent, told = random.Random(options.seed), 0, 0
+    try:
+        while sent < MOST_LIVE:
+            flips = store.rows("promotions", "state = 'done' AND action IN ('advance', 'rollback')")
+            for row in flips[told:]:
+                say(_step(row, sent))
+            told = len(flips)
+            if (flips and flips[-1]["action"] == "rollback") or not _is_on_trial(store):
+                break
+            rows = [rng.choice(story.live) for _ in range(50)]
+            calls = [Call(messages=story.prompt.request(row.text), stream=number % 3 == 2)
+                     for number, row in enumerate(rows)]  # fmt: skip
+            await app.ask(calls, at_once=options.at_once)
+            sent += len(calls)
+    finally:
+        store.close()
+    return sent
+
+
+def _is_on_trial(store: SqliteStore) -> bool:
+    newest = store.rows("promotions", "state = 'done' AND action IN ('promote', 'advance')")[-1]
+    return bool(steps_of(newest["steps"]))
+
+
+def _step(row: dict[str, Any], sent: int) -> str:
+    if row["action"] == "rollback":
+        return f"canary: rolled back after {sent} more requests: {json.loads(row['decision'])['alarm']['sentence']}"
+    share = yaml.safe_load(row["routes_after"])["targets"][0].get("weight", 100)
+    pairs = json.loads(row["decision"])["pairs"]
+    return f"canary: {pairs} answers compared in {sent} more requests; now {share:g} % of the requests"
+
+
 async def _route_in_force(url: str) -> None:
     """A flip is seen by the gateway within a fraction of a second; wait until its metrics say so."""
     async with aiohttp.ClientSession() as session:
@@ -321,6 +367,7 @@ async def _result(
         "tasks": [row["name"] for row in store.tasks()],
         "task": seen["task"],
         "promoted": seen["promoted"],
+        "canary_requests": seen.get("live", 0),
         "labels": len({row.label for row in story.traffic}),
         "report": seen["report"],
         "decision": seen["decision"],

@@ -21,6 +21,13 @@ from gateway.pipeline.sequential import Bets, Interval, interval, observed
 ROLLBACK_AT = 1e5
 """Evidence of a change at which a candidate is rolled back: at the very edge of the margin that takes 100,000
 audits on average at the least."""
+CHANGED_AT = 3e5
+"""Evidence that a candidate's answers differ more often than they used to, be it within the margin."""
+WORSE_AT = 5e3
+"""Then so much evidence against the margin itself is enough: one that has changed and stands at the very edge is
+rolled back after 5,000 audits on average at the least, one that has not after 100,000."""
+CHANGE_WARNING = 10.0
+"""When a change is suspected (`sequential.WARNING` for evidence against what is usual)."""
 ALARM_AT = 1e6
 """The same for tests of every request."""
 SLOW = 0.05
@@ -79,13 +86,17 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What the gate promised of a candidate. `margin`: how much its quality, by the gate's `measure`, may fall
-    short of the whole, over all requests; `answered` of `rows` held-out rows it answered itself. `slow_ms`: the
-    p95 that is allowed; `cost_usd`: of a request, on average; None where nothing is known."""
+    short of the whole, over all requests; None where it is not watched. So much of it, `alike`, two answers of the
+    incumbent may (0.5 where a judge finds both equally good): that is what a request that was handed over has.
+    `answered` of `rows` held-out rows it answered itself, and `differed` of those differed. `slow_ms`: the p95 that
+    is allowed; `cost_usd`: of a request, on average; None where nothing is known."""
 
     margin: float | None
     error_rate: float
     measure: Measure = "exact"
+    alike: float = 0.0
     answered: float = 1.0
+    differed: float | None = None
     rows: int = 0
     slow_ms: float | None = None
     cost_usd: float | None = None
@@ -104,7 +115,9 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
 
     `promotion` and `step` are rows of `promotions`; `pairs` were compared in this step. `mark` is the last row of
     `exchanges` that was read, `open` are rows before it that were under way. `asked` and `answered` count its
-    requests, older ones less and less. `reference` and `window` are labels of answers that were compared.
+    requests, older ones less and less. `reference` and `window` are labels of answers that were compared. `judged`:
+    what was left of a judge's day, and when that was (seconds since the epoch); None: all of it. `usual`: bets on
+    answers that differ more often than before.
     """
 
     promotion: str
@@ -119,6 +132,8 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     window: dict[str, int] = {}
     shift: float = 1.0
     raised: bool = False
+    judged: tuple[float, float] | None = None
+    usual: Bets = Bets()
 
     @property
     def agreement(self) -> Interval | None:
@@ -160,11 +175,22 @@ def asked(watched: Watched, outcome: Outcome, expected: Expected) -> Watched:
 
 
 def allowed_difference(watched: Watched, expected: Expected) -> float:
-    """The greatest share of the answers it gives that may differ: the margin is a share of all requests, and those
-    handed over agree."""
+    """The greatest share of the answers it gives that may differ (the mean of how far they do): the margin is a
+    share of all requests, and those handed over differ as the incumbent's answers do among themselves."""
     share = (watched.answered + 100 * expected.answered) / (watched.asked + 100)
-    margin = expected.margin or 0.0
-    return min(margin / max(share, margin, 0.01), 0.95)
+    margin = (expected.margin or 0.0) - expected.alike
+    return min(expected.alike + margin / max(share, margin, 0.01), 0.95)
+
+
+def usual_difference(watched: Watched, expected: Expected) -> float | None:
+    """The share of its answers that differed so far, on the held-out rows and in all audits: what the next one does
+    with this probability as long as nothing has changed (Jeffreys' prior, H. Jeffreys 1946). None: nobody knows, or
+    two answers of the incumbent differ, too."""
+    if expected.differed is None or expected.alike > 0:
+        return None
+    bets, held_out = watched.tests.get(Kind.AGREEMENT, Bets()), expected.answered * expected.rows
+    differed = expected.differed * held_out + bets.total
+    return min((differed + 0.5) / (held_out + bets.seen + 1), allowed_difference(watched, expected))
 
 
 def compared(watched: Watched, agrees: float, label: str | None, expected: Expected) -> Watched:
@@ -175,9 +201,15 @@ def compared(watched: Watched, agrees: float, label: str | None, expected: Expec
         return watched if label is None else _labelled(watched, label)
     allowed = allowed_difference(watched, expected)
     bets = observed(watched.tests.get(Kind.AGREEMENT, Bets()), 1.0 - agrees, allowed)
-    raised = not bets.is_settled(allowed) if watched.raised else bets.warns(allowed)
+    likely = usual_difference(watched, expected)
+    usual = watched.usual if likely is None else observed(watched.usual, 1.0 - agrees, likely)
+    least = allowed - expected.alike  # where no two answers are the same, evidence comes and goes more easily
+    if watched.raised:
+        raised = not (bets.is_settled(least) and usual.is_settled(likely or 0.0, CHANGE_WARNING))
+    else:
+        raised = bets.warns(least) or usual.warns(likely or 0.0, CHANGE_WARNING)
     tests = {**watched.tests, Kind.AGREEMENT: bets}
-    after = msgspec.structs.replace(watched, tests=tests, pairs=watched.pairs + 1, raised=raised)
+    after = msgspec.structs.replace(watched, tests=tests, usual=usual, pairs=watched.pairs + 1, raised=raised)
     return after if label is None else _labelled(after, label)
 
 
@@ -226,7 +258,7 @@ def alarms(task: str, watched: Watched, expected: Expected, *, canary: bool) -> 
     taking it back, and errors are a reason."""
     found = []
     for kind, bets in watched.tests.items():
-        limit = ROLLBACK_AT if kind is Kind.AGREEMENT else ALARM_AT
+        limit = _rollback_at(watched) if kind is Kind.AGREEMENT else ALARM_AT
         if canary and kind in _HARMS and bets.excess >= HARM_AT:
             found.append(_alarm(task, kind, bets, bets.excess, HARM_AT, "rollback"))
         elif bets.change >= limit:
@@ -238,6 +270,12 @@ def alarms(task: str, watched: Watched, expected: Expected, *, canary: bool) -> 
             figures={"probability": watched.shift, "limit": SHIFT_AT},
         ))  # fmt: skip
     return found
+
+
+def _rollback_at(watched: Watched) -> float:
+    """How much evidence against the margin rolls a candidate back: less where it was better before, so that decay
+    is found in half the time."""
+    return WORSE_AT if watched.usual.change >= CHANGED_AT else ROLLBACK_AT
 
 
 def _alarm(task: str, kind: Kind, bets: Bets, evidence: float, limit: float, action: Action) -> Alarm:

@@ -8,6 +8,8 @@ from gateway import providers
 from gateway.domain.exchange import Exchange
 from gateway.encoding import decoded
 from gateway.pipeline.alarms import Outcome
+from gateway.pipeline.judge import Comparison, request_text
+from gateway.pipeline.records import recorded
 from gateway.pipeline.scores import Measure
 from gateway.pipeline.scoring import values_of
 from gateway.stores.audited import Recorded
@@ -22,12 +24,26 @@ _FAILED = frozenset({
 
 
 class Pair(NamedTuple):
-    """One request with both answers. `candidate`: its text; `agrees`: from 0 to 1, by the gate's own measure; None:
-    one of them cannot be read (no text was recorded, or the incumbent's answer is an error), which says nothing of
-    the candidate."""
+    """One request with both answers, as texts; `whole`: the exchange that holds the request. None: they cannot be
+    compared (no text was recorded, or the incumbent's answer is an error), which says nothing of the candidate."""
 
-    candidate: str | None
-    agrees: float | None
+    whole: Exchange
+    candidate: str | None = None
+    incumbent: str | None = None
+
+    def agrees(self, measure: Measure) -> float | None:
+        """From 0 to 1, by the gate's own measure."""
+        if self.candidate is None or self.incumbent is None:
+            return None
+        return values_of(measure, [(self.incumbent, self.candidate)])[0]
+
+    def comparison(self) -> Comparison | None:
+        """What a judge is asked; None: the request cannot be read."""
+        request = recorded(self.whole)
+        if self.candidate is None or self.incumbent is None or request is None:
+            return None
+        text = request_text(request.body.get("messages") or [])
+        return Comparison(text, _shown(self.candidate), _shown(self.incumbent))
 
 
 def outcome(row: Recorded, candidate: str) -> Outcome | None:
@@ -46,20 +62,23 @@ def outcome(row: Recorded, candidate: str) -> Outcome | None:
     return Outcome(False, failed, row.latency_ms, row.cost_usd)
 
 
-def pair(store: SqliteStore, copy: Recorded, candidate: str, measure: Measure = "exact") -> Pair | None:
+def pair(store: SqliteStore, copy: Recorded, candidate: str) -> Pair | None:
     """A copy and the client's own exchange; None where that is not in the store, yet or any more."""
     found = store.exchanges("id IN (?, ?)", [copy.id, copy.copy_of])
-    return _pair(found[0], found[1], candidate, measure) if len(found) == 2 else None
+    return _pair(found[0], found[1], candidate) if len(found) == 2 else None
 
 
-def _pair(one: Exchange, other: Exchange, candidate: str, measure: Measure) -> Pair:
+def _pair(one: Exchange, other: Exchange, candidate: str) -> Pair:
     stripped, whole = (one, other) if one.stripped else (other, one)
     if stripped.target != candidate or whole.stripped or not _is_answered(stripped) or not _is_answered(whole):
-        return Pair(None, None)
+        return Pair(whole)
     said, wanted = answer_of(stripped), answer_of(whole)
-    if said is None or wanted is None:
-        return Pair(None, None)
-    return Pair(said, values_of(measure, [(wanted, said)])[0])
+    return Pair(whole) if said is None or wanted is None else Pair(whole, said, wanted)
+
+
+def _shown(answer: str) -> str:
+    """An answer for a reader."""
+    return answer.lstrip("\0")
 
 
 def _is_answered(exchange: Exchange) -> bool:

@@ -21,6 +21,7 @@ from gateway.domain.price import PriceBook
 from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
 from gateway.pipeline import canary, dataset, evaluate, finetune, promote, sweep
 from gateway.pipeline.asking import Asking, directly
+from gateway.pipeline.bench import Bench
 from gateway.pipeline.finetune import Elsewhere, one_at_a_time
 from gateway.pipeline.gate import Check, Decision, decide
 from gateway.stores.audited import last_call_to_retrain
@@ -45,7 +46,8 @@ Job = dict[str, Any]
 class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     """What every stage needs. `say` is told of progress, one sentence at a time. With `elsewhere`, a turn does
     not wait for candidates that train at a provider: the next one does, or the one after it. `relayed` is how an
-    evaluation asks through a running relay; without it models are asked directly."""
+    evaluation asks through a running relay; without it models are asked directly. Without `bench`, live answers
+    that only a judge can compare are not watched."""
 
     store: SqliteStore
     config: Config
@@ -56,6 +58,7 @@ class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     say: Callable[[str], None] = log.info
     elsewhere: Elsewhere | None = None
     relayed: Callable[[Dataset], AbstractContextManager[Asking]] | None = None
+    bench: Bench | None = None
 
 
 def turn(shop: Workshop, task: str) -> Decision | None:
@@ -163,7 +166,7 @@ def _report(
 def _serving(shop: Workshop, task: str, template: str, trained: list[FineTune]) -> list[FineTune]:
     """The candidate that serves the task now, which the new ones are judged beside."""
     now = _serving_id(shop, task)
-    if now is None or template not in _stripped_now(shop, task):
+    if now is None or template != _stripped_now(shop, task):
         return []  # what serves another version of the prompt is asked none of these requests
     found = shop.store.finetunes("id = ? AND state = 'succeeded'", [now])
     return [one for one in found if all(one.id != other.id for other in trained)]
@@ -199,10 +202,10 @@ def _serving_id(shop: Workshop, task: str) -> str | None:
     return promote.candidate(serving) if serving else None
 
 
-def _stripped_now(shop: Workshop, task: str) -> frozenset[str]:
-    """The templates that the task's newest promotion strips."""
+def _stripped_now(shop: Workshop, task: str) -> str | None:
+    """The template that the task's newest candidate strips."""
     serving = promote.newest(shop.store, task)
-    return promote.stripped(serving) if serving else frozenset()
+    return promote.stripped(serving) if serving else None
 
 
 def _right(score: evaluate.Score) -> float:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import yaml
@@ -27,16 +27,19 @@ from gateway.pipeline.alarms import (
     compared,
     is_over,
 )
-from gateway.pipeline.audits import outcome, pair
+from gateway.pipeline.audits import Pair, outcome, pair
+from gateway.pipeline.canary import candidate_of, label_of
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.gate import promise
-from gateway.pipeline.promote import candidate_of, steps_left
+from gateway.pipeline.promote import steps_left
 from gateway.pipeline.routes_text import RouteDict
 from gateway.pipeline.scores import Measure, load_report
 from gateway.raised import Told, raise_audits, tell
 from gateway.stores import audited
 from gateway.stores import watched as templates_watched
 from gateway.stores.audited import Recorded
+from gateway.stores.ledger import book
+from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,21 @@ _SHORT = 200
 """A label is no longer than this; a longer answer is not one of a closed set."""
 
 Row = dict[str, Any]
+
+
+class Seen(NamedTuple):
+    """A candidate that serves, as it stands after a look: the row of its promotion, its route and what is known of
+    it. `trial`: a canary, or the first answers after its last step."""
+
+    row: Row
+    route: RouteDict
+    expected: Expected
+    watched: Watched
+    trial: bool
+
+    @property
+    def label(self) -> str:
+        return label_of(candidate_of(self.route))
 
 
 def look_after(shop: Workshop, now: float | None = None) -> None:
@@ -63,14 +81,14 @@ def look_after(shop: Workshop, now: float | None = None) -> None:
     known = {task: Told([Kind.MATCH_RATE.value]) for task in templates_watched.alarms(shop.store)}
     troubles: list[Exception] = []
     for task in audited.served_tasks(shop.store):
-        watched = _look(shop, task, moment, troubles)
-        if watched is None:
+        seen = _look(shop, task, moment, troubles)
+        if not seen:
             continue
-        row = promote.newest(shop.store, task)
-        policy = shop.config.policy(task)
-        if row is not None and policy.audit and (watched.raised or _on_trial(row, watched, policy)):
-            audits[task] = 100.0
-        known[task] = _told(shop, task, watched, known.get(task))
+        still = {row["id"] for row in promote.standing(shop.store, task)}
+        if shop.config.policy(task).audit:
+            wanted = (one for one in seen if one.row["id"] in still and (one.watched.raised or one.trial))
+            audits |= dict.fromkeys((one.label for one in wanted), 100.0)
+        known[task] = _told(shop, task, seen[0].watched, known.get(task))
     home = shop.store.path.parent
     try:
         raise_audits(home, audits)
@@ -86,26 +104,33 @@ def _told(shop: Workshop, task: str, watched: Watched, before: Told | None) -> T
     return Told(sorted({*kinds, *(before.alarms if before else ())}), watched.agreement)
 
 
-def _look(shop: Workshop, task: str, now: float, troubles: list[Exception]) -> Watched | None:
-    """What is known of the task's candidate after this look; None where there is none."""
-    row = promote.newest(shop.store, task)
-    if row is None:
+def _look(shop: Workshop, task: str, now: float, troubles: list[Exception]) -> list[Seen]:
+    """The task's candidates after this look, the newest first."""
+    standing = promote.standing(shop.store, task)
+    if not standing:
         over = [one["kind"] for one in audited.open_alarms(shop.store, task)]
         audited.clear_alarms(shop.store, task, over, now)
-        return None
-    policy = shop.config.policy(task)
-    route: RouteDict = yaml.safe_load(row["routes_after"] or "") or {}
-    candidate = "/".join(str(candidate_of(route).get(key)) for key in ("upstream", "model"))
-    expected = _expected(shop, row, policy)
-    before = _remembered(shop, task, row)
-    watched = _read(shop, task, before, expected, candidate, now)
-    if watched != before:
-        audited.keep_watch_state(shop.store, task, msgspec.json.encode(watched))
+        return []
+    before = remembered(shop.store, task)
+    seen = [_see(shop, task, row, before.get(row["id"]), now) for row in promote.serving(standing)]
+    after = {row["id"]: before[row["id"]] for row in standing if row["id"] in before}
+    after |= {one.row["id"]: one.watched for one in seen}
+    if after != before:
+        audited.keep_watch_state(shop.store, task, msgspec.json.encode(after))
     try:
-        _act(shop, task, row, route, watched, expected, now)
+        _act(shop, task, seen, now)
     except Exception as error:  # noqa: BLE001 - raised when the other tasks have been looked at
         troubles.append(error)
-    return watched
+    return seen
+
+
+def _see(shop: Workshop, task: str, row: Row, before: Watched | None, now: float) -> Seen:
+    policy = shop.config.policy(task)
+    route: RouteDict = yaml.safe_load(row["routes_after"] or "") or {}
+    expected = _expected(shop, row, policy)
+    seen = Seen(row, route, expected, _begun(shop, row, before), trial=False)
+    watched = _read(shop, task, seen, now)
+    return seen._replace(watched=watched, trial=_on_trial(row, watched, policy))
 
 
 # --- what was promised, and what is known ----------------------------------------------------------------
@@ -119,20 +144,30 @@ def _expected(shop: Workshop, row: Row, policy: TaskPolicy) -> Expected:
     report = load_report(rows[-1]) if rows else None
     p95, cost = (report.incumbent.p95_ms, report.incumbent.cost_per_1k_usd) if report else (None, None)
     measure: Measure = report.measure if report else "exact"
-    margin = 1 - promise(report, policy) if report else policy.margin
+    least = promise(report, policy) if report else 1 - policy.margin
+    unwatched = measure == "judge" and (shop.bench is None or policy.judge is None or not policy.judge_audits)
     return Expected(
-        # Nobody judges live answers: where the gate asked a judge, their agreement is not watched.
-        margin=None if measure == "judge" else margin, measure=measure, error_rate=policy.max_error_rate,
-        answered=score.get("answered", 1.0), rows=score.get("rows", 0),
+        margin=None if unwatched else 1 - least, alike=1 - (least + policy.margin), measure=measure,
+        error_rate=policy.max_error_rate, answered=score.get("answered", 1.0), rows=score.get("rows", 0),
+        differed=None if measure != "exact" else 1 - (score.get("agreement_answered") or 1.0),
         slow_ms=None if p95 is None else p95 * policy.max_latency_ratio,
         cost_usd=None if cost is None else cost / 1000 * policy.max_cost_ratio,
     )  # fmt: skip
 
 
-def _remembered(shop: Workshop, task: str, row: Row) -> Watched:
-    kept = audited.watch_state(shop.store, task)
-    watched = msgspec.json.decode(kept, type=Watched) if kept else None
-    if watched is None or watched.promotion != row["id"]:
+def remembered(store: SqliteStore, task: str) -> dict[str, Watched]:
+    """What is known of the task's candidates, by promotion."""
+    kept = audited.watch_state(store, task) or b"{}"
+    try:
+        return msgspec.json.decode(kept, type=dict[str, Watched])
+    except msgspec.ValidationError:  # of an earlier release: the newest alone
+        one = msgspec.json.decode(kept, type=Watched)
+        return {one.promotion: one}
+
+
+def _begun(shop: Workshop, row: Row, watched: Watched | None) -> Watched:
+    """What is known of a candidate before this look."""
+    if watched is None:
         mark = audited.row_before(shop.store, row["created_at"])
         return Watched(promotion=row["id"], step=row["step"], mark=mark)
     if watched.step != row["step"]:
@@ -140,34 +175,83 @@ def _remembered(shop: Workshop, task: str, row: Row) -> Watched:
     return msgspec.structs.replace(watched, mark=min(watched.mark, audited.last_row(shop.store)))
 
 
-def _read(shop: Workshop, task: str, watched: Watched, expected: Expected, candidate: str, now: float) -> Watched:
+def _read(shop: Workshop, task: str, seen: Seen, now: float) -> Watched:
     """All that has come since, counted once; what is under way is looked at again."""
+    watched = seen.watched
     rows = audited.recorded_since(shop.store, task, watched.mark, watched.open)
     waiting: list[int] = []
     for row in rows:
         young = now - row.started_at < FORGOTTEN_SECONDS
-        after = _counted(shop, row, watched, expected, candidate)
-        if after is not None:
-            watched = after
-        elif young:
-            waiting.append(row.rowid)
+        after = _counted(shop, task, row, seen._replace(watched=watched), now)
+        if after.is_over:
+            watched = after.watched
+        else:
+            watched = msgspec.structs.replace(watched, judged=after.watched.judged)
+            waiting += [row.rowid] if young else []
     mark = max([watched.mark, *(row.rowid for row in rows)])
     return msgspec.structs.replace(watched, mark=mark, open=tuple(waiting[-MOST_OPEN:]))
 
 
-def _counted(shop: Workshop, row: Recorded, watched: Watched, expected: Expected, candidate: str) -> Watched | None:
-    """The same with this exchange; None: it is under way, or the other half of its pair is."""
+class _Counted(NamedTuple):
+    """`is_over` False: the exchange is under way, or the other half of its pair or its judge is."""
+
+    watched: Watched
+    is_over: bool = True
+
+
+def _counted(shop: Workshop, task: str, row: Recorded, seen: Seen, now: float) -> _Counted:
+    """What is known with this exchange."""
     if row.latency_ms is None:
-        return None
+        return _Counted(seen.watched, is_over=False)
+    after = _Counted(seen.watched)
     if row.copy_of is not None:
-        both = pair(shop.store, row, candidate, expected.measure)
+        both = pair(shop.store, row, seen.label)
         if both is None:
-            return None
-        if both.agrees is not None:
-            label = both.candidate if both.candidate is not None and len(both.candidate) <= _SHORT else None
-            watched = compared(watched, both.agrees, label, expected)
-    became = outcome(row, candidate)
-    return watched if became is None else asked(watched, became, expected)
+            return _Counted(seen.watched, is_over=False)
+        after = _compared(shop, task, both, row, seen, now)
+    became = outcome(row, seen.label) if after.is_over else None
+    return after if became is None else _Counted(asked(after.watched, became, seen.expected))
+
+
+def _compared(shop: Workshop, task: str, both: Pair, row: Recorded, seen: Seen, now: float) -> _Counted:
+    """The same with a pair of answers: by a pure measure at once, or by a judge when it has spoken."""
+    if seen.expected.measure == "judge" and seen.expected.margin is not None:
+        return _judged(shop, task, both, row, seen, now)
+    agrees = both.agrees(seen.expected.measure)
+    if agrees is None:
+        return _Counted(seen.watched)
+    label = both.candidate if both.candidate is not None and len(both.candidate) <= _SHORT else None
+    return _Counted(compared(seen.watched, agrees, label, seen.expected))
+
+
+def _judged(shop: Workshop, task: str, both: Pair, row: Recorded, seen: Seen, now: float) -> _Counted:
+    """A judge is asked as long as there is something left of its day; a pair on which it gives no word counts for
+    nothing."""
+    bench, policy, watched = shop.bench, shop.config.policy(task), seen.watched
+    if bench is None or policy.judge is None:
+        return _Counted(watched)
+    found = bench.verdict(row.id)
+    if found is not None:
+        book(shop.store, task, now, policy.judge, found.cost_usd)
+        return _Counted(watched if found.preference is None else
+                        compared(watched, found.preference, None, seen.expected))  # fmt: skip
+    if bench.is_asked(row.id):
+        return _Counted(watched, is_over=False)
+    left, comparison = _left(watched, policy, now), both.comparison()
+    if left < 1 or comparison is None:
+        return _Counted(watched)
+    if not bench.is_full:
+        bench.ask(row.id, policy.judge, comparison)
+        watched = msgspec.structs.replace(watched, judged=(left - 1, now))
+    return _Counted(watched, is_over=False)
+
+
+def _left(watched: Watched, policy: TaskPolicy, now: float) -> float:
+    """How many pairs the judge may be asked now: a day's worth at most, and it comes back evenly."""
+    if watched.judged is None:
+        return float(policy.judge_audits)
+    left, moment = watched.judged
+    return min(left + (now - moment) * policy.judge_audits / 86_400, float(policy.judge_audits))
 
 
 def _on_trial(row: Row, watched: Watched, policy: TaskPolicy) -> bool:
@@ -178,30 +262,31 @@ def _on_trial(row: Row, watched: Watched, policy: TaskPolicy) -> bool:
 # --- what is done ----------------------------------------------------------------------------------------
 
 
-def _act(
-    shop: Workshop, task: str, row: Row, route: RouteDict, watched: Watched, expected: Expected, now: float
-) -> None:
-    left, policy = steps_left(row), shop.config.policy(task)
-    trial = _on_trial(row, watched, policy)
-    found = [*alarms(task, watched, expected, canary=trial), *_shutdowns(shop, task, route, now)]
-    for alarm in found:
+def _act(shop: Workshop, task: str, seen: Sequence[Seen], now: float) -> None:
+    newest = seen[0]
+    found = [(one, alarm) for one in seen for alarm in alarms(task, one.watched, one.expected, canary=one.trial)]
+    found += [(newest, alarm) for alarm in _shutdowns(shop, task, newest.route, now)]
+    for _, alarm in found:
         if audited.raise_alarm(shop.store, alarm, now):
             log.warning("task %s: %s: %s", task, alarm.kind, alarm.sentence)
-    grave = next((alarm for alarm in found if alarm.action == "rollback"), None)
+    grave = next(((one, alarm) for one, alarm in found if alarm.action == "rollback"), None)
     if grave is not None:
-        _roll_back(shop, task, row, watched, grave, now)
+        _roll_back(shop, task, *grave, now)
         return
-    raised = {alarm.kind for alarm in found}
+    raised = {alarm.kind for _, alarm in found}
     still = {Kind(one["kind"]) for one in audited.open_alarms(shop.store, task)} - raised
-    over = [kind for kind in still if is_over(kind, watched, expected)]
+    over = [kind for kind in still if all(is_over(kind, one.watched, one.expected) for one in seen)]
     audited.clear_alarms(shop.store, task, over, now)
-    if left and watched.pairs >= policy.canary_pairs and not watched.raised:
-        _advance(shop, task, row, watched)
+    policy = shop.config.policy(task)
+    if steps_left(newest.row) and newest.watched.pairs >= policy.canary_pairs and not newest.watched.raised:
+        _advance(shop, task, newest.row, newest.watched)
 
 
-def _roll_back(shop: Workshop, task: str, row: Row, watched: Watched, alarm: Alarm, now: float) -> None:
-    because = {"alarm": alarm, "candidate": promote.candidate(row), "pairs": watched.pairs}
-    promote.rollback(shop.store, shop.config, shop.routes, task, because)
+def _roll_back(shop: Workshop, task: str, one: Seen, alarm: Alarm, now: float) -> None:
+    """With all that came after it: a newcomer's canary ends, too, where who serves beside it is taken back."""
+    because = {"alarm": alarm, "candidate": promote.candidate(one.row), "pairs": one.watched.pairs}
+    while any(row["id"] == one.row["id"] for row in promote.standing(shop.store, task)):
+        promote.rollback(shop.store, shop.config, shop.routes, task, because)
     audited.clear_alarms(shop.store, task, [kind.value for kind in Kind], now)
     log.warning("task %s: rolled back: %s", task, alarm.sentence)
 

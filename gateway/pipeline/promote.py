@@ -24,15 +24,15 @@ from gateway.config import Config, InvalidConfig, parse_routes
 from gateway.domain.route import LOCAL
 from gateway.errors import ConfigError, TaskError
 from gateway.files import sync_folder
-from gateway.pipeline.canary import Step
+from gateway.pipeline.canary import Step, candidate_of, label_of, settled, staged, steps_of
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.routes_text import Edited, RouteDict, edit, routes_of
 from gateway.stores.sqlite import SqliteStore
 from gateway.upstreams.embedded import EmbeddedModel
 
-__all__ = ["advance", "edit", "note_refusal", "note_waiting", "promote", "rollback", "settle", "standing",
-           "taken_back"]  # fmt: skip
+__all__ = ["advance", "candidate_of", "edit", "note_refusal", "note_waiting", "promote", "rollback", "serving",
+           "settle", "standing", "taken_back"]  # fmt: skip
 
 _POLICY = ("timeouts", "retry", "circuit", "limits", "on_client_gone", "sticky", "audit")
 """What people set for a route's requests, wherever they go: a promotion leaves it as it is."""
@@ -42,8 +42,9 @@ def promote(
     store: SqliteStore, config: Config, routes: Path, models: Path, report: Report, decision: Decision,
     *, steps: Sequence[Step],
 ) -> RouteDict:  # fmt: skip
-    """Take the first of the steps: so many of the task's requests go to the decision's candidate, the rest to the
-    incumbent. The other steps are noted, for `advance`. Doing it twice is doing it once.
+    """Take the first of the steps: so many of the task's requests go to the decision's candidate, the rest stays
+    with the candidate that has served so far, or else with the incumbent. The other steps are noted, for `advance`.
+    Doing it twice is doing it once.
 
     Raises:
         TaskError: the decision has no candidate, its model is gone, or the incumbent is unknown.
@@ -56,20 +57,30 @@ def promote(
         EmbeddedModel.load(models, score.model)
     with _locked(routes):
         _settle(store, routes)
-        before = _read(routes)
-        match = _match(report)
-        routes_before = routes_of(before)
-        route = _route(task, match, report, score, steps[0], _names_beside(routes_before, match))
-        replaced = next((one for one in routes_before if _clean(one.get("match")) == match), {})
+        text = _read(routes)
+        match, last = _match(report), newest(store, task)
+        there = routes_of(text)
+        replaced = next((one for one in there if _clean(one.get("match")) == match), {})
+        beside = _beside(last, replaced, score) if len(steps) > 1 else None
+        route = _route(task, match, report, score, _names_beside(there, match))
+        route |= staged(_candidate(report, score), beside, route["fallback"], steps[0])
         audit = {"audit": config.policy(task).audit} if config.policy(task).audit else {}
         route |= audit | {key: replaced[key] for key in _POLICY if key in replaced}
-        edited = edit(before, lambda one: _clean(one.get("match")) == match, route)
-        last = newest(store, task)
+        edited = edit(text, lambda one: _clean(one.get("match")) == match, route)
         if edited.replaced == route and last and _says_the_same(last["routes_after"], route):
             return route
         flip = _Flip("promote", task, score.model, decision, tuple(steps[1:]))
-        _flip(store, config, routes, flip, before, edited, route)
+        _flip(store, config, routes, flip, text, edited, route)
     return route
+
+
+def _beside(last: dict[str, Any] | None, route: RouteDict, score: Score) -> RouteDict | None:
+    """The candidate that keeps the rest while this one takes its steps; where a person has changed who answers
+    since the last flip, it is the incumbent."""
+    if last is None or not _says_the_same(last["routes_after"], route):
+        return None
+    newcomer = {"upstream": score.upstream, "model": score.model}
+    return settled(route, on_trial=bool(steps_left(last)), newcomer=newcomer)
 
 
 def _match(report: Report) -> dict[str, Any]:
@@ -90,28 +101,20 @@ def _says_the_same(noted: str | None, route: RouteDict) -> bool:
     return all(before.get(key) == route.get(key) for key in {*before, *route}.difference(_POLICY))
 
 
-def _route(
-    task: str, match: dict[str, Any], report: Report, score: Score, step: Step, taken: set[str]
-) -> RouteDict:
-    before = _clean({"upstream": report.incumbent.upstream, "model": report.incumbent.model})
+def _candidate(report: Report, score: Score) -> RouteDict:
     candidate: RouteDict = {"upstream": score.upstream, "model": score.model, "strip": report.template}
     if score.min_confidence > 0:
         candidate["min_confidence"] = min(score.min_confidence, 1.0)
+    return candidate
+
+
+def _route(task: str, match: dict[str, Any], report: Report, score: Score, taken: set[str]) -> RouteDict:
+    """All of a route but who answers when."""
+    incumbent = _clean({"upstream": report.incumbent.upstream, "model": report.incumbent.model})
     name, number = task, 2
     while name in taken:
         name, number = f"{task}-{number}", number + 1
-    return {"name": name, "match": match, **_staged(candidate, before, step), "fallback": before}
-
-
-def _staged(candidate: RouteDict, incumbent: RouteDict, step: Step) -> RouteDict:
-    """Who answers, and who is only asked, at this step."""
-    place = {key: candidate[key] for key in ("upstream", "model")}
-    first = {**place, "weight": step.share, **candidate}
-    rest = {**incumbent, "weight": round(100 - step.share, 6)}
-    if step.shadow:
-        asked = {**candidate, "percent": step.shadow}
-        return {"targets": [incumbent] if step.share <= 0 else [first, rest], "shadow": asked}
-    return {"targets": [first] if step.share >= 100 else [first, rest]}
+    return {"name": name, "match": match, "targets": [], "fallback": incumbent}
 
 
 def advance(
@@ -127,28 +130,22 @@ def advance(
         _settle(store, routes)
         last = newest(store, task)
         left = steps_left(last) if last else ()
-        before = _read(routes)
-        route = next((r for r in routes_of(before) if last and _says_the_same(last["routes_after"], r)), None)
+        text = _read(routes)
+        route = next((r for r in routes_of(text) if last and _says_the_same(last["routes_after"], r)), None)
         if last is None or not left or route is None:
             return None
-        candidate, incumbent = candidate_of(route), dict(route["fallback"])
+        candidate = candidate_of(route)
+        beside = settled(route, on_trial=True, newcomer=candidate) if len(left) > 1 else None
         new = {key: value for key, value in route.items() if key != "shadow"}
-        new |= _staged(candidate, incumbent, left[0])
+        new |= staged(candidate, beside, dict(route["fallback"]), left[0])
         flip = _Flip("advance", task, candidate.get("model"), because, left[1:])
-        _flip(store, config, routes, flip, before, edit(before, lambda one: one == route, new), new)
+        _flip(store, config, routes, flip, text, edit(text, lambda one: one == route, new), new)
     return new
-
-
-def candidate_of(route: RouteDict) -> RouteDict:
-    """The target of a promoted route that strips, without its share."""
-    targets = [*route.get("targets", []), *([route["shadow"]] if route.get("shadow") else [])]
-    found: RouteDict = next((target for target in targets if target.get("strip")), {})
-    return {key: value for key, value in found.items() if key not in ("weight", "percent")}
 
 
 def steps_left(promotion: dict[str, Any]) -> tuple[Step, ...]:
     """The steps that a promotion (a row of `standing`) has still before it."""
-    return msgspec.json.decode(promotion["steps"] or b"[]", type=tuple[Step, ...])
+    return steps_of(promotion["steps"])
 
 
 def rollback(
@@ -219,11 +216,37 @@ def _advanced(promotion: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     return promotion | after | {"routes_after": row["routes_after"], "steps": row["steps"], "step": row["id"]}
 
 
+def serving(standing: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the standing promotions whose candidates answer requests now, or are asked in the shadow, the newest
+    first: while that takes its steps, one before it may have the rest."""
+    if len(standing) < 2 or not steps_left(standing[-1]):
+        return list(standing[-1:])
+    newest = standing[-1]
+    beside = {label_of(target) for target in _route_of(newest).get("targets", [])} - {_label(newest)}
+    return [newest, *[one for one in standing[:-1] if _label(one) in beside][-1:]]
+
+
+def _label(promotion: dict[str, Any]) -> str:
+    return label_of(candidate_of(_route_of(promotion)))
+
+
+def _route_of(promotion: dict[str, Any]) -> RouteDict:
+    route: RouteDict = yaml.safe_load(promotion["routes_after"] or "") or {}
+    return route
+
+
 def taken_back(store: SqliteStore, task: str) -> frozenset[str]:
-    """The candidates (ids of fine-tunes) of this task that were promoted and rolled back."""
-    rows = store.rows("promotions", "task = ? AND state = 'done' AND action = 'promote'", [task])
-    still = {row["id"] for row in standing(store, task)}
-    return frozenset(candidate(row) or "" for row in rows if row["id"] not in still)
+    """The candidates (ids of fine-tunes) of this task that were promoted and rolled back: by a person, or for an
+    alarm of their own."""
+    blamed: set[str | None] = set()
+    stack: list[dict[str, Any]] = []
+    for row in store.rows("promotions", "task = ? AND state = 'done'", [task]):
+        if row["action"] == "promote":
+            stack.append(row)
+        elif row["action"] == "rollback" and stack:
+            popped = stack.pop()
+            blamed.add(candidate(row) or candidate(popped))
+    return frozenset(one for one in blamed if one)
 
 
 def candidate(promotion: dict[str, Any]) -> str | None:
@@ -232,11 +255,10 @@ def candidate(promotion: dict[str, Any]) -> str | None:
     return record.get("candidate") if isinstance(record, dict) else None
 
 
-def stripped(promotion: dict[str, Any]) -> frozenset[str]:
-    """The templates (`TASK@VERSION`) that the route of a row of `promotions` strips."""
-    route = yaml.safe_load(promotion["routes_after"] or "") or {}
-    places = [*route.get("targets", []), route.get("shadow") or {}]
-    return frozenset(place["strip"] for place in places if "strip" in place)
+def stripped(promotion: dict[str, Any]) -> str | None:
+    """The template (`TASK@VERSION`) that the candidate of a row of `promotions` strips."""
+    found = candidate_of(_route_of(promotion)).get("strip")
+    return None if found is None else str(found)
 
 
 def note_refusal(store: SqliteStore, decision: Decision) -> None:

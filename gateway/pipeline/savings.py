@@ -2,7 +2,7 @@
 
 What they would have cost is measured, not assumed: the mean of the incumbent's own answers to the task's whole
 prompts, those of the same day where there are enough audits (a random sample of the stripped requests), else all
-that were recorded. What the audits and shadows cost is taken off.
+that were recorded. What the audits, the shadows and the judges of audits cost is taken off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DAY = 86400
 
 class DaySaved(msgspec.Struct, frozen=True, kw_only=True):
     """One day (`day`: its beginning in seconds since the epoch, UTC). USD and seconds are what was saved, net of
-    `overhead_usd`, the cost of audits and shadows; None where no price or no whole answer is known."""
+    `overhead_usd`, the cost of audits, shadows and judges; None where no price or no whole answer is known."""
 
     day: int
     stripped: int
@@ -77,7 +77,7 @@ def _of_incumbent(whole: Sequence[Entry]) -> list[Entry]:
 
 def _day(day: int, book: Sequence[Entry], whole: Sequence[Entry]) -> DaySaved:
     stripped = [entry for entry in book if entry.served == "stripped"]
-    overhead = sum(entry.cost_usd for entry in book if entry.served in ("audit", "shadow"))
+    overhead = sum(entry.cost_usd for entry in book if entry.served in ("audit", "shadow", "judge"))
     number = sum(entry.exchanges for entry in stripped)
     base = _base(day, whole)
     priced, timed = sum(entry.priced for entry in stripped), sum(entry.timed for entry in stripped)

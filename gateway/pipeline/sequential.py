@@ -50,13 +50,13 @@ class Bets(msgspec.Struct, frozen=True):
         ever reaches 1 / alpha with a probability of at most alpha (Ville's inequality)."""
         return math.fsum(w * math.exp(min(log, 700.0)) for w, log in zip(WEIGHTS, self.logs, strict=True))
 
-    def warns(self, allowed: float) -> bool:
+    def warns(self, allowed: float, warning: float = WARNING) -> bool:
         """Whether the evidence is more than what comes and goes by chance, and worth a closer look."""
-        return self.change * max(allowed, _LEAST) >= WARNING
+        return self.change * max(allowed, _LEAST) >= warning
 
-    def is_settled(self, allowed: float) -> bool:
+    def is_settled(self, allowed: float, warning: float = WARNING) -> bool:
         """Whether a warning is over: half of what raises one, so that it does not flicker."""
-        return self.change * max(allowed, _LEAST) < WARNING / 2
+        return self.change * max(allowed, _LEAST) < warning / 2
 
 
 def observed(bets: Bets, value: float, allowed: float) -> Bets:

@@ -68,8 +68,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 class Switchboard(msgspec.Struct, frozen=True):
     """A route table with the templates of its tasks; replaced whole when either changes. `withheld` are the
-    templates that must not be stripped for now, whatever the table says; `raised` says by task of how many percent
-    of its stripped requests are audited, where a suspicion asks for more than the table does."""
+    templates that must not be stripped for now, whatever the table says; `raised` says by candidate
+    (`upstream/model`) of how many percent of its answers are audited, where a suspicion asks for more than the
+    table does."""
 
     table: RouteTable
     templates: TemplateIndex
@@ -133,17 +134,14 @@ class Switchboard(msgspec.Struct, frozen=True):
             task=task,
             model=request.model,
             original=request.body,
-            audited=stripped and self._is_audited(route, dice),
+            audited=first is not None and first.stripped and self._is_audited(route, first, dice),
             shadow=self._aim(shadow.target, request, parsed, match)
             if shadow is not None and not stripped and dice() * 100 < shadow.percent
             else None,
         )
 
-    def _is_audited(self, route: Route, dice: Callable[[], float]) -> bool:
-        percent = route.audit
-        if self.raised:
-            tasks = {name.partition("@")[0] for name in route.strips}
-            percent = max([percent, *(self.raised[task] for task in tasks if task in self.raised)])
+    def _is_audited(self, route: Route, attempt: Attempt, dice: Callable[[], float]) -> bool:
+        percent = max(route.audit, self.raised.get(attempt.label, 0.0)) if self.raised else route.audit
         return percent > 0 and dice() * 100 < percent
 
     def _aim(

@@ -11,7 +11,7 @@ from gateway.stores.blocks import Run
 if TYPE_CHECKING:
     from gateway.stores.sqlite import SqliteStore
 
-ServedAs = Literal["stripped", "whole", "audit", "shadow"]
+ServedAs = Literal["stripped", "whole", "audit", "shadow", "judge"]
 
 _NEW = "SELECT id FROM exchanges WHERE id IN (SELECT value FROM json_each(?)) AND (looked_at = 0 OR task IS NULL)"
 _ENTER = """
@@ -59,6 +59,16 @@ def enter(run: Run, exchange_ids: list[str]) -> None:
     """Add those of these exchanges that belong to a task and were answered."""
     if exchange_ids:
         run(_ENTER, [json.dumps(exchange_ids)])
+
+
+def book(store: SqliteStore, task: str, moment: float, judge: str, cost_usd: float | None) -> None:
+    """Enter that a judge compared two live answers at this moment (seconds since the epoch); `cost_usd` None: it
+    has no price."""
+    store.run(
+        "INSERT INTO task_days VALUES (?, ?, 'judge', ?, 1, ?, ?, 0, 0, 0, 0) ON CONFLICT DO UPDATE SET"
+        " exchanges = exchanges + 1, priced = priced + excluded.priced, cost_usd = cost_usd + excluded.cost_usd",
+        [task, int(moment // 86_400), judge, int(cost_usd is not None), cost_usd or 0.0],
+    )
 
 
 def entries(store: SqliteStore, task: str | None = None) -> list[Entry]:

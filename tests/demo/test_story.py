@@ -27,6 +27,8 @@ def test_no_held_out_message_is_in_the_traffic_or_in_the_prompt() -> None:
     assert len(held_out) == 300
     assert len(sent) > 1000
     assert not held_out & sent
+    live = {row.text for row in story.live}  # asked while the candidate takes over
+    assert (len(live), live & (sent | held_out)) == (600, set())
     assert not held_out & set(story.prompt.examples)
 
 

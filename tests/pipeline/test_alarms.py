@@ -20,6 +20,7 @@ from gateway.pipeline.alarms import (
     asked,
     compared,
     is_over,
+    usual_difference,
 )
 
 PROMISED = Expected(margin=0.05, error_rate=0.02, answered=0.9, rows=500, slow_ms=800.0, cost_usd=0.001)
@@ -169,3 +170,59 @@ def test_what_is_known_survives_being_stored() -> None:
     assert msgspec.json.decode(msgspec.json.encode(watched), type=Watched) == watched
     assert watched.agreement is not None
     assert watched.agreement.mean == pytest.approx(2 / 3)
+
+
+# --- what is usual ----------------------------------------------------------------------------------------
+
+
+def until_rollback(expected: Expected, seed: int, *shares: tuple[float, int]) -> int:
+    """How many of the last answers were compared until the rollback; `shares`: how many differ, for how long."""
+    dice, watched = random.Random(seed), FRESH
+    for share, count in shares:
+        for number in range(1, count + 1):
+            watched = compared(watched, float(dice.random() >= share), None, expected)
+            if alarms("mail", watched, expected, canary=False):
+                return number
+    return shares[-1][1] + 1
+
+
+KNOWN = msgspec.structs.replace(PROMISED, answered=1.0, differed=0.025, rows=400)
+NOBODY_KNOWS = msgspec.structs.replace(KNOWN, differed=None)
+
+
+def test_one_that_was_better_before_is_rolled_back_in_half_the_time() -> None:
+    decay = (0.025, 300), (0.075, 3000)
+    sooner, later = (median(until_rollback(promised, seed, *decay) for seed in range(15))
+                     for promised in (KNOWN, NOBODY_KNOWS))  # fmt: skip
+    assert sooner < 0.6 * later, (sooner, later)
+
+
+def test_what_stays_as_it_was_found_is_left_alone() -> None:
+    assert [until_rollback(KNOWN, seed, (0.025, 3000)) for seed in range(5)] == [3001] * 5
+
+
+def test_what_is_usual_is_learnt_from_the_held_out_rows_and_from_every_audit() -> None:
+    assert usual_difference(FRESH, KNOWN) == pytest.approx(10.5 / 401)
+    watched = FRESH
+    for _ in range(100):
+        watched = compared(watched, 1.0, None, KNOWN)
+    assert usual_difference(watched, KNOWN) == pytest.approx(10.5 / 501)
+    assert usual_difference(FRESH, NOBODY_KNOWS) is None
+    prose = msgspec.structs.replace(KNOWN, margin=0.55, alike=0.5)
+    assert usual_difference(FRESH, prose) is None  # where no two answers are the same, a difference is usual
+    bad = msgspec.structs.replace(KNOWN, differed=0.3)
+    assert usual_difference(FRESH, bad) == 0.05  # what is allowed is the most that may be usual
+
+
+def test_a_change_that_is_no_harm_has_everything_audited_and_is_no_alarm() -> None:
+    watched = FRESH
+    for number in range(60):
+        watched = compared(watched, float(number % 12 != 0), None, msgspec.structs.replace(KNOWN, differed=0.0025))
+    assert watched.raised
+    assert raised(watched) == {}
+
+
+def test_what_is_handed_over_differs_as_the_incumbent_does_from_itself() -> None:
+    """Half of the requests are handed over: the other half may fall short by twice the margin, not by 1.1."""
+    prose = msgspec.structs.replace(PROMISED, margin=0.55, alike=0.5, measure="judge", answered=0.5)
+    assert allowed_difference(FRESH, prose) == pytest.approx(0.6)

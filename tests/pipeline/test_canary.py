@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import stories
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.config import Config, load_routes
 from gateway.config.settings import TaskPolicy
+from gateway.domain.route import Match, Route, Target
 from gateway.errors import TaskError
 from gateway.pipeline import promote
-from gateway.pipeline.canary import Step, steps
+from gateway.pipeline.canary import Step, candidate_of, staged, steps
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
-from gateway.pipeline.promote import advance, rollback, standing, steps_left, taken_back
+from gateway.pipeline.promote import advance, rollback, serving, standing, steps_left, taken_back
 from gateway.pipeline.routes_text import routes_of
 from gateway.stores.sqlite import SqliteStore
 
@@ -32,7 +36,8 @@ TEACHER = {"upstream": "openai", "model": "gpt-6"}
 @pytest.mark.parametrize(
     ("policy", "shares"),
     [
-        ({}, [95]),
+        ({}, [10, 50, 95]),
+        ({"canary": [100]}, [95]),
         ({"canary": [5, 25, 100]}, [5, 25, 95]),
         ({"canary": [5, 25, 100], "share": 100}, [5, 25, 100]),
         ({"canary": [5, 25, 100], "share": 20}, [5, 20]),
@@ -56,7 +61,7 @@ def test_a_person_begins_where_they_want() -> None:
     assert steps(policy, Step(10)) == (Step(10), Step(25), Step(95))
     assert steps(policy, Step(97)) == (Step(97),)
     assert steps(policy, Step(0, shadow=100)) == (Step(0, shadow=100), Step(5), Step(25), Step(95))
-    assert steps(TaskPolicy(), Step(5)) == (Step(5), Step(95))
+    assert steps(TaskPolicy(), Step(5)) == (Step(5), Step(10), Step(50), Step(95))
 
 
 # --- each step is one flip -------------------------------------------------------------------------------
@@ -70,10 +75,12 @@ class Switch:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.config: Config = stories.config_in(folder)
 
-    def promote(self, *shares: Step, task: str = "mail", finetune: str = "ft-1") -> dict[str, Any]:
-        score = msgspec.structs.replace(TUNED, finetune=finetune)
+    def promote(
+        self, *shares: Step, task: str = "mail", finetune: str = "ft-1", version: int = 1
+    ) -> dict[str, Any]:
+        score = msgspec.structs.replace(TUNED, finetune=finetune, model=finetune.replace("ft-", "ft:mail-"))
         report = Report(
-            id=f"eval-{task}", task=task, dataset="d", template=f"{task}@1", confidence=0.95,
+            id=f"eval-{task}", task=task, dataset="d", template=f"{task}@{version}", confidence=0.95,
             incumbent=msgspec.structs.replace(TUNED, candidate="incumbent", finetune=None, model="gpt-6"),
             candidates=[score], failed={}, provider="openai", model="gpt-6",
         )  # fmt: skip
@@ -177,6 +184,105 @@ def test_the_steps_that_are_left_outlive_the_process(switch: Switch) -> None:
     assert steps_left(row) == (Step(95),)
 
 
+# --- a newcomer, and who served before ---------------------------------------------------------------------
+
+
+def who(switch: Switch) -> dict[str, float]:
+    """Who answers how many percent, by model."""
+    (route,) = load_routes(switch.file, switch.config).routes
+    return {str(target.model): target.weight for target in route.targets}
+
+
+def test_while_a_newcomer_takes_its_steps_the_rest_stays_with_who_served_before(switch: Switch) -> None:
+    switch.promote(Step(10), Step(95))
+    assert who(switch) == {"ft:mail-1": 10, "gpt-6": 90}
+    switch.advance()
+    switch.promote(Step(10), Step(50), Step(95), finetune="ft-2")
+    assert who(switch) == {"ft:mail-2": 10, "ft:mail-1": 85, "gpt-6": 5}
+    switch.advance()
+    assert who(switch) == {"ft:mail-2": 50, "ft:mail-1": 45, "gpt-6": 5}
+    switch.advance()
+    assert who(switch) == {"ft:mail-2": 95, "gpt-6": 5}
+
+
+def test_a_newcomer_goes_back_to_who_served_before_and_that_to_the_incumbent(switch: Switch) -> None:
+    switch.promote(Step(10), Step(95))
+    switch.advance()
+    serving = switch.text
+    switch.promote(Step(10), Step(50), Step(95), finetune="ft-2")
+    switch.advance()
+    switch.rollback()
+    assert switch.text == serving
+    assert who(switch) == {"ft:mail-1": 95, "gpt-6": 5}
+    assert switch.rollback() is None
+    assert routes_of(switch.text) == []
+
+
+def test_in_the_shadow_of_who_serves(switch: Switch) -> None:
+    switch.promote(Step(95))
+    route = switch.promote(Step(0, shadow=100), Step(10), Step(95), finetune="ft-2")
+    assert who(switch) == {"ft:mail-1": 95, "gpt-6": 5}
+    assert candidate_of(route)["model"] == route["shadow"]["model"] == "ft:mail-2"
+    switch.advance()
+    assert who(switch) == {"ft:mail-2": 10, "ft:mail-1": 85, "gpt-6": 5}
+
+
+def test_a_third_takes_the_place_of_a_newcomer_that_was_still_on_trial(switch: Switch) -> None:
+    switch.promote(Step(95))
+    switch.promote(Step(10), Step(95), finetune="ft-2")
+    switch.promote(Step(10), Step(95), finetune="ft-3")
+    assert who(switch) == {"ft:mail-3": 10, "ft:mail-1": 85, "gpt-6": 5}
+    found = serving(standing(switch.store, "mail"))
+    assert [json.loads(row["decision"])["candidate"] for row in found] == ["ft-3", "ft-1"]
+
+
+def test_one_that_never_arrived_keeps_nothing(switch: Switch) -> None:
+    switch.promote(Step(10), Step(95))
+    switch.promote(Step(10), Step(95), finetune="ft-2")
+    assert who(switch) == {"ft:mail-2": 10, "gpt-6": 90}
+    assert len(serving(standing(switch.store, "mail"))) == 1
+
+
+def test_the_same_candidate_once_more_with_less_stands_beside_the_incumbent(switch: Switch) -> None:
+    switch.promote(Step(95))
+    switch.promote(Step(5), Step(95))
+    assert who(switch) == {"ft:mail-1": 5, "gpt-6": 95}
+    assert len(serving(standing(switch.store, "mail"))) == 1
+
+
+def test_a_route_that_a_person_has_changed_is_no_promise_to_who_served_before(switch: Switch) -> None:
+    switch.promote(Step(95))
+    switch.file.write_text(switch.text.replace("weight: 95", "weight: 40"))
+    switch.promote(Step(10), Step(95), finetune="ft-2")
+    assert who(switch) == {"ft:mail-2": 10, "gpt-6": 90}
+
+
+def test_doing_a_step_twice_beside_another_is_doing_it_once(switch: Switch) -> None:
+    switch.promote(Step(95))
+    steps_before = [Step(10), Step(95)]
+    assert switch.promote(*steps_before, finetune="ft-2") == switch.promote(*steps_before, finetune="ft-2")
+    assert len(switch.store.rows("promotions")) == 2
+
+
+@given(st.lists(st.sampled_from([1.0, 5.0, 10.0, 33.3, 50.0, 99.0]), min_size=1, unique=True), st.floats(1, 100))
+def test_nobody_changes_sides_twice(shares: list[float], served: float) -> None:
+    """A request at any point of the line goes from who served it to the newcomer, once, or stays."""
+    old, new = {"upstream": "a", "model": "old", "strip": "m@1"}, {"upstream": "a", "model": "new", "strip": "m@1"}
+    incumbent = {"upstream": "a", "model": "gpt"}
+    before = old | {"weight": served}
+    for point in (0.0, 0.07, 0.31, 0.64, 0.985):
+        seen = []
+        for share in sorted(shares):
+            targets = staged(new, before, incumbent, Step(share))["targets"]
+            assert sum(target.get("weight", 100) for target in targets) == pytest.approx(100)
+            line = [Target(upstream="a", model=one["model"], weight=one.get("weight", 100)) for one in targets]
+            seen.append(Route(name="r", match=Match(), targets=tuple(line)).choose(point).model)
+        first = "old" if point * 100 < served - 1e-3 else "gpt"
+        assert seen in [[first] * (len(seen) - n) + ["new"] * n for n in range(len(seen) + 1)] or (
+            abs(point * 100 - served) < 1e-3
+        )
+
+
 def test_a_candidate_that_was_taken_back_is_remembered(switch: Switch) -> None:
     switch.promote(Step(95))
     assert taken_back(switch.store, "mail") == frozenset()
@@ -184,4 +290,7 @@ def test_a_candidate_that_was_taken_back_is_remembered(switch: Switch) -> None:
     switch.advance()
     switch.rollback()
     assert taken_back(switch.store, "mail") == {"ft-2"}
+    rollback(switch.store, switch.config, switch.file, "mail", {"candidate": "ft-0"})  # another one was to blame
+    assert taken_back(switch.store, "mail") == {"ft-2", "ft-0"}
+    switch.promote(Step(95))
     assert [row["action"] for row in standing(switch.store, "mail")] == ["promote"]

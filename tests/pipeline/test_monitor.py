@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,23 @@ import pytest
 from stories import answer, asked, config_in, exchange, keep, mail, template, workshop_in
 
 from gateway.config import Config
+from gateway.domain.dataset import Row
 from gateway.domain.exchange import Exchange, id_maker
 from gateway.errors import ConfigError
 from gateway.pipeline import promote
+from gateway.pipeline.asking import Answered, Ask
+from gateway.pipeline.bench import Bench
 from gateway.pipeline.canary import Step
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.monitor import look_after
 from gateway.pipeline.promote import standing
 from gateway.pipeline.routes_text import routes_of
+from gateway.pipeline.savings import savings
 from gateway.pipeline.scores import Measure, Report, Score
 from gateway.raised import Told, raised, watched_candidates
-from gateway.stores.audited import open_alarms, row_before, watch_state
+from gateway.stores.audited import keep_watch_state, open_alarms, row_before, watch_state
+from gateway.stores.ledger import entries
 from gateway.stores.sqlite import SqliteStore
 
 TUNED = Score(
@@ -89,8 +95,12 @@ class Life:
 
     @property
     def state(self) -> dict[str, Any]:
-        kept = watch_state(self.store, "mail")
-        found: dict[str, Any] = json.loads(kept or b"{}")
+        return self.states[standing(self.store, "mail")[-1]["id"]]
+
+    @property
+    def states(self) -> dict[str, dict[str, Any]]:
+        """What is known of each candidate, by promotion."""
+        found: dict[str, dict[str, Any]] = json.loads(watch_state(self.store, "mail") or b"{}")
         return found
 
     @property
@@ -138,7 +148,7 @@ def test_one_that_slips_is_rolled_back_with_the_figures_that_say_so(life: Life) 
     last = life.store.rows("promotions")[-1]
     record = json.loads(last["decision"])
     assert (last["action"], record["candidate"], record["alarm"]["kind"]) == ("rollback", "ft-1", "agreement")
-    assert record["alarm"]["figures"]["evidence"] >= record["alarm"]["figures"]["limit"] == 1e5
+    assert record["alarm"]["figures"]["evidence"] >= record["alarm"]["figures"]["limit"] == 5e3  # better before
     (alarm,) = life.store.rows("alarms")
     assert (alarm["action"], alarm["cleared_at"]) == ("rollback", NOW)
     life.look()
@@ -150,7 +160,7 @@ def test_suspicion_has_everything_audited_until_it_is_settled(life: Life) -> Non
     life.promote()
     life.record(life.audits(*[True] * 100, False, False, False))
     life.look()
-    assert raised(home) == {"mail": 100.0}
+    assert raised(home) == {"openai/ft:mail-1": 100.0}
     assert life.share == 95
     life.record(life.audits(*[True] * 150))
     life.look()
@@ -172,7 +182,7 @@ def test_where_nothing_is_to_be_audited_nothing_is_raised(shop: Workshop, tmp_pa
 def test_a_canary_goes_on_when_enough_was_compared(life: Life) -> None:
     life.promote(Step(5), Step(25), Step(95))
     life.look()
-    assert raised(life.store.path.parent) == {"mail": 100.0}  # every answer of a canary is compared
+    assert raised(life.store.path.parent) == {"openai/ft:mail-1": 100.0}  # every answer of a canary is compared
     life.record(life.audits(*[True] * 49))
     life.look()
     assert life.share == 5
@@ -186,7 +196,7 @@ def test_a_canary_goes_on_when_enough_was_compared(life: Life) -> None:
     assert life.share == 95
     life.record(life.audits(*[True] * 49))
     life.look()
-    assert raised(life.store.path.parent) == {"mail": 100.0}  # also the first after the last step
+    assert raised(life.store.path.parent) == {"openai/ft:mail-1": 100.0}  # also the first after the last step
     life.record(life.audits(True))
     life.look()
     assert raised(life.store.path.parent) == {}
@@ -208,7 +218,7 @@ def test_a_canary_under_suspicion_waits(life: Life) -> None:
 def test_what_takes_over_at_once_is_on_trial_at_first(life: Life) -> None:
     life.promote(Step(95))
     life.look()
-    assert raised(life.store.path.parent) == {"mail": 100.0}
+    assert raised(life.store.path.parent) == {"openai/ft:mail-1": 100.0}
     life.record(life.audits(*[False] * 6))
     life.look()
     assert life.share is None
@@ -241,6 +251,160 @@ def test_in_the_shadow_answers_are_compared_that_nobody_got(life: Life) -> None:
     life.look()
     assert life.seen["agreement"] == 50
     assert life.share == 95
+
+
+# --- a newcomer beside the one that serves -------------------------------------------------------------------
+
+
+def newcomer(life: Life, *agree: bool) -> list[Exchange]:
+    both = []
+    for agrees in agree:
+        own = life.served("refund", target="openai/ft:mail-2")
+        both += [own, life.whole("refund" if agrees else "praise", copy_of=own.id)]
+    return both
+
+
+@pytest.fixture
+def settled(life: Life) -> Life:
+    """The first candidate has taken all its steps, the second begins."""
+    life.promote(Step(95))
+    life.record(life.audits(*[True] * 80))
+    life.look()
+    life.promote(Step(10), Step(95), finetune="ft-2")
+    return life
+
+
+def served(life: Life) -> list[str]:
+    return [target["model"] for target in routes_of(life.shop.routes.read_text())[0]["targets"]]
+
+
+def test_only_the_newcomers_answers_are_all_audited(settled: Life) -> None:
+    settled.look()
+    assert raised(settled.store.path.parent) == {"openai/ft:mail-2": 100.0}
+    assert served(settled) == ["ft:mail-2", "ft:mail-1", "gpt-6"]
+
+
+def test_both_are_watched_each_by_its_own_answers(settled: Life) -> None:
+    settled.record([*settled.audits(*[True] * 7), *newcomer(settled, *[True] * 5, False)])
+    settled.look()
+    seen = [state["tests"]["agreement"] for state in settled.states.values()]
+    assert sorted((one["seen"], one["total"]) for one in seen) == [(6, 1.0), (87, 0.0)]
+
+
+def test_a_newcomer_that_fails_goes_back_to_the_one_that_serves_which_is_watched_on(settled: Life) -> None:
+    settled.record(newcomer(settled, *[False] * 8))
+    settled.look()
+    assert served(settled) == ["ft:mail-1", "gpt-6"]
+    settled.record(settled.audits(*[True] * 5))
+    settled.look()
+    assert settled.seen["agreement"] == 85
+    assert raised(settled.store.path.parent) == {}
+
+
+def test_one_that_slips_beside_a_newcomer_takes_both_back_and_only_itself_the_blame(settled: Life) -> None:
+    settled.record(settled.audits(*[False] * 30))
+    settled.look()
+    assert settled.share is None
+    assert promote.taken_back(settled.store, "mail") == {"ft-1"}
+    assert [row["action"] for row in settled.store.rows("promotions")] == ["promote"] * 2 + ["rollback"] * 2
+
+
+def test_what_an_earlier_release_knew_of_its_one_candidate_is_read(life: Life) -> None:
+    life.promote(Step(95))
+    life.record(life.audits(*[True] * 20))
+    life.look()
+    keep_watch_state(life.store, "mail", json.dumps(life.state).encode())
+    life.record(life.audits(True))
+    life.look()
+    assert life.seen["agreement"] == 21
+
+
+# --- what only a judge can compare -------------------------------------------------------------------------
+
+
+class Judge:
+    """Says at once, or not, which answer is better: `praise` always loses."""
+
+    def __init__(self, says: str | None = "") -> None:
+        self.says, self.asked = says, 0
+
+    def __call__(self, provider: str, model: str) -> Ask:
+        assert (provider, model) == ("openai", "judge-1")
+
+        def ask(rows: Any) -> list[Answered]:
+            return [self._answer(row) for row, _ in rows]
+
+        return ask
+
+    def _answer(self, row: Row) -> Answered:
+        self.asked += 1
+        _, _, two = row.text.partition(" answer of A ")
+        first, _, second = two.partition(" answer of B ")
+        bad = ["praise" in first, "praise" in second]
+        word = self.says or ("TIE" if bad[0] == bad[1] else "B" if bad[0] else "A")
+        return Answered(text=word, sure=None, latency_ms=1.0, cost_usd=0.01)
+
+
+def prose(shop: Workshop, folder: Path, judge: Judge, **policy: Any) -> Life:
+    config = config_in(folder, tasks={"default": {"min_rows": 100, "judge": "openai/judge-1", **policy}})
+    return Life(msgspec.structs.replace(shop, config=config, bench=Bench(judge)))
+
+
+def compared_of(life: Life, most: int = 400) -> dict[str, Any]:
+    """Look until nothing is before the judge any more."""
+    for _ in range(most):
+        life.look()
+        if not life.states or not any(state["open"] for state in life.states.values()):
+            break
+        time.sleep(0.005)
+    found: dict[str, Any] = next(iter(life.states.values()))
+    return found
+
+
+def test_prose_is_compared_by_the_judge_that_the_gate_asked(shop: Workshop, tmp_path: Path) -> None:
+    life = prose(shop, tmp_path, Judge())
+    life.promote(measure="judge")
+    life.record(life.audits(*[True] * 6))
+    assert compared_of(life)["tests"]["agreement"] | {"restarted": 0, "logs": 0} == {
+        "seen": 6, "total": 3.0, "restarted": 0, "logs": 0,
+    }  # fmt: skip
+    assert (life.state["pairs"], life.share) == (6, 95)
+    (entry,) = (one for one in entries(life.store) if one.served == "judge")
+    assert (entry.target, entry.exchanges, round(entry.cost_usd, 4)) == ("openai/judge-1", 6, 0.12)
+    assert savings(entries(life.store))["mail"].overhead_usd >= 0.12
+
+
+def test_prose_that_is_worse_is_rolled_back(shop: Workshop, tmp_path: Path) -> None:
+    life = prose(shop, tmp_path, Judge())
+    life.promote(measure="judge")
+    both = []
+    for _ in range(30):
+        own = life.served("praise")
+        both += [own, life.whole("refund", copy_of=own.id)]
+    life.record(both)
+    compared_of(life)
+    assert life.share is None
+    assert json.loads(life.store.rows("promotions")[-1]["decision"])["alarm"]["kind"] == "agreement"
+
+
+def test_a_judge_is_asked_as_often_a_day_as_the_policy_says(shop: Workshop, tmp_path: Path) -> None:
+    judge = Judge()
+    life = prose(shop, tmp_path, judge, judge_audits=4)
+    life.promote(measure="judge")
+    life.record(life.audits(*[True] * 10))
+    assert compared_of(life)["pairs"] == 4
+    life.record(life.audits(*[True] * 10))
+    life.look(later=43_200.0)  # half a day later: two more
+    time.sleep(0.1)
+    life.look(later=43_200.0)
+    assert judge.asked == 12
+
+
+def test_a_judge_that_says_nothing_is_held_against_nobody(shop: Workshop, tmp_path: Path) -> None:
+    life = prose(shop, tmp_path, Judge("I would rather not say"))
+    life.promote(measure="judge")
+    life.record(life.audits(*[True] * 8))
+    assert (compared_of(life)["pairs"], life.share) == (0, 95)
 
 
 # --- what counts, and how often ----------------------------------------------------------------------------
@@ -454,4 +618,4 @@ def test_after_a_crash_in_between_the_next_look_goes_on(life: Life, monkeypatch:
     again = Life(msgspec.structs.replace(life.shop, store=SqliteStore(life.store.path)))
     again.look()
     assert again.share is None
-    assert again.seen["agreement"] == 30
+    assert [state["tests"]["agreement"]["seen"] for state in again.states.values()] == [30]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import stories
+import yaml
 from stories import asked, exchange, keep, mail, template, traffic
 
+from gateway.pipeline.alarms import Watched
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.overview import overview
+from gateway.stores.audited import keep_watch_state
 
 
 def test_a_task_with_its_prompt_in_use_and_how_many_requests_fit_it(shop: Workshop) -> None:
@@ -64,3 +68,22 @@ def test_what_its_stripped_requests_saved(shop: Workshop) -> None:
     (row,) = overview(shop.store, shop.config)
     assert (row["saved_usd"], row["saved_seconds"]) == (pytest.approx(0.02), pytest.approx(4.0))
     assert [day["stripped"] for day in row["saved_by_day"]] == [5]
+
+
+def test_how_far_a_canary_is(shop: Workshop) -> None:
+    keep(shop.store, traffic(10))
+    local = {"upstream": "local", "strip": "mail@1"}
+    targets = [local | {"model": "mail-2", "weight": 10}, local | {"model": "mail-1", "weight": 85}]
+    shop.store.put("promotions", {
+        "id": "p2", "task": "mail", "action": "promote", "target": "mail-2", "decision": "null", "created_at": 1.0,
+        "steps": [{"share": 50}, {"share": 95}], "routes_after": yaml.safe_dump({"targets": targets}),
+    })  # fmt: skip
+    (row,) = overview(shop.store, shop.config)
+    beside = "0 of 50 answers compared, then 50 %; served by mail-1"
+    assert row["next"] == f"canary of mail-2: 10 % of the requests, {beside}"
+    watched = {"p2": Watched(promotion="p2", step="p2", pairs=17)}
+    keep_watch_state(shop.store, "mail", msgspec.json.encode(watched))
+    (row,) = overview(shop.store, shop.config)
+    assert row["canary"] == {
+        "model": "mail-2", "percent": 10, "compared": 17, "compared_of": 50, "next_percent": 50, "beside": "mail-1",
+    }  # fmt: skip

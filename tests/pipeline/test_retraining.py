@@ -62,7 +62,7 @@ def test_an_alarm_that_changes_nothing_trains_nothing(shop: Workshop) -> None:
 
 
 def test_a_training_grows_old(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = {"default": {"min_rows": 100, "retrain_days": 30}}
+    policy = {"default": {"min_rows": 100, "retrain_days": 30, "canary": [100]}}
     shop = msgspec.structs.replace(shop, config=config_in(shop.store.path.parent.parent, tasks=policy))
     promoted(shop)
     more(shop, 125)

@@ -196,8 +196,8 @@ async def test_under_suspicion_more_answers_are_audited_until_it_is_over(tmp_pat
         relay(tmp_path, openai(home), routes=audited(0)) as gateway,
     ):
         await gateway.ask(request(BODY))
-        raise_audits(tmp_path / "data", {"mail": 100.0})
-        assert await soon(lambda: gateway.app.house.switchboard.raised == {"mail": 100.0}, 2)
+        raise_audits(tmp_path / "data", {"local/mail-1": 100.0})
+        assert await soon(lambda: gateway.app.house.switchboard.raised == {"local/mail-1": 100.0}, 2)
         await gateway.ask(request(BODY))
         assert await soon(lambda: len(home.requests) == 1)
         raise_audits(tmp_path / "data", {})
