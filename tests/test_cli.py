@@ -278,7 +278,7 @@ def test_a_candidate_may_begin_in_the_shadow_or_with_a_few_requests(trained: Des
     assert route["targets"] == [{"upstream": "openai", "model": "gpt-6"}]
     assert (route["shadow"]["upstream"], route["shadow"]["percent"]) == ("local", 100)
     (row,) = trained.store.rows("promotions", "action = 'promote'")
-    assert [step["share"] for step in json.loads(row["steps"])] == [95]
+    assert [step["share"] for step in json.loads(row["steps"])] == [10, 50, 95]
     assert trained.reads("rollback", "mail") == {"task": "mail", "route": None}
     assert trained.reads("promote", "mail", "--canary", "5%")["route"]["targets"][0]["weight"] == 5
     assert trained.types("promote", "mail", "--canary", "0%").exit_code == 2

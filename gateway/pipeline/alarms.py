@@ -162,8 +162,8 @@ def asked(watched: Watched, outcome: Outcome, expected: Expected) -> Watched:
         tests[kind] = observed(tests.get(kind, Bets()), value, allowed)
 
     add(Kind.ERRORS, float(outcome.failed), expected.error_rate)
-    if not outcome.failed and expected.handed_over is not None:
-        add(Kind.INPUT_DRIFT, float(not outcome.answered), expected.handed_over)
+    if expected.handed_over is not None:  # those that failed count: of the others of an outage all are handed over
+        add(Kind.INPUT_DRIFT, float(not outcome.answered and not outcome.failed), expected.handed_over)
     if outcome.answered and expected.slow_ms is not None and outcome.latency_ms is not None:
         add(Kind.LATENCY, float(outcome.latency_ms > expected.slow_ms), SLOW)
     if expected.cost_usd and outcome.cost_usd is not None:

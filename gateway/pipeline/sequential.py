@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -69,13 +70,21 @@ def observed(bets: Bets, value: float, allowed: float) -> Bets:
     """
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"an observation is a number from 0 to 1, not {value!r}")
-    factors = [_payoff(odds, value, allowed) for odds in ODDS]
+    factors, logs = _payoffs(value, allowed)
     return Bets(
         seen=bets.seen + 1,
         total=bets.total + value,
-        restarted=tuple(min((w + 1) * f, _MOST) for w, f in zip(bets.restarted, factors, strict=True)),
-        logs=tuple(log + math.log(f) for log, f in zip(bets.logs, factors, strict=True)),
+        restarted=tuple([min((w + 1) * f, _MOST) for w, f in zip(bets.restarted, factors, strict=True)]),
+        logs=tuple([log + more for log, more in zip(bets.logs, logs, strict=True)]),
     )
+
+
+@lru_cache(maxsize=1024)
+def _payoffs(value: float, allowed: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What each bet of 1 becomes, and its logarithm: most observations are 0 or 1, and what is allowed seldom
+    changes."""
+    factors = tuple(_payoff(odds, value, allowed) for odds in ODDS)
+    return factors, tuple(map(math.log, factors))
 
 
 def _payoff(odds: float, value: float, allowed: float) -> float:
