@@ -64,7 +64,7 @@ def test_all_tasks_on_a_page(shop: Workshop) -> None:
     served(shop)
     read = Tags(pages.board(facts.board(shop.store, shop.config)))
     assert "/unprompt/tasks/mail" in read.links
-    for text in ("mail@1", "20.0%", "refused", "promoted", "0.01 USD", "50 requests, 10 stripped"):
+    for text in ("mail@1", "20.0%", "refused", "promoted", "0.0100 USD", "50 requests, 10 stripped"):
         assert text in read.text, text
     assert "script" not in read.names
 

@@ -57,6 +57,7 @@ def task(found: Page) -> str:
             ]
         ),
         _alarms([row], {row["name"]: found.told}),
+        *(el("p", one["sentence"], class_="soft") for one in row["shutdowns"]),
         _savings(found.saved),
         _history(found.flips, with_task=False),
         el("h2", "Prompt"),
@@ -108,7 +109,9 @@ def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[Child]])
 
 
 def _usd(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.2f} USD"
+    if value is None:
+        return "-"
+    return f"{value:,.2f} USD" if value == 0 or abs(value) >= 1 else f"{value:,.4f} USD"
 
 
 def _when(moment: float) -> str:
@@ -163,7 +166,7 @@ def _tasks(found: Board) -> Markup:
             share(row["stripped"] / row["exchanges"] if row["exchanges"] else None),
             share(row["match_rate"]),
             _agreement(found.told.get(row["name"], Told()))[0],
-            figure(row["saved_usd"]),
+            _usd(row["saved_usd"]).removesuffix(" USD"),
             row["next"],
         )
         for row in sorted(found.rows, key=lambda row: -row["exchanges"])

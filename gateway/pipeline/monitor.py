@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -34,6 +33,7 @@ from gateway.pipeline.gate import promise
 from gateway.pipeline.promote import steps_left
 from gateway.pipeline.routes_text import RouteDict
 from gateway.pipeline.scores import Measure, load_report
+from gateway.pipeline.shutdown import in_use, shutdowns
 from gateway.raised import Told, raise_audits, tell
 from gateway.stores import audited
 from gateway.stores import watched as templates_watched
@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 FORGOTTEN_SECONDS = 900.0
 """An exchange that is under way for so long, or whose other half has not come, is waited for no longer."""
 MOST_OPEN = 5000
-SHUTDOWN_DAYS = 30
 _SHORT = 200
 """A label is no longer than this; a longer answer is not one of a closed set."""
 
@@ -80,9 +79,15 @@ def look_after(shop: Workshop, now: float | None = None) -> None:
     audits: dict[str, float] = {}
     known = {task: Told([Kind.MATCH_RATE.value]) for task in templates_watched.alarms(shop.store)}
     troubles: list[Exception] = []
-    for task in audited.served_tasks(shop.store):
-        seen = _look(shop, task, moment, troubles)
+    used, served = in_use(shop.store, shop.config, moment), audited.served_tasks(shop.store)
+    others = {row["task"] for row in audited.open_alarms(shop.store)}.union(used).difference(served)
+    for task in sorted(others):
+        _raise_and_clear(shop, task, [], _ending(shop, task, used.get(task, ()), moment), moment)
+        known[task] = _told(shop, task, None, known.get(task))
+    for task in served:
+        seen = _look(shop, task, used.get(task, set()), moment, troubles)
         if not seen:
+            known[task] = _told(shop, task, None, known.get(task))
             continue
         still = {row["id"] for row in promote.standing(shop.store, task)}
         if shop.config.policy(task).audit:
@@ -92,24 +97,23 @@ def look_after(shop: Workshop, now: float | None = None) -> None:
     home = shop.store.path.parent
     try:
         raise_audits(home, audits)
-        tell(home, known)
+        tell(home, {task: told for task, told in known.items() if told != Told()})
     except OSError as error:
         raise StoreError(f"{home}: {error.strerror}; the relays cannot be told what to audit") from error
     if troubles:
         raise troubles[0]
 
 
-def _told(shop: Workshop, task: str, watched: Watched, before: Told | None) -> Told:
+def _told(shop: Workshop, task: str, watched: Watched | None, before: Told | None) -> Told:
     kinds = [row["kind"] for row in audited.open_alarms(shop.store, task)]
-    return Told(sorted({*kinds, *(before.alarms if before else ())}), watched.agreement)
+    return Told(sorted({*kinds, *(before.alarms if before else ())}), watched.agreement if watched else None)
 
 
-def _look(shop: Workshop, task: str, now: float, troubles: list[Exception]) -> list[Seen]:
-    """The task's candidates after this look, the newest first."""
+def _look(shop: Workshop, task: str, used: set[str], now: float, troubles: list[Exception]) -> list[Seen]:
+    """The task's candidates after this look, the newest first. `used`: the models that have answered lately."""
     standing = promote.standing(shop.store, task)
     if not standing:
-        over = [one["kind"] for one in audited.open_alarms(shop.store, task)]
-        audited.clear_alarms(shop.store, task, over, now)
+        _raise_and_clear(shop, task, [], _ending(shop, task, used, now), now)
         return []
     before = remembered(shop.store, task)
     seen = [_see(shop, task, row, before.get(row["id"]), now) for row in promote.serving(standing)]
@@ -118,7 +122,7 @@ def _look(shop: Workshop, task: str, now: float, troubles: list[Exception]) -> l
     if after != before:
         audited.keep_watch_state(shop.store, task, msgspec.json.encode(after))
     try:
-        _act(shop, task, seen, now)
+        _act(shop, task, seen, used, now)
     except Exception as error:  # noqa: BLE001 - raised when the other tasks have been looked at
         troubles.append(error)
     return seen
@@ -262,24 +266,29 @@ def _on_trial(row: Row, watched: Watched, policy: TaskPolicy) -> bool:
 # --- what is done ----------------------------------------------------------------------------------------
 
 
-def _act(shop: Workshop, task: str, seen: Sequence[Seen], now: float) -> None:
+def _act(shop: Workshop, task: str, seen: Sequence[Seen], used: set[str], now: float) -> None:
     newest = seen[0]
     found = [(one, alarm) for one in seen for alarm in alarms(task, one.watched, one.expected, canary=one.trial)]
-    found += [(newest, alarm) for alarm in _shutdowns(shop, task, newest.route, now)]
-    for _, alarm in found:
-        if audited.raise_alarm(shop.store, alarm, now):
-            log.warning("task %s: %s: %s", task, alarm.kind, alarm.sentence)
+    places = [*newest.route.get("targets", []), newest.route.get("fallback") or {}]
+    ending = _ending(shop, task, used.union(map(label_of, places)), now)
+    _raise_and_clear(shop, task, seen, [*(alarm for _, alarm in found), *ending], now)
     grave = next(((one, alarm) for one, alarm in found if alarm.action == "rollback"), None)
     if grave is not None:
         _roll_back(shop, task, *grave, now)
         return
-    raised = {alarm.kind for _, alarm in found}
-    still = {Kind(one["kind"]) for one in audited.open_alarms(shop.store, task)} - raised
-    over = [kind for kind in still if all(is_over(kind, one.watched, one.expected) for one in seen)]
-    audited.clear_alarms(shop.store, task, over, now)
     policy = shop.config.policy(task)
     if steps_left(newest.row) and newest.watched.pairs >= policy.canary_pairs and not newest.watched.raised:
         _advance(shop, task, newest.row, newest.watched)
+
+
+def _raise_and_clear(shop: Workshop, task: str, seen: Sequence[Seen], found: Sequence[Alarm], now: float) -> None:
+    """Note what is new of these alarms, and which others are over: with nobody `seen`, all of them."""
+    for alarm in found:
+        if audited.raise_alarm(shop.store, alarm, now):
+            log.warning("task %s: %s: %s", task, alarm.kind, alarm.sentence)
+    still = {Kind(one["kind"]) for one in audited.open_alarms(shop.store, task)} - {alarm.kind for alarm in found}
+    over = [kind for kind in still if all(is_over(kind, one.watched, one.expected) for one in seen)]
+    audited.clear_alarms(shop.store, task, over, now)
 
 
 def _roll_back(shop: Workshop, task: str, one: Seen, alarm: Alarm, now: float) -> None:
@@ -287,7 +296,7 @@ def _roll_back(shop: Workshop, task: str, one: Seen, alarm: Alarm, now: float) -
     because = {"alarm": alarm, "candidate": promote.candidate(one.row), "pairs": one.watched.pairs}
     while any(row["id"] == one.row["id"] for row in promote.standing(shop.store, task)):
         promote.rollback(shop.store, shop.config, shop.routes, task, because)
-    audited.clear_alarms(shop.store, task, [kind.value for kind in Kind], now)
+    audited.clear_alarms(shop.store, task, [kind.value for kind in Kind if kind is not Kind.SHUTDOWN], now)
     log.warning("task %s: rolled back: %s", task, alarm.sentence)
 
 
@@ -302,16 +311,11 @@ def _advance(shop: Workshop, task: str, row: Row, watched: Watched) -> None:
         shop.say(f"task {task}: {watched.pairs} answers compared, nothing wrong; {share:g} % of the requests now")
 
 
-def _shutdowns(shop: Workshop, task: str, route: RouteDict, now: float) -> Iterator[Alarm]:
-    """Models of the route that their provider takes away soon."""
-    for target in [*route.get("targets", []), route.get("fallback") or {}]:
-        provider = shop.config.providers.get(target.get("upstream", ""))
-        date = provider.shutdown_dates.get(target.get("model", "")) if provider else None
-        days = (date - datetime.fromtimestamp(now, UTC).date()).days if date else SHUTDOWN_DAYS + 1
-        if days <= SHUTDOWN_DAYS:
-            sentence = f"{target['upstream']} takes {target['model']} away on {date} (in {days} days)"
-            yield Alarm(
-                task=task, kind=Kind.SHUTDOWN, action=ACTIONS[Kind.SHUTDOWN], sentence=sentence,
-                figures={"days": days},
-            )  # fmt: skip
-            return
+def _ending(shop: Workshop, task: str, labels: Iterable[str], now: float) -> list[Alarm]:
+    """The next of these models that its provider takes away, where that is soon."""
+    near = [one for one in shutdowns(shop.config, labels, now) if one.is_near][:1]
+    return [
+        Alarm(task=task, kind=Kind.SHUTDOWN, action=ACTIONS[Kind.SHUTDOWN], sentence=one.sentence,
+              figures={"days": one.days})
+        for one in near
+    ]  # fmt: skip

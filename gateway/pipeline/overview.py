@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from gateway.pipeline.canary import candidate_of, label_of
 from gateway.pipeline.discover import TRUSTED_AFTER
 from gateway.pipeline.monitor import remembered
 from gateway.pipeline.savings import Saved, savings
+from gateway.pipeline.shutdown import in_use, shutdowns
 from gateway.stores.audited import open_alarms
 from gateway.stores.edited import pinned_tasks
 from gateway.stores.ledger import entries
@@ -28,11 +30,26 @@ def overview(store: SqliteStore, config: Config) -> list[dict[str, Any]]:
     """
     replaced = {template.replaces for template in store.templates()}
     pinned, saved, known = pinned_tasks(store), savings(entries(store)), standings(store)
+    now = time.time()
+    used = in_use(store, config, now)
     rows = [
-        _row(store, config, row, known) | {"pinned": row["name"] in pinned} | _saved(saved.get(row["name"]))
+        _row(store, config, row, known)
+        | {"pinned": row["name"] in pinned}
+        | _shutdowns(config, used.get(row["name"], ()), now)
+        | _saved(saved.get(row["name"]))
         for row in store.tasks()
     ]
     return [row for row in rows if row["exchanges"] or not _is_gone(row, replaced)]
+
+
+def _shutdowns(config: Config, labels: Iterable[str], now: float) -> dict[str, Any]:
+    """The models of a task that their provider takes away, the next one first."""
+    return {
+        "shutdowns": [
+            {"model": one.label, "date": str(one.date), "days": one.days, "sentence": one.sentence}
+            for one in shutdowns(config, labels, now)
+        ]
+    }
 
 
 def _saved(saved: Saved | None) -> dict[str, Any]:

@@ -71,6 +71,12 @@ def book(store: SqliteStore, task: str, moment: float, judge: str, cost_usd: flo
     )
 
 
+def targets_since(store: SqliteStore, day: int) -> list[tuple[str, str]]:
+    """(task, `upstream/model`) of what has answered on this day (since the epoch, UTC) or later; no judges."""
+    query = "SELECT DISTINCT task, target FROM task_days WHERE day >= ? AND served != 'judge' ORDER BY 1, 2"
+    return [(task, target) for task, target in store.run(query, [day]).fetchall()]
+
+
 def entries(store: SqliteStore, task: str | None = None) -> list[Entry]:
     """The book of one task, or of all, in the order of the days."""
     where, values = ("1", []) if task is None else ("task = ?", [task])

@@ -528,6 +528,41 @@ def test_a_model_that_its_provider_takes_away_is_told_a_month_before(shop: Works
         assert [row["kind"] for row in open_alarms(shop.store)] == expected
 
 
+def dated(folder: Path, model: str, days: int, now: float = NOW) -> Config:
+    day = datetime.datetime.fromtimestamp(now, datetime.UTC).date() + datetime.timedelta(days=days)
+    return config_in(
+        folder, providers={"openai": {"base_url": "http://127.0.0.1:9/v1", "shutdown_dates": {model: day}}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("days", "said"), [(30, "openai takes gpt-6 away on 1970-02-01 (in 30 days)"),
+                       (-2, "openai took gpt-6 away on 1969-12-31 (2 days ago)"), (31, None)],
+)  # fmt: skip
+def test_a_task_that_was_never_promoted_loses_its_model_too(
+    shop: Workshop, tmp_path: Path, days: int, said: str | None
+) -> None:
+    """The app itself asks for a model that ends."""
+    config = dated(tmp_path, "gpt-6", days)
+    life = Life(workshop_in(tmp_path, shop.store, config))
+    life.record([life.whole() for _ in range(3)])
+    life.look()
+    assert [row["sentence"] for row in open_alarms(shop.store)] == ([said] if said else [])
+    assert watched_candidates(shop.store.path.parent) == ({"mail": Told(["shutdown"])} if said else {})
+    look_after(life.shop, NOW + 9 * 86_400)  # nobody has asked for it in a week
+    assert open_alarms(shop.store) == []
+
+
+def test_a_rollback_does_not_bring_the_model_back(shop: Workshop, tmp_path: Path) -> None:
+    life = Life(workshop_in(tmp_path, shop.store, dated(tmp_path, "gpt-6", 5)))
+    life.promote()
+    life.record(life.audits(*[False] * 30))
+    life.look()
+    life.look()
+    assert life.share is None
+    assert [row["kind"] for row in open_alarms(shop.store)] == ["shutdown"]
+
+
 def test_a_routes_file_that_a_person_is_editing_is_waited_for(life: Life) -> None:
     life.promote()
     good = life.shop.routes.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import stories
 import yaml
 from stories import asked, exchange, keep, mail, template, traffic
 
+from gateway.dashboard import facts, pages
 from gateway.pipeline.alarms import Watched
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.overview import overview
@@ -87,3 +89,17 @@ def test_how_far_a_canary_is(shop: Workshop) -> None:
     assert row["canary"] == {
         "model": "mail-2", "percent": 10, "compared": 17, "compared_of": 50, "next_percent": 50, "beside": "mail-1",
     }  # fmt: skip
+
+
+def test_a_model_that_ends_is_told_long_before(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(shop.store, traffic(3))
+    monkeypatch.setattr("time.time", lambda: 90_000.0)
+    date = datetime.date(1970, 6, 1)
+    provider = shop.config.providers["openai"].model_copy(update={"shutdown_dates": {"gpt-6": date}})
+    config = shop.config.model_copy(update={"providers": {"openai": provider}})
+    (row,) = overview(shop.store, config)
+    said = "openai takes gpt-6 away on 1970-06-01 (in 150 days)"
+    assert row["shutdowns"] == [
+        {"model": "openai/gpt-6", "date": "1970-06-01", "days": 150, "sentence": said}
+    ]
+    assert said in pages.task(facts.page(shop.store, config, "mail"))
