@@ -10,18 +10,20 @@ import msgspec
 Split = Literal["train", "validation", "confirmation"]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One training example, traceable to the exchange it came from.
 
     `messages` is the stripped request exactly as a live stripped request sends it, without the answer;
-    `text` is the same input as one string; `output` is the answer to learn. `seen` is how many of the
-    incumbent's exchanges had this input.
+    `text` is the same input as one string; `output` is the answer to learn, or "" where that is `tool_calls`
+    (as OpenAI writes them; their ids are `call_1`, `call_2`, ...). `seen` is how many of the incumbent's exchanges
+    had this input.
     """
 
     exchange_id: str
     text: str
     messages: list[dict[str, Any]]
     output: str
+    tool_calls: list[dict[str, Any]] = []
     split: Split
     seen: int = 1
 
@@ -30,9 +32,10 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """Rows plus where their files are. `digest` is the SHA-256 of the bytes of the parts' JSONL files.
 
     `rows` may be in a file and read one at a time. `beyond` are held-out inputs to which the incumbent gave no text
-    that can be learnt (tool calls, a refusal): nobody trains on them, and a candidate that answers one of them is
-    wrong. `confirmation` rows are the newest of the held-out ones: whoever was chosen by `validation` is confirmed
-    on them, once.
+    that can be learnt (tool calls, a refusal): a candidate that answers one of them is wrong. `calls` are the rows
+    of both sides whose answer is a call of a tool, for models that can call one; the held-out ones are among
+    `beyond`, too. `confirmation` rows are the newest of the held-out ones: whoever was chosen by `validation` is
+    confirmed on them, once.
     """
 
     id: str
@@ -43,6 +46,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     card: dict[str, Any]
     beyond: Sequence[Row] = ()
+    calls: Sequence[Row] = ()
 
     def part(self, split: Split) -> list[Row]:
         return [row for row in self.rows if row.split == split]

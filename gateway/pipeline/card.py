@@ -53,7 +53,7 @@ def card(found: Found, chosen: Chosen, rows: Sequence[Row]) -> dict[str, Any]:
         "dropped": dict(sorted(chosen.dropped.items())),
         "rows": len(places),
         **{part: counts[part] for part in ("train", "validation", "confirmation")},
-        "held_out_beyond": len(chosen.beyond),
+        "held_out_beyond": sum(part != "train" for part in chosen.beyond_parts),
         "on_both_sides": chosen.leaks,
         "pairs_not_compared": chosen.settled.uncompared,
         "answers_differ_on_repeated_inputs": _share(noise.differing, noise.repeated),
@@ -135,7 +135,16 @@ def _sentences(card: dict[str, Any]) -> list[str]:
         f"Whether the terms of {card['teacher']['target']} let models be trained on its answers:"
         f" {card['train_on_outputs']}.",
         f"Held-out inputs that a candidate must leave to the incumbent: {card['held_out_beyond']}.",
+        *_calls(card),
     ]
+
+
+def _calls(card: dict[str, Any]) -> list[str]:
+    """What is learnt of tool calls, which are no rows."""
+    if not card.get("tools"):
+        return []
+    counts = ", ".join(f"{count} {part}" for part, count in card["calls"].items()) or "none"
+    return [f"Every row declares {card['tools']} tools; calls of them that chat models learn, besides: {counts}."]
 
 
 def _cell(text: str) -> str:

@@ -15,13 +15,18 @@ import msgspec
 
 from gateway.config import TaskPolicy
 from gateway.domain.dataset import Dataset
+from gateway.domain.template import PromptTemplate
 from gateway.domain.terms import NOTHING_SAID, Terms, provider_of
 from gateway.errors import DatasetError, StoreError, TaskError
+from gateway.formats import InvalidRow, check_line
+from gateway.formats import load as load_format
+from gateway.formats.messages import check_tools
 from gateway.pipeline import rows as files
 from gateway.pipeline.card import card, card_text
 from gateway.pipeline.choosing import Chosen, choose
 from gateway.pipeline.duplicates import settle
 from gateway.pipeline.examples import TERMS, Scope, Teacher, closed_set
+from gateway.pipeline.explain import recorded_settings
 from gateway.pipeline.parts import Found, read_heads, whole_line
 from gateway.pipeline.reading import ALONE, Say, key_of, parts, read_all
 from gateway.pipeline.rows import PARTS, RowFile, Written, chat_line
@@ -169,7 +174,8 @@ def _remedy(task: str, scope: Scope, chosen: Chosen) -> str:
 
 
 def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Chosen, work: Path) -> Dataset:
-    hashes = _write_rows(found, chosen, work)
+    tools = tools_of(store, scope.templates[0])
+    hashes, called = _write_rows(found, chosen, work, tools)
     template, digest = scope.templates[0].name, files.digest(hashes)
     name = work.parent.name
     identity = hashlib.sha256(json.dumps([task, template, digest]).encode()).hexdigest()
@@ -181,6 +187,7 @@ def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Ch
         "train_on_outputs": _said_of(scope),
     }  # fmt: skip
     about |= card(found, chosen, RowFile(work / "rows.jsonl"))
+    about |= {"tools": len(tools), "tools_characters": len(json.dumps(tools)) if tools else 0, "calls": called}
     about["sha256"] = hashes
     (work / "card.md").write_text(card_text(about), "utf-8")
     (work / "card.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
@@ -196,23 +203,53 @@ def _said_of(scope: Scope) -> str:
     return "not said" if scope.terms.is_unsaid(target) else "barred" if scope.terms.bars(target) else "allowed"
 
 
-def _write_rows(found: Found, chosen: Chosen, work: Path) -> dict[str, str]:
-    """All rows' files, in the order of their exchanges' ids; gives the hash of each."""
-    written = Written(work, ("rows", "beyond", *PARTS))
+def tools_of(store: SqliteStore, template: PromptTemplate) -> list[dict[str, Any]]:
+    """The tools that a template's requests declare, which a stripped request keeps; empty where there are none, or
+    none in the form that chat models are trained with."""
+    declared: list[dict[str, Any]] = recorded_settings(store, template).get("tools") or []
+    try:
+        check_tools(declared)
+    except InvalidRow:
+        return []
+    return declared
+
+
+def _write_rows(
+    found: Found, chosen: Chosen, work: Path, tools: list[dict[str, Any]]
+) -> tuple[dict[str, str], dict[str, int]]:
+    """All rows' files, in the order of their exchanges' ids, those that call a tool last; gives the hash of each
+    file, and how many calls each part has."""
+    written, called = Written(work, ("rows", "beyond", "calls", *PARTS)), Counter[str]()
+    declared = json.dumps(tools, ensure_ascii=False).encode() if tools else b""
     for line, part, seen in zip(found.lines(chosen.places), chosen.parts, chosen.seen.tolist(), strict=True):
         row = whole_line(line, part, seen)
         written.add("rows", row)
-        written.add(part, chat_line(row))
+        written.add(part, chat_line(row, declared))
     beyond = zip(found.lines(chosen.beyond), chosen.beyond_parts, chosen.beyond_seen.tolist(), strict=True)
-    for line, part, seen in beyond:
-        written.add("beyond", whole_line(line, part, seen))
-    return written.close()
+    for place, (line, part, seen) in zip(chosen.beyond.tolist(), beyond, strict=True):
+        row = whole_line(line, part, seen)
+        if part != "train":
+            written.add("beyond", row)
+        if found.columns.calls[place] and tools and _is_valid(chat := chat_line(row, declared)):
+            written.add("calls", row)
+            written.add(part, chat)
+            called[part] += 1
+    return written.close(), dict(called)
+
+
+def _is_valid(line: bytes) -> bool:
+    try:
+        check_line(load_format("openai"), line)
+    except InvalidRow:
+        return False
+    return True
 
 
 def _dataset(place: Path, about: dict[str, Any], digest: str) -> Dataset:
     return Dataset(
         id=place.name, task=about["task"], template=about["template"], rows=RowFile(place / "rows.jsonl"),
         directory=str(place), digest=digest, card=about, beyond=RowFile(place / "beyond.jsonl"),
+        calls=RowFile(place / "calls.jsonl") if "calls" in about["sha256"] else (),
     )  # fmt: skip
 
 
@@ -235,7 +272,8 @@ def load(store: SqliteStore, dataset_id: str) -> Dataset:
     place, about = store.path.parent / row["directory"], json.loads(row["card"])
     remedy = "build it again with 'unprompt dataset TASK'"
     try:
-        hashes = {name: files.hash_of(place / f"{name}.jsonl") for name in ("rows", "beyond", *PARTS)}
+        names = about.get("sha256") or ("rows", "beyond", *PARTS)
+        hashes = {name: files.hash_of(place / f"{name}.jsonl") for name in names}
         if hashes != about.get("sha256") or files.digest(hashes) != row["digest"]:
             raise DatasetError(f"dataset {dataset_id}: {place} is damaged; {remedy}")
         return _dataset(place, about, row["digest"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -20,13 +21,15 @@ from gateway.domain.terms import NOTHING_SAID, Terms
 from gateway.encoding import decoded
 from gateway.pipeline.schemas import fits
 from gateway.pipeline.scrub import scrubbed
+from gateway.providers.answers import ToolCall
 from gateway.providers.openai import read_chat
 
 TRAIN_SHARE = 80
 BYTES_PER_TOKEN = 4
 """Of UTF-8, in a rough estimate that is good enough to tell what no model can be trained on."""
-BEYOND = frozenset({"tool calls", "refusal", "empty answer"})
-"""Answers that cannot be learnt, but that a candidate must not replace by one of its own."""
+TOOL_CALLS = "tool calls"
+BEYOND = frozenset({TOOL_CALLS, "refusal", "empty answer"})
+"""Answers that cannot be learnt as a text, but that a candidate must not replace by one of its own."""
 TERMS = "its provider's terms"
 """Why answers of a provider with `train_on_outputs: false` are dropped, approved ones too: they are still its."""
 Scrub = Literal["off", "mask", "drop"]
@@ -76,16 +79,17 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     """An exchange that can be learnt from, before duplicates are settled.
 
     The greatest `rank` counts: (2 a person's correction, 1 approved, 0 plain; answered to the prompt in use).
-    `beyond` is why its answer cannot be learnt, "" where it can. `side` is `train` or `validation`, for ever.
-    `session` are the words that requests of one conversation have in common, `words` those of the text. `found` are
-    the kinds of personal data and secrets that were masked. `characters` are those of the whole prompt, beside the
-    `tokens` that it was.
+    `beyond` is why its answer cannot be learnt as a text, "" where it can; `tool_calls` are what it calls. `side`
+    is `train` or `validation`, for ever. `session` are the words that requests of one conversation have in common,
+    `words` those of the text. `found` are the kinds of personal data and secrets that were masked. `characters` are
+    those of the whole prompt, beside the `tokens` that it was.
     """
 
     id: str
     text: str
     messages: list[dict[str, Any]]
     output: str
+    tool_calls: list[dict[str, Any]] = []
     side: Split
     session: str
     words: str
@@ -121,10 +125,23 @@ def example(exchange: Exchange, scope: Scope) -> Example | str:
         return _OLD_PROMPT  # it would judge candidates by what another prompt asked for
     if not current and scope.answers is not None and output not in scope.answers:
         return _OLD_ANSWERS
-    return _cleaned(inputs, Example(
+    found = Example(
         id=exchange.id, text=text, messages=messages, output=output, side=side, session=words, words=words,
         rank=(rank, current), beyond=beyond, tokens=None if exchange.stripped else exchange.input_tokens,
-    ), scope)  # fmt: skip
+    )  # fmt: skip
+    return _cleaned(inputs, found, scope) if beyond != TOOL_CALLS else _called(inputs, found, scope)
+
+
+def _called(inputs: Inputs, found: Example, scope: Scope) -> Example | str:
+    """As `_cleaned`, with the tool calls that the output spells; without those that may not be written."""
+    made = _cleaned(inputs, found, scope)
+    if isinstance(made, str):
+        return _cleaned(inputs, msgspec.structs.replace(found, output=""), scope)
+    try:
+        calls = msgspec.json.decode(made.output)
+    except msgspec.DecodeError:
+        calls = []
+    return msgspec.structs.replace(made, output="", tool_calls=calls)
 
 
 def _cleaned(inputs: Inputs, found: Example, scope: Scope) -> Example | str:
@@ -189,7 +206,7 @@ def _output(exchange: Exchange) -> tuple[str, str]:
         return "", "unreadable answer"
     answer = read.choices[0]
     if answer.tool_calls:
-        return "", "tool calls"
+        return _spelt(answer.tool_calls), TOOL_CALLS
     if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.search(answer.text[:240]):
         return "", "refusal"
     if answer.finish_reason not in _FINISHED:
@@ -197,6 +214,16 @@ def _output(exchange: Exchange) -> tuple[str, str]:
     if not answer.text.strip():
         return "", "empty answer"
     return (answer.text, "") if _is_text(answer.text) else ("", "not valid text")
+
+
+def _spelt(calls: Iterable[ToolCall]) -> str:
+    """Tool calls as one text, in OpenAI's form. Their ids, which differ from answer to answer, are counted anew."""
+    written = [
+        {"id": f"call_{number}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for number, call in enumerate(calls, 1)
+    ]
+    text = json.dumps(written, ensure_ascii=False)
+    return text if _is_text(text) else ""
 
 
 def closed_set(exchanges: Iterable[Exchange]) -> frozenset[str] | None:

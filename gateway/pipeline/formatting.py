@@ -16,7 +16,7 @@ from gateway.domain.dataset import Dataset, Row
 from gateway.errors import DatasetError, StoreError
 from gateway.files import write_whole
 from gateway.formats import Example, Format, Written
-from gateway.pipeline.explain import recorded_settings
+from gateway.pipeline.dataset import tools_of
 from gateway.pipeline.preferences import preferences
 from gateway.pipeline.scrub import scrub
 from gateway.stores.sqlite import SqliteStore
@@ -65,7 +65,7 @@ def write_format(store: SqliteStore, data: Dataset, name: str, folder: Path) -> 
 def _parts(store: SqliteStore, data: Dataset, name: str) -> dict[str, list[Example]]:
     """The examples of each part; of preference formats, the pairs."""
     tools = _tools(store, data)
-    found: list[tuple[Row, str | None]] = [(row, None) for row in data.rows]
+    found: list[tuple[Row, str | None]] = [(row, None) for row in (*data.rows, *data.calls)]
     if name == "dpo":
         found = [(row, clean) for row, worse in preferences(store, data) if (clean := _scrubbed(worse, data))]
     parts: dict[str, list[Example]] = {"train": [], "validation": []}
@@ -84,9 +84,13 @@ def _scrubbed(worse: str, data: Dataset) -> str:
 def example_of(row: Row, tools: list[dict[str, Any]], worse: str | None = None) -> Example:
     """A row with the tools that the task's requests declare, and an answer that is worse than its own."""
     return Example(
-        id=row.exchange_id, text=row.text, messages=row.messages, answer=_said(row.output), tools=tools,
+        id=row.exchange_id, text=row.text, messages=row.messages, answer=_answer(row), tools=tools,
         worse=None if worse is None else _said(worse),
     )  # fmt: skip
+
+
+def _answer(row: Row) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": row.tool_calls} if row.tool_calls else _said(row.output)
 
 
 def _said(text: str) -> dict[str, Any]:
@@ -96,8 +100,7 @@ def _said(text: str) -> dict[str, Any]:
 def _tools(store: SqliteStore, data: Dataset) -> list[dict[str, Any]]:
     """A stripped request keeps its tools; so a row has them, too."""
     template = next((one for one in store.templates(data.task) if one.name == data.template), None)
-    declared = recorded_settings(store, template).get("tools") if template is not None else None
-    return declared if isinstance(declared, list) else []
+    return tools_of(store, template) if template is not None else []
 
 
 def _check_size(form: Format, made: dict[str, Written], data: Dataset) -> None:

@@ -26,8 +26,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     order of their ids.
 
     `lines` are the lengths of their lines behind the head in bytes, `lengths` and `sizes` those of their inputs and
-    answers in characters; `objects` tells whether an answer is a JSON object. `signed` are the places of those with
-    a signature. `asked` exchanges had so many tokens and characters in their whole prompts.
+    answers in characters; `objects` tells whether an answer is a JSON object, `calls` whether it calls a tool.
+    `signed` are the places of those with a signature. `asked` exchanges had so many tokens and characters in their
+    whole prompts.
     """
 
     count: int
@@ -47,6 +48,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     ranks: bytes
     held_out: bytes
     beyond: bytes
+    calls: bytes
     signed: bytes
     signatures: bytes
     lines: bytes
@@ -71,6 +73,7 @@ def part_file(found: Sequence[Example], dropped: Counter[str]) -> bytes:
         objects=bytes(_is_object(one.output) for one in found),
         ranks=bytes(2 * one.rank[0] + one.rank[1] for one in found),
         held_out=bytes(one.side != "train" for one in found), beyond=bytes(bool(one.beyond) for one in found),
+        calls=bytes(bool(one.tool_calls) for one in found),
         signed=_numbers([n for n, one in enumerate(signatures) if one is not None]),
         signatures=b"".join(one.tobytes() for one in signatures if one is not None),
         lines=_numbers([len(line) for line in lines]),
@@ -95,12 +98,15 @@ def _is_object(output: str) -> bool:
         return False
 
 
-_OPEN = b',"split":"train","seen":1}'
+_OPEN = b',"split":"train"}'
 
 
 def _line(one: Example) -> bytes:
     """A row's line but for what is not known yet: `split` and `seen`, its last keys."""
-    row = Row(exchange_id=one.id, text=one.text, messages=one.messages, output=one.output, split="train")
+    row = Row(
+        exchange_id=one.id, text=one.text, messages=one.messages, output=one.output, tool_calls=one.tool_calls,
+        split="train",
+    )  # fmt: skip
     return msgspec.json.encode(row).removesuffix(_OPEN)
 
 
@@ -153,7 +159,8 @@ def read_heads(files: Sequence[Path]) -> Found:
     columns = Columns(
         inputs=_column(heads, "inputs", "<u8").reshape(-1, 2), words=_column(heads, "words", "<u8"),
         held_out=_column(heads, "held_out", "?"),
-        beyond=_column(heads, "beyond", "?"), ranks=_column(heads, "ranks", "u1"),
+        beyond=_column(heads, "beyond", "?"), calls=_column(heads, "calls", "?"),
+        ranks=_column(heads, "ranks", "u1"),
         answers=_column(heads, "answers", "<u8"), signed=np.concatenate([np.zeros(0, np.int64), *places]),
         signatures=_column(heads, "signatures", "<u2").reshape(-1, NUMBERS),
     )  # fmt: skip

@@ -26,16 +26,20 @@ _row = msgspec.json.Decoder(Row)
 class _Parts(msgspec.Struct, frozen=True):
     messages: msgspec.Raw
     output: msgspec.Raw
+    tool_calls: msgspec.Raw = msgspec.Raw()
 
 
 _parts = msgspec.json.Decoder(_Parts)
 
 
-def chat_line(row: bytes) -> bytes:
-    """A row's line in OpenAI's chat format for supervised fine-tuning, from its line in `rows.jsonl`."""
+def chat_line(row: bytes, tools: bytes = b"") -> bytes:
+    """A row's line in OpenAI's chat format for supervised fine-tuning, from its line in `rows.jsonl`; `tools` are
+    the declarations that the requests have, as JSON."""
     parts = _parts.decode(row)
     inner = bytes(parts.messages)[1:-1]
-    line = b'{"messages":[%s%s{"role":"assistant","content":%s}]}\n' % (inner, b"," if inner else b"", parts.output)
+    said = b'"content":%s' % parts.output if not bytes(parts.tool_calls) else b'"tool_calls":%s' % parts.tool_calls
+    line = b'{"messages":[%s%s{"role":"assistant",%s}]' % (inner, b"," if inner else b"", said)
+    line += b',"tools":%s}\n' % tools if tools else b"}\n"
     if not line.isascii():
         for end, escaped in _LINE_ENDS.items():
             line = line.replace(end, escaped)

@@ -27,13 +27,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import SFTConfig, SFTTrainer
 
 Example = dict[str, Any]
-"""`prompt` and `completion`, both lists of chat messages."""
+"""`prompt` and `completion`, both lists of chat messages, and `tools` as JSON text where there are any."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What is trained, how, and where it goes. `out` is this job's own folder; `train` and `validation` are JSONL
-    files of `{"messages": [..., the assistant's answer]}`. `threads` 0 leaves the number to torch."""
+    files of `{"messages": [..., the assistant's answer], "tools"?: [...]}`. `threads` 0 leaves the number to
+    torch."""
 
     base_model: str
     train: str
@@ -88,15 +89,21 @@ def load(base: str, device: str) -> tuple[Any, Any]:
 
 def read(file: str, tokenizer: Any, max_tokens: int) -> tuple[list[Example], int]:
     """The rows of a JSONL file, and how many were left out since they are too long: cut, they would teach to
-    stop half-way."""
-    found = []
+    stop half-way. Rows that call a tool are left out, too: a table of rows gives all calls each other's arguments,
+    as nulls."""
+    found, long = [], 0
     lines = Path(file).read_text("utf-8").split("\n") if file else []
-    rows = [json.loads(line)["messages"] for line in lines if line]
-    for messages in rows:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= max_tokens:
-            found.append({"prompt": messages[:-1], "completion": messages[-1:]})
-    return found, len(rows) - len(found)
+    for row in (json.loads(line) for line in lines if line):
+        messages, tools = row["messages"], row.get("tools")
+        if any(message.get("tool_calls") for message in messages):
+            continue
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) > max_tokens:
+            long += 1
+            continue
+        declared = {"tools": json.dumps(tools)} if tools else {}
+        found.append({"prompt": messages[:-1], "completion": messages[-1:], **declared})
+    return found, long
 
 
 class Diary(TrainerCallback):

@@ -50,7 +50,7 @@ def _forget_row(store: SqliteStore, dataset: str) -> None:
 
 def _holds(folder: Path, deleted: Collection[str]) -> bool:
     """Whether a row is of one of these; a file that cannot be read is taken for one that may hold it."""
-    for name in ("rows.jsonl", "beyond.jsonl"):
+    for name in ("rows.jsonl", "beyond.jsonl", "calls.jsonl"):
         file = folder / name
         if file.is_file():
             try:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from gateway.domain.dataset import Dataset
+from gateway.domain.dataset import Dataset, Row
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.sweep import Estimate
 from gateway.errors import ConfigError, DatasetError, UnpromptError
@@ -125,11 +125,19 @@ class Cancelling(Protocol):
 
 
 def training_tokens(dataset: Dataset, epochs: int) -> int:
-    """The tokens of the training rows, times the epochs, at 4 characters each and the 3 that a message takes."""
+    """The tokens of the training rows, times the epochs, at 4 characters each and the 3 that a message takes; each
+    row declares its tools."""
+    rows = [*dataset.part("train"), *(row for row in dataset.calls if row.split == "train")]
+    tools = int(dataset.card.get("tools_characters", 0)) // 4
     return epochs * sum(
-        (len(row.output) + sum(len(_text(message)) for message in row.messages)) // 4 + 3 * len(row.messages) + 6
-        for row in dataset.part("train")
-    )
+        (len(_answer(row)) + sum(len(_text(message)) for message in row.messages)) // 4
+        + 3 * len(row.messages) + 6 + tools
+        for row in rows
+    )  # fmt: skip
+
+
+def _answer(row: Row) -> str:
+    return str(row.tool_calls) if row.tool_calls else row.output
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -258,8 +258,8 @@ def test_the_same_exchanges_in_any_order_give_the_same_bytes(tmp_path: Path) -> 
         data = built_of(SqliteStore(tmp_path / str(number) / "u.db"), tmp_path / str(number), shuffled)
         written.append((data.id, {f.name: f.read_bytes() for f in Path(data.directory).iterdir()}))
     assert written[0] == written[1] == written[2]
-    names = {"train.jsonl", "validation.jsonl", "confirmation.jsonl", "rows.jsonl", "beyond.jsonl", "card.md",
-             "card.json"}  # fmt: skip
+    names = {"train.jsonl", "validation.jsonl", "confirmation.jsonl", "rows.jsonl", "beyond.jsonl",
+             "calls.jsonl", "card.md", "card.json"}  # fmt: skip
     assert set(written[0][1]) == names
 
 

@@ -44,7 +44,8 @@ def columns(texts: list[str], held_out: list[bool], labels: list[int] | None = N
     return Columns(
         inputs=np.array([[numbers[text], 7] for text in texts], np.uint64).reshape(-1, 2),
         words=np.array([hash(words_of(text)) % 2**63 for text in texts], np.uint64),
-        held_out=np.array(held_out, bool), beyond=np.zeros(len(texts), bool), ranks=np.ones(len(texts), np.uint8),
+        held_out=np.array(held_out, bool), beyond=np.zeros(len(texts), bool), calls=np.zeros(len(texts), bool),
+        ranks=np.ones(len(texts), np.uint8),
         answers=np.array(labels or [0] * len(texts), np.uint64), signed=np.array(signed, np.int64),
         signatures=np.array(known, np.uint16).reshape(-1, NUMBERS),
     )  # fmt: skip

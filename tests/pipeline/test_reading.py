@@ -271,7 +271,7 @@ def test_the_card_tells_of_tokens_noise_leaks_and_files(tmp_path: Path, store: S
     assert card["answers_outvoted_on_repeated_inputs"] == 0.5
     assert card["input_tokens_before_mean"] == 40
     assert 0 < card["input_tokens_after_mean"] < 20
-    assert card["sha256"].keys() == {"rows", "beyond", "train", "validation", "confirmation"}
+    assert card["sha256"].keys() == {"rows", "beyond", "calls", "train", "validation", "confirmation"}
     text = (Path(data.directory) / "card.md").read_text("utf-8")
     assert "On both sides of the split: 0 inputs, 0 words, 0 conversations, 0 near duplicates." in text
     assert "Personal data and secrets: masked: nothing found." in text
