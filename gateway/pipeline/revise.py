@@ -15,6 +15,7 @@ from gateway.pipeline.differences import Piece, changes
 from gateway.pipeline.records import recorded
 from gateway.pipeline.template_text import Draft, write_template
 from gateway.stores.edited import add_edited, pin, pinned_tasks
+from gateway.stores.ledger import rename
 from gateway.stores.sqlite import UNEXPLAINED, SqliteStore
 
 SAMPLE = 1000
@@ -187,7 +188,16 @@ def store_all(store: SqliteStore, revisions: Sequence[Revision]) -> int:
     tasks = {r.before.task for r in revisions if r.before} | {r.template.task for r in revisions}
     index = TemplateIndex(store.templates())
     moved = sum(_move(store, index, new, _ASSIGNED, [task]) for task in sorted(tasks))
+    _rename_in_books(store, revisions)
     return moved + _move(store, index, new, UNEXPLAINED, [])
+
+
+def _rename_in_books(store: SqliteStore, revisions: Sequence[Revision]) -> None:
+    """A task all of whose requests are another one's now was renamed."""
+    for revision in revisions:
+        before, name = revision.before, revision.template.task
+        if before is not None and before.task != name and not store.count(_ASSIGNED, [before.task]):
+            rename(store, before.task, name)
 
 
 def _move(store: SqliteStore, index: TemplateIndex, new: set[str], where: str, values: Sequence[Any]) -> int:

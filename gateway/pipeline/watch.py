@@ -16,7 +16,7 @@ from gateway.pipeline.history import Found, TemplateHistory
 from gateway.pipeline.known import Known
 from gateway.pipeline.matchrate import MatchRate
 from gateway.pipeline.records import Recorded, recorded
-from gateway.pipeline.savings import savings
+from gateway.pipeline.savings import Saved, savings
 from gateway.stores.ledger import entries
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import FEW, MATCHED, Standing, alarms, newest_of, results, set_alarm
@@ -24,6 +24,8 @@ from gateway.withheld import withhold
 
 log = logging.getLogger(__name__)
 
+SAVED_SECONDS = 60.0
+"""How often what was saved is added up: over all days of all tasks."""
 TOLD_SECONDS = 5.0
 """How often the counts of matches are written down for the relays to tell."""
 
@@ -48,7 +50,8 @@ class Watch:
         self._rates: dict[str, MatchRate] = {}
         self._flags: dict[str, Flag] = {}
         self._alarms: dict[str, str] | None = None
-        self._told = 0.0
+        self._told = self._added = 0.0
+        self._saved: dict[str, Saved] = {}
 
     def matched(self, request: Recorded, match: Match) -> None:
         """Note a request that matches."""
@@ -139,7 +142,9 @@ class Watch:
         shares = {task: rate.share for task, rate in self._rates.items() if rate.share is not None}
         counts = {f"{task}@{version}": found for (task, version), found in results(self._store).items()}
         states: dict[str, str] = {name: one.state for name, one in standing.items()}
-        saved = savings(entries(self._store))
+        if time.monotonic() - self._added >= SAVED_SECONDS or not self._added:
+            self._saved, self._added = savings(entries(self._store)), time.monotonic()
+        saved = self._saved
         return Matches(
             shares=shares,
             counts=counts,

@@ -33,6 +33,9 @@ ON CONFLICT DO UPDATE SET
 """
 
 
+_SUMS = ("exchanges", "priced", "cost_usd", "timed", "latency_ms", "counted", "input_tokens")
+
+
 class Entry(NamedTuple):
     """One day (since the epoch, UTC) of a task with one target. `priced`, `timed` and `counted` of the exchanges
     have a cost, a duration and a count of input tokens, which are summed."""
@@ -69,6 +72,18 @@ def book(store: SqliteStore, task: str, moment: float, judge: str, cost_usd: flo
         " exchanges = exchanges + 1, priced = priced + excluded.priced, cost_usd = cost_usd + excluded.cost_usd",
         [task, int(moment // 86_400), judge, int(cost_usd is not None), cost_usd or 0.0],
     )
+
+
+def rename(store: SqliteStore, task: str, name: str) -> None:
+    """Enter what a task took under another name, where there may be entries already."""
+    with store.transaction():
+        store.run(
+            "INSERT INTO task_days SELECT ?, day, served, target, exchanges, priced, cost_usd, timed, latency_ms,"
+            " counted, input_tokens FROM task_days WHERE task = ? ON CONFLICT DO UPDATE SET"
+            f" {', '.join(f'{column} = {column} + excluded.{column}' for column in _SUMS)}",
+            [name, task],
+        )
+        store.run("DELETE FROM task_days WHERE task = ?", [task])
 
 
 def targets_since(store: SqliteStore, day: int) -> list[tuple[str, str]]:

@@ -28,6 +28,8 @@ _BLOCKS_AT_ONCE = 40
 """Written anew in one transaction, at some 2 ms each."""
 _SCANNED_AT_ONCE = 5000
 _PAGES_AT_ONCE = 500
+ORPHAN_SECONDS = 900.0
+"""A copy whose original has not come after so long is one of a deleted exchange."""
 PAUSE_SECONDS = 0.01
 """Between transactions: whoever waits for the store gets it."""
 
@@ -90,6 +92,8 @@ def prune(
     for ids in _selected(store, criteria, oldest_first):
         deleted += _delete(store, ids, rest)
     for ids in _oldest(store, criteria.most_bytes):
+        deleted += _delete(store, ids, rest)
+    for ids in _orphans(store, time.time() - ORPHAN_SECONDS):
         deleted += _delete(store, ids, rest)
     if not _deletions(store):
         return Pruned(exchanges=deleted, bytes_before=before, bytes_after=space.used_bytes(store))
@@ -156,6 +160,18 @@ def _condition(criteria: Criteria) -> tuple[str, list[Any]]:
         parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE key = ? AND value = ?)")
         values += [name, value]
     return " AND ".join(parts), values
+
+
+def _orphans(store: SqliteStore, before: float) -> Iterator[list[str]]:
+    """Copies (audits and shadows) of exchanges that are deleted: they were under way meanwhile, or are younger than
+    what was deleted by its age."""
+    query = (
+        "SELECT id FROM exchanges AS copy WHERE copy_of IS NOT NULL AND started_at < ?"
+        " AND NOT EXISTS (SELECT 1 FROM exchanges WHERE id = copy.copy_of)"
+    )
+    ids = [key for (key,) in store.run(query, [before]).fetchall()]
+    for start in range(0, len(ids), ROWS_AT_ONCE):
+        yield ids[start : start + ROWS_AT_ONCE]
 
 
 def _oldest(store: SqliteStore, most_bytes: int | None) -> Iterator[list[str]]:

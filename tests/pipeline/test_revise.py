@@ -17,6 +17,7 @@ from gateway.pipeline.differences import plain
 from gateway.pipeline.revise import Effect, Revision, plan, store_all
 from gateway.pipeline.template_text import Draft, read_draft, write_template
 from gateway.stores.edited import pinned_tasks
+from gateway.stores.ledger import entries
 from gateway.stores.sqlite import SqliteStore
 
 MAIL = write_template(template())
@@ -103,6 +104,16 @@ def test_a_task_of_a_wrong_name_goes_into_another_with_its_requests(store: Sqlit
     assert (revision.template.name, revision.template.replaces) == ("mail@2", "post@1")
     assert store.version_counts("mail", 100) == {1: 30, 2: 5}
     assert store.version_counts("post", 100) == {}
+    assert {(one.task, one.exchanges) for one in entries(store)} == {("mail", 35)}  # so do its books
+
+
+def test_the_books_of_a_task_that_keeps_some_requests_stay(store: SqliteStore) -> None:
+    bank = template(stories.SYSTEM.replace("a small shop", "a bank"), task="post")
+    store.add_template(bank)
+    store.assign({f"e{n:05}": ("post", 1) for n in (*range(100, 105), 3)})
+    revised(store, write_template(bank).replace("task: post", "task: mail"))
+    assert store.version_counts("post", 100) == {1: 1}
+    assert {(one.task, one.exchanges) for one in entries(store)} == {("mail", 30), ("post", 5)}
 
 
 def test_a_template_for_a_task_that_was_never_seen(store: SqliteStore) -> None:

@@ -302,3 +302,26 @@ def test_a_prune_beside_a_second_writer_gives_the_room_back(house: House) -> Non
 
 def test_the_struct_of_what_was_done_is_json() -> None:
     assert json.loads(msgspec.json.encode(Pruned(exchanges=1)))["exchanges"] == 1
+
+
+def test_a_copy_that_came_after_its_original_was_deleted_goes_with_the_next_prune(tmp_path: Path) -> None:
+    """An audit was under way while somebody deleted the request that it repeats."""
+    house = House(tmp_path)
+    house.record(1, text=CANARY)
+    house.record(2)
+    assert house.prune(ids=("e000001",)).exchanges == 1
+    house.writer.append(begin(3, request=asked(1, CANARY), copy_of="e000001"))
+    house.writer.append(end(3))
+    house.writer.append(begin(4, request=asked(2, "hello"), copy_of="e000002"))
+    house.writer.append(end(4))
+    assert house.prune(before=1.0).exchanges == 1
+    assert {row[0] for row in house.store.run("SELECT id FROM exchanges")} == {"e000002", "e000004"}
+    assert house.bodies_with(CANARY) == []
+
+
+def test_a_copy_whose_original_may_still_come_is_left(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.writer.append(begin(3, started_at=time.time(), copy_of="e000001"))
+    house.writer.append(end(3))
+    assert house.prune(before=1.0).exchanges == 0
+    assert house.store.count() == 1
