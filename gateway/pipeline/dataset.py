@@ -26,9 +26,9 @@ from gateway.pipeline.card import card, card_text
 from gateway.pipeline.choosing import Chosen, choose
 from gateway.pipeline.duplicates import settle
 from gateway.pipeline.examples import TERMS, Scope, Teacher, closed_set
-from gateway.pipeline.explain import recorded_settings
 from gateway.pipeline.parts import Found, read_heads, whole_line
 from gateway.pipeline.reading import ALONE, Say, key_of, parts, read_all
+from gateway.pipeline.records import recorded
 from gateway.pipeline.rows import PARTS, RowFile, Written, chat_line
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import newest_of, untrusted
@@ -206,7 +206,8 @@ def _said_of(scope: Scope) -> str:
 def tools_of(store: SqliteStore, template: PromptTemplate) -> list[dict[str, Any]]:
     """The tools that a template's requests declare, which a stripped request keeps; empty where there are none, or
     none in the form that chat models are trained with."""
-    declared: list[dict[str, Any]] = recorded_settings(store, template).get("tools") or []
+    requests = [request for one in newest_of(store, template, 1) if (request := recorded(one))]
+    declared: list[dict[str, Any]] = requests[0].body.get("tools") or [] if requests else []
     try:
         check_tools(declared)
     except InvalidRow:
