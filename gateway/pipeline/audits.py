@@ -1,18 +1,21 @@
-"""Audits and shadows: requests that the candidate and the incumbent have both answered, and whether they agree."""
+"""Audits and shadows: requests that the candidate and the incumbent have both answered, whether they agree, and what
+is known of candidates by them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from gateway import providers
 from gateway.domain.exchange import Exchange
 from gateway.encoding import decoded
-from gateway.pipeline.alarms import Outcome
+from gateway.pipeline.alarms import Outcome, Watched
 from gateway.pipeline.judge import Comparison, request_text
 from gateway.pipeline.records import recorded
 from gateway.pipeline.scores import Measure
 from gateway.pipeline.scoring import values_of
-from gateway.stores.audited import Recorded
+from gateway.stores.audited import Recorded, watch_state
 from gateway.stores.sqlite import SqliteStore
 
 _OPENAI = providers.load("openai")
@@ -96,3 +99,13 @@ def answer_of(exchange: Exchange) -> str | None:
     if answer.tool_calls:
         return "\0tool calls: " + "; ".join(f"{call.name}({call.arguments})" for call in answer.tool_calls)
     return f"\0refusal: {answer.refusal}" if answer.refusal else answer.text
+
+
+def remembered(store: SqliteStore, task: str) -> dict[str, Watched]:
+    """What is known of the task's candidates, by promotion."""
+    kept = watch_state(store, task) or b"{}"
+    try:
+        return msgspec.json.decode(kept, type=dict[str, Watched])
+    except msgspec.ValidationError:  # of an earlier release: the newest alone
+        one = msgspec.json.decode(kept, type=Watched)
+        return {one.promotion: one}

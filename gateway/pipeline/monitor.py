@@ -26,7 +26,7 @@ from gateway.pipeline.alarms import (
     compared,
     is_over,
 )
-from gateway.pipeline.audits import Pair, outcome, pair
+from gateway.pipeline.audits import Pair, outcome, pair, remembered
 from gateway.pipeline.canary import candidate_of, label_of
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.gate import promise
@@ -39,7 +39,6 @@ from gateway.stores import audited
 from gateway.stores import watched as templates_watched
 from gateway.stores.audited import Recorded
 from gateway.stores.ledger import book
-from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 
@@ -157,16 +156,6 @@ def _expected(shop: Workshop, row: Row, policy: TaskPolicy) -> Expected:
         slow_ms=None if p95 is None else p95 * policy.max_latency_ratio,
         cost_usd=None if cost is None else cost / 1000 * policy.max_cost_ratio,
     )  # fmt: skip
-
-
-def remembered(store: SqliteStore, task: str) -> dict[str, Watched]:
-    """What is known of the task's candidates, by promotion."""
-    kept = audited.watch_state(store, task) or b"{}"
-    try:
-        return msgspec.json.decode(kept, type=dict[str, Watched])
-    except msgspec.ValidationError:  # of an earlier release: the newest alone
-        one = msgspec.json.decode(kept, type=Watched)
-        return {one.promotion: one}
 
 
 def _begun(shop: Workshop, row: Row, watched: Watched | None) -> Watched:

@@ -11,9 +11,9 @@ import yaml
 
 from gateway.config import Config
 from gateway.pipeline import promote
+from gateway.pipeline.audits import remembered
 from gateway.pipeline.canary import candidate_of, label_of
 from gateway.pipeline.discover import TRUSTED_AFTER
-from gateway.pipeline.monitor import remembered
 from gateway.pipeline.savings import Saved, savings
 from gateway.pipeline.shutdown import in_use, shutdowns
 from gateway.stores.audited import open_alarms
