@@ -1,5 +1,5 @@
-"""Audits and shadows: requests that the candidate and the incumbent have both answered, whether they agree, and what
-is known of candidates by them."""
+"""Audits and shadows: requests that the candidate and the incumbent have both answered, whether they agree, and
+what is known of candidates by them."""
 
 from __future__ import annotations
 
