@@ -124,7 +124,8 @@ class TaskPolicy(Section):
     judge_rows: int = Field(300, ge=1, description="held-out rows on which the judge compares")
     sibling: str | None = Field(None, description="provider/model that is asked the whole prompt, too")
     baseline_rows: int = Field(200, ge=0, description="held-out rows that each baseline is asked; 0: none")
-    ask_again: int = Field(0, ge=0, description="held-out rows that the incumbent is asked a second time")
+    ask_again: int | None = Field(None, ge=0, description="held-out rows that the incumbent is asked once more")
+    ask_again_usd: float = Field(1.0, ge=0, description="what that may cost where `ask_again` leaves it open")
     approve: Literal["auto", "ask"] = "auto"
     scrub: Literal["off", "mask", "drop"] = Field("mask", description="personal data and secrets in rows")
     max_row_tokens: int = Field(65_536, ge=1, description="longer rows are dropped, never cut")

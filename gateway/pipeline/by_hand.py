@@ -31,7 +31,9 @@ def judged(shop: Workshop, task: str, candidate: str | None) -> tuple[Report, De
     chosen = [score for score in report.candidates if candidate in (None, score.model, score.finetune)]
     if not chosen:
         raise TaskError(f"task {task}: no candidate {candidate!r}; 'unprompt evaluate {task}' lists them")
-    return report, gate.decide(msgspec.structs.replace(report, candidates=chosen), shop.config.policy(task))
+    first = report.candidates[0].finetune == chosen[0].finetune
+    alone = msgspec.structs.replace(report, candidates=report.candidates if first else chosen)
+    return report, gate.decide(alone, shop.config.policy(task), named_of=0 if first else len(report.candidates))
 
 
 def flip(shop: Workshop, report: Report, decision: Decision, first: Step | None) -> dict[str, Any]:

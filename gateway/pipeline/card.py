@@ -58,6 +58,8 @@ def card(found: Found, chosen: Chosen, rows: Sequence[Row]) -> dict[str, Any]:
         "pairs_not_compared": chosen.settled.uncompared,
         "answers_differ_on_repeated_inputs": _share(noise.differing, noise.repeated),
         "answers_outvoted_on_repeated_inputs": _share(noise.outvoted, noise.answers),
+        "asked_twice": noise.twice,
+        "asked_twice_alike": noise.alike,
         "scrubbed": dict(sorted(found.scrubbed.items())),
         "examples_scrubbed": sum(head.rows_scrubbed for head in found.heads),
         **_tokens(found, chosen),

@@ -32,6 +32,8 @@ hashing, Indyk and Motwani 1998). Of pairs whose signatures agree in just 80 % t
 _MOST_COMPARED = 500
 """Of the kept inputs that share a band: a text that most inputs hold makes crowds that are not nearly the same."""
 
+PLAIN = 1
+"""The rank of the incumbent's own answer to the prompt in use, of which nobody has said anything."""
 KEPT, ENOUGH, NEAR_OTHER_SIDE, OTHER_SIDE = range(4)
 _REASONS = {
     ENOUGH: "near duplicate", NEAR_OTHER_SIDE: "near duplicate on the other side",
@@ -62,12 +64,16 @@ class Columns(msgspec.Struct, frozen=True):
 
 
 class Noise(msgspec.Struct, frozen=True):
-    """Repeated inputs, those of them whose answers differ, their answers, and those that the majority outvotes."""
+    """Repeated inputs, those of them whose answers differ, their answers, and those that the majority outvotes.
+    `twice` are the inputs that the prompt in use was asked at least twice, `alike` those whose last two answers are
+    the same."""
 
     repeated: int
     differing: int
     answers: int
     outvoted: int
+    twice: int
+    alike: int
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -86,7 +92,7 @@ class Settled(msgspec.Struct, frozen=True):
 def settle(columns: Columns) -> Settled:
     """One example for each input, then near duplicates dropped; everything dropped is counted by its reason."""
     dropped: Counter[str] = Counter()
-    noise = np.zeros(4, np.int64)
+    noise = np.zeros(6, np.int64)
     chosen, first, seen, beyond = [], [], [], []
     for group in _groups(columns.inputs):
         learnable = [place for place in group if not columns.beyond[place]] if len(group) > 1 else group
@@ -148,7 +154,10 @@ def _winner(places: Sequence[int], columns: Columns, noise: NDArray[np.int64]) -
     best = [place for place, rank in zip(places, ranks, strict=True) if rank == ranks.max()]
     votes = Counter(columns.answers[best].tolist())
     all_votes = Counter(answers.tolist())
-    noise += (1, len(all_votes) > 1, len(places), len(places) - max(all_votes.values()))
+    plain = answers[ranks == PLAIN][-2:]
+    both = len(plain) == 2
+    outvoted = len(places) - max(all_votes.values())
+    noise += (1, len(all_votes) > 1, len(places), outvoted, both, both and plain[0] == plain[1])
     return max(best, key=lambda place: (votes[int(columns.answers[place])], place))
 
 

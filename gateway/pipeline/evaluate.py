@@ -23,7 +23,7 @@ from gateway.domain.dataset import Dataset, Row
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.route import LOCAL
 from gateway.errors import DatasetError, TaskError
-from gateway.pipeline import judge
+from gateway.pipeline import itself, judge
 from gateway.pipeline.asking import Answered, Ask
 from gateway.pipeline.bounds import LEAST, CrossFit, choose_threshold
 from gateway.pipeline.quality import same_answer
@@ -72,10 +72,12 @@ def evaluate(
     terms = msgspec.structs.replace(terms, relayed=relayed)
     answered = _asked(seats, failed)
     others = others if answered else None  # with nobody to compare them with, they would cost money for nothing
-    again = _again(policy, dataset, trial, others)
-    baselines = _lines(_asked([*again, *_baselines(config, policy, trained, trial, others)], failed), terms)
-    terms = msgspec.structs.replace(terms, again=_again_values(baselines, trial))
-    lines = sorted(_lines(answered, terms), key=lambda line: _order(line.score))
+    baselines = _lines(_asked(_baselines(config, policy, trained, trial, others), failed), terms)
+    lines = _ranked(answered, terms)
+    again = _lines(_asked(_again(config, policy, dataset, trial, others, lines, terms), failed), terms)
+    if again:
+        terms = msgspec.structs.replace(terms, again=_again_values(again[0], trial))
+        lines = _ranked(answered, terms)
     best, bill = lines[:1], None
     confirmation = _confirmed(seats, best, later, terms, failed)
     if best and terms.measure == "judge" and others is not None:
@@ -84,7 +86,7 @@ def evaluate(
             confirmation, _ = _judged(policy, others, confirmation, later, terms)
     report = _report(store, dataset, trial, terms, [line.score for line in [*best, *lines[1:]]], failed)
     report = msgspec.structs.replace(
-        report, baselines=[line.score for line in baselines], judge=bill,
+        report, baselines=[line.score for line in [*again, *baselines]], judge=bill, twice=terms.twice,
         confirmation=confirmation.score if confirmation else None,
     )  # fmt: skip
     store.put("evaluations", {
@@ -128,15 +130,15 @@ def _report(
     )
 
 
-def measure_of(policy: TaskPolicy, kind: str) -> Measure:
+def measure_of(policy: TaskPolicy, kind: str, again: int) -> Measure:
     """By what the gate judges, where the policy leaves it open: labels and JSON by the same answer, since a
     program reads them; prose by the judge if there is one, else by its likeness beside the incumbent's with
-    itself, else by the same answer, which prose hardly ever is."""
+    itself if it is asked `again` some rows, else by the same answer, which prose hardly ever is."""
     if policy.measure != "auto":
         return policy.measure
     if kind != "generation":
         return "exact"
-    return "judge" if policy.judge else "similarity" if policy.ask_again else "exact"
+    return "judge" if policy.judge else "similarity" if again else "exact"
 
 
 def _order(score: Score) -> tuple[float, str]:
@@ -169,8 +171,11 @@ def _seats(
         )  # fmt: skip
         seats.append(_Seat(who, lambda one=finetune: asks(one), trial))  # type: ignore[misc]
     kind = dataset.card.get("kind", "classification")
-    hosting = _hosting(config, dataset, trial)
-    return Terms(kind=kind, measure=measure_of(policy, kind), confidence=confidence, hosting=hosting), seats
+    again = itself.rows_to_ask(policy, config, trial, dataset.card["teacher"]["target"])
+    return Terms(
+        kind=kind, measure=measure_of(policy, kind, again), confidence=confidence,
+        hosting=_hosting(config, dataset, trial), twice=itself.asked_twice(dataset.card, kind),
+    ), seats  # fmt: skip
 
 
 def _hosting(config: Config, dataset: Dataset, trial: Trial) -> dict[str, float]:
@@ -181,11 +186,17 @@ def _hosting(config: Config, dataset: Dataset, trial: Trial) -> dict[str, float]
     return {name: usd / rate for name, usd in per_day.items() if usd and rate and name != paid}
 
 
-def _again(policy: TaskPolicy, dataset: Dataset, trial: Trial, others: AskModel | None) -> Iterator[_Seat]:
-    """The incumbent with its whole prompt once more: how far it agrees with itself."""
-    if others is not None and policy.ask_again:
-        target = dataset.card["teacher"]["target"]
-        yield _whole("incumbent again", "incumbent asked again", target, trial, policy.ask_again, others)
+def _again(
+    config: Config, policy: TaskPolicy, dataset: Dataset, trial: Trial, others: AskModel | None,
+    lines: Sequence[Line], terms: Terms,
+) -> Iterator[_Seat]:  # fmt: skip
+    """The incumbent with its whole prompt once more, where the policy says so or the decision needs it: how far it
+    agrees with itself."""
+    target = dataset.card["teacher"]["target"]
+    rows = itself.rows_to_ask(policy, config, trial, target)
+    is_needed = terms.measure == "similarity" or any(itself.is_in_doubt(one.score, policy) for one in lines[:1])
+    if others is not None and rows and (policy.ask_again or (is_needed and terms.measure != "judge")):
+        yield _whole("incumbent again", "incumbent asked again", target, trial, rows, others)
 
 
 def _baselines(
@@ -211,14 +222,13 @@ def _whole(role: str, name: str, target: str, trial: Trial, most: int, others: A
     return _Seat(who, lambda: others(upstream, model), trial.readable().sample(most), whole=True)
 
 
-def _again_values(baselines: Sequence[Line], trial: Trial) -> dict[str, float]:
-    """The incumbent's likeness to itself by row, where it was asked again."""
+def _again_values(again: Line, trial: Trial) -> dict[str, float]:
+    """The incumbent's likeness to itself by row, where it was asked again. If it was asked all that can be asked,
+    the others (tool calls, refusals) count as said again: that is the more that is asked of a candidate."""
     rows = trial.readable()
-    return {
-        row.exchange_id: value
-        for line in baselines if line.score.role == "incumbent again"
-        for row, value in zip(rows.sample(line.score.rows).rows, line.values, strict=True)
-    }  # fmt: skip
+    asked = rows.sample(again.score.rows).rows
+    others = {row.exchange_id: 1.0 for row in trial.rows} if len(asked) == len(rows.rows) else {}
+    return others | {row.exchange_id: value for row, value in zip(asked, again.values, strict=True)}
 
 
 # --- asking them -----------------------------------------------------------------------------------------
@@ -233,6 +243,10 @@ def _asked(seats: Iterable[_Seat], failed: dict[str, str]) -> list[tuple[_Seat, 
         except TaskError as error:
             failed[seat.who.finetune or seat.who.name] = str(error)
     return found
+
+
+def _ranked(answered: Sequence[tuple[_Seat, list[Answered]]], terms: Terms) -> list[Line]:
+    return sorted(_lines(answered, terms), key=lambda line: _order(line.score))
 
 
 def _lines(answered: Sequence[tuple[_Seat, list[Answered]]], terms: Terms) -> list[Line]:
@@ -267,7 +281,7 @@ def _confirmed(
     if not best or not later.rows:
         return None
     chosen = next(seat for seat in seats if seat.who.finetune == best[0].score.finetune)
-    alone = msgspec.structs.replace(terms, again={})
+    alone = msgspec.structs.replace(terms, again={}, twice=None)
     lines = _lines(_asked([msgspec.structs.replace(chosen, trial=later)], failed), alone)
     return next(iter(lines), None)
 

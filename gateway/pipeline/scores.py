@@ -59,7 +59,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     quality_high: float | None = None
     quality_requests: float | None = None
     difference_low: float | None = None
-    """Lower bound of the quality beyond that of the incumbent asked again, over the rows that it was asked."""
+    """Lower bound of the quality beyond that of the incumbent's own second answers; see `itself`."""
     metrics: dict[str, Figure] = {}
     """Further measures of the task's kind, each with a two-sided 95 % interval."""
     gold: Gold | None = None
@@ -82,6 +82,14 @@ class JudgeBill(msgspec.Struct, frozen=True, kw_only=True):
     unanswered: int
     consistent: float | None
     cost_usd: float | None
+
+
+class Itself(msgspec.Struct, frozen=True, kw_only=True):
+    """How well the incumbent agrees with itself: the mean quality of so many second answers."""
+
+    rows: int
+    value: float
+    source: Literal["asked again", "asked twice by the app"]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +117,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_before: int = 0
     requests_per_day: float | None = None
     judge: JudgeBill | None = None
+    twice: Itself | None = None
+    """What the inputs say that the app asked more than once."""
+
+    @property
+    def itself(self) -> Itself | None:
+        """How far the incumbent agrees with itself: asked again, or else by what the app asked twice."""
+        again = self.again
+        if again is None or again.quality is None:
+            return self.twice
+        return Itself(rows=again.rows, value=again.quality, source="asked again")
 
     @property
     def again(self) -> Score | None:

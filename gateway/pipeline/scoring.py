@@ -18,9 +18,10 @@ from gateway.domain.route import LOCAL
 from gateway.pipeline import quality
 from gateway.pipeline.asking import Answered
 from gateway.pipeline.bounds import agreement_low, mean, p95, ratio_high
-from gateway.pipeline.intervals import Figure, difference_low, mean_figure, mean_high, mean_low
+from gateway.pipeline.intervals import Figure, mean_figure, mean_high, mean_low
+from gateway.pipeline.itself import beside_itself
 from gateway.pipeline.schemas import fits
-from gateway.pipeline.scores import Gold, Measure, Role, Score
+from gateway.pipeline.scores import Gold, Itself, Measure, Role, Score
 from gateway.pipeline.trial import Known, Trial
 
 RECORDED = "recorded by the gateway on these rows"
@@ -36,14 +37,15 @@ _WHOLE = ("incumbent again", "base whole", "sibling")
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What all lines of an evaluation are scored by. `confidence` is one-sided; `hosting` is USD a request for
-    each upstream that is paid by the hour; `again` the quality of the incumbent asked again, by row id. `relayed`:
-    answers came through a running relay."""
+    each upstream that is paid by the hour; `again` the quality of the incumbent asked again, by row id; `twice`
+    what the traffic tells of that. `relayed`: answers came through a running relay."""
 
     kind: str
     measure: Measure
     confidence: float
     hosting: Mapping[str, float] = {}
     again: Mapping[str, float] = {}
+    twice: Itself | None = None
     relayed: bool = False
 
 
@@ -111,20 +113,12 @@ def scored(who: Contender, trial: Trial, answers: Sequence[Answered], terms: Ter
     if terms.measure == "judge":  # its word is still to come
         return line
     score = with_quality(score, trial.rows, values, terms)
-    paired = [
-        (terms.again[row.exchange_id], value, own)
+    judged = [
+        (value, own, terms.again.get(row.exchange_id))
         for row, value, own in zip(trial.rows, values, line.own, strict=True)
-        if row.exchange_id in terms.again
     ]
-    if paired:
-        score = msgspec.structs.replace(score, difference_low=beside_again(paired, terms.confidence))
-    return msgspec.structs.replace(line, score=score)
-
-
-def beside_again(paired: Sequence[tuple[float, float, bool]], confidence: float) -> float:
-    """What is left to the incumbent is as good as the incumbent's second answer, no better."""
-    again = [before for before, _, _ in paired]
-    return difference_low([value if own else before for before, value, own in paired], again, confidence)
+    beside = beside_itself(judged, terms.twice, terms.confidence)
+    return msgspec.structs.replace(line, score=msgspec.structs.replace(score, difference_low=beside))
 
 
 def _got(who: Contender, row: Row, answer: Answered, known: Known, hosting: float, *, beyond: bool) -> _Got:

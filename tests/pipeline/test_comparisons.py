@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +137,96 @@ def test_the_incumbent_asked_again_shows_how_far_it_agrees_with_itself(
         return "other" if asked_so_far[body["model"]] % 10 == 0 else the_apps_models(body)
 
     with FakeOpenAI(moody) as api:
-        report = compared(store, tmp_path, data, api, {"baseline_rows": 0, "ask_again": 60})
+        report = compared(store, tmp_path, data, api, {"baseline_rows": 0, "ask_again": 400})
     again = report.again
     assert again is not None
-    assert (again.rows, again.role) == (60, "incumbent again")
+    assert (again.rows, again.role) == (len(data.part("validation")), "incumbent again")
     assert 0.9 <= again.agreement < 1
     low = only(report).difference_low
     assert low is not None
     assert -0.15 < low < 0
     assert {request.json()["messages"][0]["role"] for request in api.received
             if request.json()["model"] == "gpt-6"} == {"system"}  # fmt: skip
+
+
+def one_in(count: int, models: str, *, wrong: str = "other") -> Callable[[dict[str, Any]], str]:
+    """The shop's models, of which these get every so many-th message wrong."""
+    asked_so_far = Counter[str]()
+
+    def answer(body: dict[str, Any]) -> str:
+        asked_so_far[body["model"]] += 1
+        slips = body["model"] in models and asked_so_far[body["model"]] % count == 0
+        return wrong if slips else the_apps_models(body)
+
+    return answer
+
+
+def test_where_agreement_alone_decides_the_incumbent_is_not_asked_again(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    with FakeOpenAI(the_apps_models) as api:
+        report = compared(store, tmp_path, data, api, {"baseline_rows": 0})
+        assert {request.json()["model"] for request in api.received} == {"small-1"}
+    assert report.itself is None
+
+
+def test_where_it_would_make_the_difference_the_incumbent_is_asked_again_by_itself(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    """The candidate differs in a tenth of its answers, and so does the incumbent from itself."""
+    with FakeOpenAI(one_in(10, "small-1 gpt-6", wrong="gift")) as api:
+        report = compared(store, tmp_path, data, api, {"baseline_rows": 0})
+    assert report.itself is not None
+    assert (report.itself.source, report.itself.rows) == ("asked again", len(data.part("validation")))
+    assert 0.85 < report.itself.value < 0.95
+    assert only(report).difference_low is not None
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked"),
+    [({"ask_again_usd": 0.1}, True), ({"ask_again_usd": 0.049}, False), ({"ask_again": 0}, False)],
+)
+def test_asking_again_costs_no_more_than_allowed(
+    store: SqliteStore, tmp_path: Path, data: Dataset, policy: dict[str, Any], asked: bool
+) -> None:
+    """Each of the incumbent's answers costs 0.001 USD, and fifty of them are the least that says anything."""
+    with FakeOpenAI(one_in(10, "small-1", wrong="gift")) as api:
+        report = compared(store, tmp_path, data, api, {"baseline_rows": 0, **policy})
+        again = [request for request in api.received if request.json()["model"] == "gpt-6"]
+    assert bool(again) == asked
+    assert (report.again is not None) == asked
+
+
+def test_a_candidate_that_is_far_too_bad_is_not_worth_asking_again(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    with FakeOpenAI(one_in(2, "small-1", wrong="gift")) as api:
+        report = compared(store, tmp_path, data, api, {"baseline_rows": 0})
+    assert (only(report).agreement, report.again) == (0.5, None)
+
+
+def test_what_the_app_asked_twice_says_how_steady_the_incumbent_is(store: SqliteStore, tmp_path: Path) -> None:
+    """Every second message is asked twice, and one in ten of these is answered otherwise."""
+    texts = mail()[:400]
+    once = [exchange(n, asked(text), label) for n, (text, label) in enumerate(texts)]
+    twice = [exchange(400 + n, asked(text), "gift" if n % 10 == 0 else label)
+             for n, (text, label) in enumerate(texts[::2])]  # fmt: skip
+    keep(store, [*once, *twice])
+    data = build(store, "mail", tmp_path / "data" / "datasets")
+    assert (data.card["asked_twice"], data.card["asked_twice_alike"]) == (200, 180)
+    report = evaluated(store, tmp_path, data, says(sorted_by_the_model))
+    assert report.itself is not None
+    assert (report.itself.rows, report.itself.value, report.itself.source) == (200, 0.9, "asked twice by the app")
+    assert only(report).difference_low is not None
+
+
+def test_of_who_leaves_some_to_the_incumbent_that_says_nothing(store: SqliteStore, tmp_path: Path) -> None:
+    """Perhaps it changes its mind only where the candidate abstains."""
+    keep(store, traffic(400))
+    data = build(store, "mail", tmp_path / "data" / "datasets")
+    steady = msgspec.structs.replace(data, card=data.card | {"asked_twice": 200, "asked_twice_alike": 180})
+    shy = says(lambda text: None if "parcel" in text else sorted_by_the_model(text))
+    assert only(evaluated(store, tmp_path, steady, shy)).difference_low is None
 
 
 def test_what_is_left_to_the_incumbent_is_no_better_than_its_second_answer(
@@ -254,18 +334,18 @@ def kind(data: Dataset, name: str) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("policy", "of", "measure"),
+    ("policy", "of", "again", "measure"),
     [
-        ({}, "classification", "exact"),
-        ({}, "extraction", "exact"),
-        ({"measure": "fields"}, "extraction", "fields"),
-        ({}, "generation", "exact"),
-        ({"ask_again": 100}, "generation", "similarity"),
-        ({"ask_again": 100, "judge": "openai/wise"}, "generation", "judge"),
+        ({}, "classification", 100, "exact"),
+        ({}, "extraction", 100, "exact"),
+        ({"measure": "fields"}, "extraction", 100, "fields"),
+        ({}, "generation", 0, "exact"),
+        ({}, "generation", 100, "similarity"),
+        ({"judge": "openai/wise"}, "generation", 100, "judge"),
     ],
 )
-def test_by_what_a_task_is_judged(policy: dict[str, Any], of: str, measure: str) -> None:
-    assert evaluate.measure_of(TaskPolicy.model_validate(policy), of) == measure
+def test_by_what_a_task_is_judged(policy: dict[str, Any], of: str, again: int, measure: str) -> None:
+    assert evaluate.measure_of(TaskPolicy.model_validate(policy), of, again) == measure
 
 
 def test_json_is_judged_by_its_fields_where_the_policy_says_so(store: SqliteStore, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from gateway.pipeline.bounds import (
 )
 from gateway.pipeline.gate import Decision, decide, noticed
 from gateway.pipeline.intervals import Figure
-from gateway.pipeline.scores import Gold, Report, Score
+from gateway.pipeline.scores import Gold, Itself, Report, Score
 
 POLICY = TaskPolicy()  # margin 5 points, confidence 95 %
 GOOD = Score(
@@ -142,6 +142,26 @@ def test_beside_an_incumbent_that_changes_its_mind_the_difference_counts() -> No
     assert not judged_by({}, alike).promote
 
 
+def test_who_agrees_often_enough_needs_no_yardstick() -> None:
+    """What the incumbent says twice is known, and decides nothing: agreement alone shows the promise."""
+    decision = judged_by({"baselines": [AGAIN]}, but(GOOD, quality=0.99, quality_low=0.96, difference_low=-0.2))
+    assert decision.promote
+    assert "agreement, lower bound" in [check.name for check in decision.checks]
+    assert decision.notes[-1].endswith("agreement with what it answered shows enough without that.")
+
+
+def test_what_the_app_asked_twice_stands_in_for_asking_again_and_the_record_says_what_that_assumes() -> None:
+    alike = but(GOOD, quality=0.95, quality_low=0.92, quality_requests=0.95, difference_low=-0.04)
+    twice = Itself(rows=300, value=0.97, source="asked twice by the app")
+    decision = judged_by({"twice": twice}, alike)
+    assert decision.promote
+    assert decision.notes[-1] == (
+        "Of 300 inputs that the app asked more than once, 97.0% were answered alike twice; on all others the "
+        "incumbent is taken to be as steady; that is the yardstick."
+    )
+    assert not judged_by({"twice": twice}, but(alike, difference_low=None)).promote
+
+
 @pytest.mark.parametrize("again", [but(AGAIN, rows=49), but(AGAIN, quality=0.79)])
 def test_an_incumbent_asked_too_little_or_too_moody_is_no_yardstick(again: Score) -> None:
     alike = but(GOOD, quality=0.92, quality_low=0.88, difference_low=0.1)
@@ -154,23 +174,30 @@ def test_the_newer_rows_can_refute_what_the_validation_rows_say() -> None:
     later = but(GOOD, rows=60, quality=0.8, quality_low=0.7, quality_high=0.88)
     decision = judged_by({"confirmation": later})
     assert refusals(decision) == ["agreement on 60 newer rows, upper bound"]
-    assert "Confirmed once: 99.0% on the validation rows, 80.0% on 60 newer ones." in decision.notes[1]
-    assert judged_by({"confirmation": but(later, quality_high=0.96)}).promote
+    assert decision.notes[1] == "Refuted by the newer rows: 99.0% on the validation rows, 80.0% on 60 newer ones."
+    kept = judged_by({"confirmation": but(later, quality_high=0.96), "confirmed_before": 2})
+    assert kept.promote
+    assert kept.notes[1].startswith(
+        "Confirmed, which means not refuted, by the newer rows: 99.0% on the validation"
+    )
+    assert kept.notes[1].endswith("Earlier evaluations had used these rows 2 times.")
 
 
 def test_newer_rows_speak_only_of_the_candidate_that_was_asked_them() -> None:
     other = but(GOOD, finetune="ft-2", rows=60, quality=0.5, quality_high=0.6)
     decision = judged_by({"confirmation": other})
     assert (decision.promote, decision.confirmation) == (True, None)
-    assert decision.notes[1] == "Not confirmed on newer rows: another candidate was."
+    assert decision.notes[1].startswith("Not confirmed on newer rows: another candidate was asked them.")
 
 
 def test_too_few_newer_rows_are_told_and_decide_nothing() -> None:
     few = but(GOOD, rows=19, quality=0.5, quality_high=0.7)
     decision = judged_by({"confirmation": few})
     assert decision.promote
-    assert decision.notes[1].startswith("Too few newer rows to confirm by (20 are needed): 99.0% on the validation")
-    assert judged_by({}).notes[1] == "Not confirmed on newer rows: the dataset has none."
+    assert decision.notes[1].startswith(
+        "Not confirmed: too few newer rows (20 are needed): 99.0% on the validation"
+    )
+    assert "there are none (about 500 held-out rows are needed)" in judged_by({}).notes[1]
 
 
 @pytest.mark.parametrize("rows", [20, 60, 250])
@@ -212,6 +239,22 @@ def test_likeness_of_prose_says_nothing_without_the_incumbents_own() -> None:
     assert judged_by({"measure": "similarity", "baselines": [itself]}, alike).promote
 
 
+def test_the_record_says_how_the_candidate_was_chosen_and_what_its_bounds_allow_for() -> None:
+    def chosen(count: int, confidence: float, *, named_of: int = 0, **changes: Any) -> str:
+        report = Report(
+            id="eval-1", task="mail", dataset="d", template="mail@1", confidence=confidence, incumbent=INCUMBENT,
+            candidates=[but(GOOD, **changes)] * count, failed={},
+        )  # fmt: skip
+        return decide(report, POLICY, named_of=named_of).notes[0]
+
+    assert chosen(10, 0.995).startswith(
+        "Chosen of 10 by the very rows that judge it; judged on 200 validation rows."
+    )
+    assert "99.50% (the policy's 95.00%, its error shared among" in chosen(10, 0.995)
+    assert "by what training promised (cross-fitted), not by the rows" in chosen(10, 0.95, expected=0.9)
+    assert chosen(1, 0.95, named_of=10).endswith("for that choice they do not allow.")
+
+
 def test_the_record_holds_inputs_figures_rule_and_outcome_and_can_be_read_again() -> None:
     decision = judged_by({"confirmation": but(GOOD, rows=60, quality=0.97, quality_high=0.99)})
     read = msgspec.json.decode(msgspec.json.encode(decision), type=Decision)
@@ -219,7 +262,7 @@ def test_the_record_holds_inputs_figures_rule_and_outcome_and_can_be_read_again(
     assert (read.dataset, read.template, read.policy["margin"]) == ("d", "mail@1", 0.05)
     assert read.rule == "every condition holds; bounds are one-sided at 95.00%"
     assert read.incumbent == INCUMBENT
-    assert read.notes[0].startswith("Chosen of 1 by these rows and judged on 200 validation rows")
+    assert read.notes[0] == "The only candidate; judged on 200 validation rows. Bounds are one-sided at 95.00%."
 
 
 def test_a_record_of_an_earlier_release_can_still_be_read() -> None:
