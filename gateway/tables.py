@@ -71,13 +71,17 @@ def inferred(found: Found) -> Table:
 
 
 def report(found: Report) -> Table:
-    """Agreement with the incumbent and its lower bound; `itself` is the share that a candidate dares answer."""
-    sure = f"{found.confidence:.1%} sure".replace(".0%", "%")
-    columns = ("model asked", "agrees", sure, "itself", "USD/1k", "p50 ms", "p95 ms")
+    """Agreement with the incumbent and its lower bound; `answers` is the share that a candidate dares answer."""
+    columns = ("model asked", "agrees", "at least", "answers", "USD/1k", "p50 ms", "p95 ms")
     scores = (found.incumbent, *found.candidates, *found.baselines)
     made = table(f"Evaluation of {found.task} on {found.incumbent.rows} held-out rows", columns, [
         _score(score) for score in scores
     ])  # fmt: skip
+    made.caption_justify, made.caption_style = "left", "dim"
+    made.caption = (
+        f"agrees: share of requests on which a client gets what the incumbent answered; at least: its lower bound, "
+        f"{found.confidence:.4g} sure; answers: share that it answers itself, the rest is the incumbent's"
+    )
     for name, reason in found.failed.items():
         made.add_row(name, f"failed: {reason}")
     return made
@@ -92,12 +96,19 @@ def _score(score: Score) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def has_measures(found: Report) -> bool:
+    """Whether there is anything to show but agreement."""
+    scores = (found.incumbent, *found.candidates, *found.baselines)
+    return any(score.metrics or score.gold for score in scores)
+
+
 def measures(found: Report) -> Table:
     """What the task's kind is measured by, and accuracy by people's word, each with its two-sided 95 % interval."""
     scores = (found.incumbent, *found.candidates, *found.baselines)
     names = [name for name in METRICS if any(name in score.metrics for score in scores)]
     gold = ["right"] if any(score.gold for score in scores) else []
-    return table("Measures", ("model asked", *gold, *(METRICS[name] for name in names)), [
+    title = "Measures, each with its two-sided 95 % interval"
+    return table(title, ("model asked", *gold, *(METRICS[name] for name in names)), [
         (score.candidate, *([_with_interval(score.gold.accuracy if score.gold else None)] if gold else []),
          *(_with_interval(score.metrics.get(name)) for name in names))
         for score in scores
@@ -108,9 +119,13 @@ def _with_interval(found: Figure | None) -> str:
     return "-" if found is None else f"{found.value:.1%} ({100 * found.low:.0f}-{100 * found.high:.0f})"
 
 
-def decision(made: Decision) -> Table:
-    """Each condition of the gate with what was measured."""
-    return table(f"Decision: {made.reason}", ("condition", "measured", "limit", "holds"), [
+def decision(made: Decision, *, trial: bool = False) -> Table:
+    """Each condition of the gate with what was measured. `trial`: nothing is changed by it."""
+    title = f"Decision: {made.reason}"
+    if trial and made.score is not None:
+        verdict = "would be promoted" if made.promote else f"would be refused ({made.failing})"
+        title = f"Decision (nothing is changed): {made.score.candidate}: {verdict}"
+    return table(title, ("condition", "measured", "limit", "holds"), [
         (check.name, figure(check.value, "{:.4g}"), figure(check.limit, "{:.4g}"), "yes" if check.holds else "NO")
         for check in made.checks
     ])  # fmt: skip

@@ -264,16 +264,16 @@ def test_tables_are_for_people(trained: Desk) -> None:
     assert "classifier word" in trained.types("evaluate", "mail").output
     promoted = trained.types("promote", "mail")
     assert promoted.exit_code == 0
-    assert f"{trained.routes}: 95 % of mail goes to mail-" in promoted.output.replace("\n", "")
+    assert f"{trained.routes}: 95 % of the requests of mail go to mail-" in promoted.output.replace("\n", "")
     back = trained.types("rollback", "mail")
     assert back.exit_code == 0
-    assert "mail has no route any more: whole to its provider" in back.output
+    assert "the requests of mail have no route any more: they go whole" in back.output
 
 
 def test_a_candidate_may_begin_in_the_shadow_or_with_a_few_requests(trained: Desk) -> None:
     """The worker takes the further steps."""
     shown = trained.types("promote", "mail", "--shadow")
-    assert "100 % of mail is shown to mail-" in shown.output.replace("\n", "")
+    assert "is asked 100 % of the requests of mail, too" in shown.output.replace("\n", "")
     (route,) = yaml.safe_load(trained.routes.read_text())["routes"]
     assert route["targets"] == [{"upstream": "openai", "model": "gpt-6"}]
     assert (route["shadow"]["upstream"], route["shadow"]["percent"]) == ("local", 100)

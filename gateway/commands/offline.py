@@ -206,7 +206,8 @@ def evaluate_command(task: str, config: Path | None, page: Path | None, as_json:
         if as_json:
             print_json({"report": report, "decision": decision})
         else:
-            tables.console.print(tables.report(report), tables.measures(report), tables.decision(decision))
+            measures = [tables.measures(report)] if tables.has_measures(report) else []
+            tables.console.print(tables.report(report), *measures, tables.decision(decision))
             tables.console.print(tables.remarks(decision), markup=False, highlight=False)
         written = Path(data.directory) / FILE
         if page is not None:
@@ -244,7 +245,7 @@ def promote_command(task: str, candidate: str | None, config: Path | None, canar
     with open_shop(config) as shop:
         report, decision = by_hand.judged(shop, task, candidate)
         if not as_json:
-            tables.console.print(tables.decision(decision))
+            tables.console.print(tables.decision(decision, trial=dry_run))
             tables.console.print(tables.remarks(decision), markup=False, highlight=False)
         if dry_run:
             if as_json:
@@ -265,8 +266,12 @@ def promote_command(task: str, candidate: str | None, config: Path | None, canar
 def _in_words(route: dict[str, Any], task: str) -> str:
     candidate = promote.candidate_of(route)["model"]
     if route.get("shadow"):
-        return f"{route['shadow']['percent']:g} % of {task} is shown to {candidate}, too"
-    return f"{route['targets'][0]['weight']:g} % of {task} goes to {candidate}"
+        percent = route["shadow"]["percent"]
+        return f"{candidate} is asked {percent:g} % of the requests of {task}, too; no client waits for it"
+    share = route["targets"][0].get("weight", 100)
+    return (
+        f"{share:g} % of the requests of {task} go to {candidate}, stripped; 'unprompt rollback {task}' undoes it"
+    )
 
 
 def _first_step(canary: str | None, shadow: bool) -> Step | None:
@@ -303,5 +308,8 @@ def rollback_command(task: str, config: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"task": task, "route": route})
         return
-    now = f"goes to {route['targets'][0].get('model')}" if route else "has no route any more: whole to its provider"
-    click.echo(f"{shop.routes}: {task} {now}")
+    if route is None:
+        now = "have no route any more: they go whole to the provider that they ask for"
+    else:
+        now = f"go to {route['targets'][0].get('model')} again, as before the last promotion"
+    click.echo(f"{shop.routes}: the requests of {task} {now}")

@@ -16,6 +16,7 @@ _LOG_FROM = 8.0
 _MOST_APART = 1e5
 """What is cheaper still is drawn at the left end."""
 _LEAST = 1e-6
+_LINE = 13
 
 
 class Dot(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,14 +177,18 @@ def _dot(dot: Dot, place: tuple[float, float, float], y: tuple[float, float], be
 
 
 def _numbers(places: Sequence[tuple[Dot, float, float, float]], y: tuple[float, float]) -> list[Markup]:
-    """The number of each above it, and what it has where it is below the chart; what would overlap is stacked."""
+    """The number of each above it, and what it has where it is below the chart; what would overlap is stacked, and
+    goes on below the dots where there is no room above them."""
     taken: list[tuple[float, float, float]] = []
     found = []
     for dot, x, height, radius in sorted(places, key=lambda place: (place[1], place[0].number)):
         text = str(dot.number) if dot.quality >= y[0] else f"{dot.number}: {dot.quality:.0%} ↓"
         at, wide = height - radius - 6, 4.0 * len(text) + 4
-        while any(abs(x - other) < wide + width and abs(at - line) < 13 for other, line, width in taken):
-            at -= 13
+        step = -_LINE
+        while any(abs(x - other) < wide + width and abs(at - line) < _LINE for other, line, width in taken):
+            at += step
+            if at < _LINE:
+                at, step = height + radius + _LINE + 2, _LINE
         taken.append((x, at, wide))
         found.append(el("text", text, x=x, y=at, class_="number"))
     return found

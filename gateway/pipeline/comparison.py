@@ -107,7 +107,7 @@ def table(report: Report) -> Markup:
         "agrees",
         *(["right"] if has_gold else []),
         *(METRICS[key] for key in names),
-        "itself",
+        "answers",
         "USD/1k",
         "p50 ms",
         "p95 ms",
@@ -119,7 +119,8 @@ def table(report: Report) -> Markup:
     failed = join(el("h3", "Failed"), el("ul", *(el("li", note) for note in notes))) if notes else None
     under = (
         "Under each figure its two-sided 95 % interval, under agreement its one-sided lower bound. "
-        "Agreement is with the incumbent's answers; “right” is by people's corrections and approvals."
+        "Agreement is with the incumbent's answers; “right” is by people's corrections and approvals; “answers” is "
+        "the share that it answers itself, the rest goes to the incumbent."
     )
     return join(
         el("h2", "All models on the same requests"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -141,11 +142,13 @@ def measure_of(policy: TaskPolicy, kind: str, again: int) -> Measure:
     return "judge" if policy.judge else "similarity" if again else "exact"
 
 
-def _order(score: Score) -> tuple[float, str]:
-    """Best first, by what training promised where it did, so that the validation rows judge one choice."""
+def _order(score: Score) -> tuple[float, float, str]:
+    """Best first, by what training promised where it did, so that the validation rows judge one choice; of equals
+    the cheaper one."""
     likeness = score.metrics["chrf"].value if "chrf" in score.metrics else score.agreement
     measured = likeness if score.quality is None else score.quality
-    return (-(measured if score.expected is None else score.expected), score.candidate)
+    cost = math.inf if score.cost_per_1k_usd is None else score.cost_per_1k_usd
+    return (-(measured if score.expected is None else score.expected), cost, score.candidate)
 
 
 # --- who is asked ----------------------------------------------------------------------------------------

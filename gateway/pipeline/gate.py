@@ -51,9 +51,11 @@ class Check(msgspec.Struct, frozen=True):
     limit: float
     holds: bool
 
-    def __str__(self) -> str:
-        value = "unknown" if self.value is None else f"{self.value:.4g}"
-        return f"{self.name}: {value} (limit {self.limit:.4g}) {'holds' if self.holds else 'FAILS'}"
+    @property
+    def figures(self) -> str:
+        """Name, value and limit in words."""
+        value = "not known" if self.value is None else f"{self.value:.4g}"
+        return f"{self.name}: {value}, limit {self.limit:.4g}"
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,12 +77,16 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reason(self) -> str:
-        """One sentence."""
+        """One sentence. Whether traffic goes there now is another matter: a person may have to say so first."""
         if self.score is None:
             return "refused: there is no candidate to judge"
-        failing = [str(check) for check in self.checks if not check.holds]
-        verdict = "promoted" if self.promote else f"refused ({'; '.join(failing)})"
+        verdict = "passes the gate" if self.promote else f"refused by the gate ({self.failing})"
         return f"{self.score.candidate}: {verdict}"
+
+    @property
+    def failing(self) -> str:
+        """The conditions that do not hold, with their figures; empty where all do."""
+        return "; ".join(check.figures for check in self.checks if not check.holds)
 
 
 def decide(report: Report, policy: TaskPolicy, *, named_of: int = 0) -> Decision:

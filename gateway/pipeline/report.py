@@ -81,9 +81,15 @@ def _header(report: Report, decision: Decision) -> Markup:
         f"held-out requests, {when:%d %B %Y, %H:%M} UTC"
     )
     verdict = "May take traffic" if decision.promote else "Refused by the gate"
+    confirmed = decision.notes[1] if len(decision.notes) > 1 else None
     return el(
         "header",
-        el("div", el("h1", report.task), el("div", about, class_="soft small")),
+        el(
+            "div",
+            el("h1", report.task),
+            el("div", about, class_="soft small"),
+            el("div", confirmed, class_="soft small") if confirmed else None,
+        ),
         el("div", verdict, class_="pill" if decision.promote else "pill no"),
     )
 

@@ -83,7 +83,8 @@ class _Got(msgspec.Struct, frozen=True):
 
 def describe(finetune: FineTune) -> str:
     """A candidate in a few words: its trainer and the values of its options."""
-    return " ".join([finetune.trainer, *(str(value) for value in finetune.options.values())])
+    values = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in finetune.options.values())
+    return " ".join([finetune.trainer, *values])
 
 
 def values_of(measure: Measure, pairs: Sequence[quality.Pair]) -> list[float]:

@@ -63,13 +63,13 @@ def test_a_good_candidate_is_promoted() -> None:
     decision = decided(GOOD)
     assert decision.promote
     assert decision.candidate == "ft-1"
-    assert decision.reason == "classifier word: promoted"
+    assert decision.reason == "classifier word: passes the gate"
 
 
 def test_only_the_first_is_judged_so_that_luck_does_not_choose() -> None:
     decision = decided(but(GOOD, agreement_low=0.9), GOOD)
     assert not decision.promote
-    assert decision.reason == "classifier word: refused (agreement, lower bound: 0.9 (limit 0.95) FAILS)"
+    assert decision.reason == "classifier word: refused by the gate (agreement, lower bound: 0.9, limit 0.95)"
 
 
 def test_without_a_candidate_nothing_is_promoted() -> None:
