@@ -111,7 +111,7 @@ def config_in(folder: Path, **sections: Any) -> Config:
     return Config.model_validate({
         "store": {"url": f"sqlite:///{folder / 'data' / 'unprompt.db'}"},
         "providers": {"openai": {"base_url": "http://127.0.0.1:9/v1"}},
-        "tasks": {"default": {"min_rows": 100, "canary": [100]}},  # at once, unless a test says otherwise
+        "tasks": {"default": {"min_rows": 100, "canary": [100], "canary_pairs": 50}},  # promoted at once
         "trainers": {"classifier": {"kind": "classifier", "sweep": [{"features": "word"}]}},
     } | sections)  # fmt: skip
 

@@ -133,7 +133,7 @@ class TaskPolicy(Section):
     audit: float = Field(10.0, ge=0, le=100, description="percent of a candidate's answers that are compared")
     judge_audits: int = Field(200, ge=0, description="audited answers a day that the judge compares")
     canary: tuple[Share, ...] = Field((10.0, 50.0, 100.0), description="percent of requests, step by step")
-    canary_pairs: int = Field(50, ge=1, description="answers compared before a step is passed")
+    canary_pairs: int = Field(25, ge=1, description="answers compared before a step is passed")
     shadow: float = Field(0.0, ge=0, le=100, description="percent asked in the shadow, before the first step")
     max_error_rate: float = Field(0.02, gt=0, lt=1, description="of requests that a candidate fails to answer")
     retrain_days: float | None = Field(None, gt=0, description="train again after so long, if there is new data")
