@@ -1,4 +1,4 @@
-"""Kills a sweep of nine candidates (`kill -9`) at random moments, again and again, and compares how it ends.
+"""Kills a sweep of nine candidates (`kill -9`) at random moments of the whole run, and compares how it ends.
 
     python benchmarks/sweep.py                10 kills, two to three minutes
     python benchmarks/sweep.py --kills 3      what the tests do
@@ -37,6 +37,7 @@ PROMPT = (
     "You sort the mail of a shop. Answer with the name of the intent, in lower case, and with nothing else at all."
 )
 STATES = ("validating_files", "queued", *["running"] * 4, "succeeded")
+OVER = frozenset({"succeeded", "failed", "cancelled"})
 FIGURES = ("cv_accuracy", "cv_confidence", "rows", "labels", "trained_tokens", "valid_loss", "cost_usd")
 
 
@@ -47,6 +48,8 @@ class Report:
     kills: int = 0
     hits: dict[str, int] = field(default_factory=dict)
     """How many candidates were in which state at the kills, all kills together."""
+    after: int = 0
+    """Kills that came when at least one candidate was over."""
     undisturbed: list[tuple[str, ...]] = field(default_factory=list)
     killed: list[tuple[str, ...]] = field(default_factory=list)
     jobs_created: int = 0
@@ -67,7 +70,7 @@ class Report:
         was = ", ".join(f"{count} {state}" for state, count in sorted(self.hits.items()))
         return "\n".join([
             *lines, "",
-            f"kills {self.kills}; candidates at the kills: {was}",
+            f"kills {self.kills}, {self.after} of them after a candidate was over; candidates at the kills: {was}",
             f"tables the same: {self.killed == self.undisturbed}",
             f"jobs created at the service {self.jobs_created}, files uploaded {self.files_uploaded}, "
             f"finished models written again {self.finished_and_written_again}",
@@ -162,21 +165,49 @@ def record(file: Path, rows: int) -> str:
     return str(task)
 
 
-def killed(sweep: Sweep, kills: int, dice: random.Random, longest: float, report: Report) -> None:
-    """Start the command and kill it, so many times, each after it has begun to work; then let it finish."""
+@dataclass(frozen=True)
+class Course:
+    """How a run went that was let alone: its seconds of work, and after how many each candidate was over."""
+
+    seconds: float
+    ends: tuple[float, ...]
+
+    def over_at(self, seconds: float) -> int:
+        """How many candidates were over after so many seconds of work."""
+        return sum(end <= seconds for end in self.ends)
+
+
+def watched(sweep: Sweep) -> Course:
+    """Let the command run to its end, and look on; it is at work from its first request to the service on."""
+    process, begun, ends = sweep.start(), 0.0, list[float]()
+    while process.poll() is None:
+        begun = begun or (time.monotonic() if sweep.api.received else 0.0)
+        over = sum(state in OVER for state in sweep.states().values())
+        ends += [time.monotonic() - begun] * (over - len(ends))
+        time.sleep(0.02)
+    process.communicate()
+    return Course(time.monotonic() - begun, tuple(ends))
+
+
+def killed(sweep: Sweep, kills: int, dice: random.Random, course: Course, longest: float, report: Report) -> None:
+    """Start the command and kill it, so many times, then let it finish.
+
+    The kills are spread over the whole run: each waits until as many candidates are over as were at a random
+    moment of its share of the undisturbed run, and then some seconds more.
+    """
     finished: dict[str, int] = {}
     while report.kills < kills:
-        before = len(sweep.api.received)
+        wanted = course.over_at((report.kills + dice.random()) / kills * course.seconds)
         process = sweep.start()
-        begun = time.monotonic()
-        while len(sweep.api.received) == before and process.poll() is None and time.monotonic() - begun < 20:
-            time.sleep(0.01)
+        over = until(sweep, process, wanted)
         time.sleep(dice.uniform(0, longest))
-        over = process.poll() is not None
+        over = over or process.poll() is not None
         os.kill(process.pid, signal.SIGKILL) if not over else None
         process.communicate()
         report.kills += 1
-        for state in sweep.states().values() if not over else ["over already"]:
+        states = list(sweep.states().values())
+        report.after += not over and any(state in OVER for state in states)
+        for state in states if not over else ["over already"]:
             report.hits[state] = report.hits.get(state, 0) + 1
         for name, when in sweep.written().items():
             finished.setdefault(name, when)
@@ -185,18 +216,33 @@ def killed(sweep: Sweep, kills: int, dice: random.Random, longest: float, report
     report.finished_and_written_again = sum(now.get(name) != when for name, when in finished.items())
 
 
-def run(folder: Path, *, kills: int, seed: int, rows: int, polls_per_state: int, longest: float) -> Report:
-    """The same sweep twice: undisturbed, and killed."""
+def until(sweep: Sweep, process: subprocess.Popen[bytes], wanted: int) -> bool:
+    """Wait until the command is at work and so many candidates are over; whether it has ended before."""
+    before, begun = len(sweep.api.received), time.monotonic()
+    while process.poll() is None and time.monotonic() - begun < 120:
+        states = list(sweep.states().values())
+        # With all jobs over at the service, nothing is asked there any more.
+        is_working = len(sweep.api.received) > before or sum(state in OVER for state in states) >= 4
+        if is_working and sum(state in OVER for state in states) >= wanted:
+            return False
+        time.sleep(0.02)
+    return process.poll() is not None
+
+
+def run(
+    folder: Path, *, kills: int, seed: int, rows: int, polls_per_state: int, longest: float | None = None
+) -> Report:
+    """The same sweep twice: undisturbed, and killed. `longest` seconds at most are between a kill and what it
+    waited for, by default the run's time over the kills."""
     report = Report()
     calm = Sweep(folder / "undisturbed", rows, polls_per_state)
-    started = time.monotonic()
-    report.undisturbed = calm.finish()
+    course = watched(calm)
+    report.undisturbed = calm.finish()  # it is over: this only tells the table
     calm.api.stop()
-    undisturbed = time.monotonic() - started
     sweep = Sweep(folder / "killed", rows, polls_per_state)
     started = time.monotonic()
-    killed(sweep, kills, random.Random(seed), longest, report)
-    report.seconds = undisturbed, time.monotonic() - started
+    killed(sweep, kills, random.Random(seed), course, longest or course.seconds / max(kills, 1), report)
+    report.seconds = course.seconds, time.monotonic() - started
     asked = [(one.method, one.path) for one in sweep.api.received]
     report.jobs_created = asked.count(("POST", "/v1/fine_tuning/jobs"))
     report.files_uploaded = asked.count(("POST", "/v1/files"))
@@ -209,7 +255,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=1500)
-    parser.add_argument("--longest", type=float, default=1.0, help="seconds of work before a kill, at most")
+    waits = "seconds before a kill, at most; default: the undisturbed run's time over the kills"
+    parser.add_argument("--longest", type=float, help=waits)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = run(Path(folder), kills=chosen.kills, seed=chosen.seed, rows=chosen.rows, polls_per_state=10,
