@@ -19,7 +19,7 @@ from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.price import PriceBook
 from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
-from gateway.pipeline import canary, dataset, evaluate, finetune, promote, sweep
+from gateway.pipeline import canary, dataset, evaluate, finetune, model_lists, promote, sweep
 from gateway.pipeline.asking import Asking, directly
 from gateway.pipeline.bench import Bench
 from gateway.pipeline.finetune import Elsewhere, one_at_a_time
@@ -92,6 +92,7 @@ def turn_all(shop: Workshop) -> list[Decision]:
     """A turn for every task that is due. What stops one task is noted on its job and stops no other."""
     decisions = []
     _settle_flips(shop)
+    model_lists.refresh(shop.config, time.time())
     for row in shop.store.tasks():
         task = row["name"]
         try:

@@ -68,9 +68,7 @@ def _is_gone(row: dict[str, Any], replaced: Collection[str]) -> bool:
     return bool(row["versions"]) and all(f"{row['name']}@{version}" in replaced for version in row["versions"])
 
 
-def _row(
-    store: SqliteStore, config: Config, row: dict[str, Any], known: Mapping[str, Standing]
-) -> dict[str, Any]:
+def _row(store: SqliteStore, config: Config, row: dict[str, Any], known: Mapping[str, Standing]) -> dict[str, Any]:
     task = row["name"]
     versions = store.templates(task)
     recent = store.version_counts(task, 1000)

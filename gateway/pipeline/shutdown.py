@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from gateway.config import Config
+from gateway.pipeline.model_lists import any_known, shutdown_date
 from gateway.stores.ledger import targets_since
 from gateway.stores.sqlite import SqliteStore
 
@@ -38,21 +39,21 @@ class Shutdown(NamedTuple):
 
 
 def shutdowns(config: Config, labels: Iterable[str], now: float) -> list[Shutdown]:
-    """What the config says of these models, the next one first. `now`: seconds since the epoch."""
+    """What the config or their provider says of these models, the next one first. `now`: seconds since the
+    epoch."""
     today = datetime.datetime.fromtimestamp(now, datetime.UTC).date()
     found = []
     for label in {*labels}:
         upstream, _, model = label.partition("/")
-        provider = config.providers.get(upstream)
-        date = provider.shutdown_dates.get(model) if provider else None
+        date = shutdown_date(config, upstream, model)
         found += [Shutdown(label, date, (date - today).days)] if date else []
     return sorted(found, key=lambda one: (one.date, one.label))
 
 
 def in_use(store: SqliteStore, config: Config, now: float) -> dict[str, set[str]]:
-    """The models that have answered lately, by task: the incumbent's and the candidates'. Nothing where the config
-    knows no such day: this is asked every second."""
-    if not any(provider.shutdown_dates for provider in config.providers.values()):
+    """The models that have answered lately, by task: the incumbent's and the candidates'. Nothing where no such
+    day is known: this is asked every second."""
+    if not any_known(config):
         return {}
     found: dict[str, set[str]] = {}
     for task, target in targets_since(store, int(now // 86_400) - IN_USE_DAYS):

@@ -34,6 +34,7 @@ class FakeOpenAI(FakeServer):
     to its first byte and accepts any model, but of the `ft:` names only those of jobs that succeeded.
     `answer` is called in the server's thread and may raise `Refusal`. Errors, pages and the reasons for
     which files are refused follow the public API reference; tokens are counted by `count_tokens`.
+    `shutdown_dates` are told in the list of models.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class FakeOpenAI(FakeServer):
         clock: Callable[[], float] = time.time,
         latency: float = 0.0,
         loss: Loss = lambda job, epoch: 1 / epoch,
+        shutdown_dates: Mapping[str, Any] | None = None,
         api_key: str | None = None,
     ) -> None:
         super().__init__(api_key=api_key)
         self.answer, self.models, self.states = answer, list(models), states
         self.polls_per_state, self.seconds_per_state, self.clock = polls_per_state, seconds_per_state, clock
-        self.latency, self.loss = latency, loss
+        self.latency, self.loss, self.shutdown_dates = latency, loss, dict(shutdown_dates or {})
         self.files: dict[str, dict[str, Any]] = {}
         self.contents: dict[str, bytes] = {}
         self._jobs: dict[str, Job] = {}
@@ -103,13 +105,17 @@ class FakeOpenAI(FakeServer):
         return [*self.models, *tuned]
 
     async def _list_models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [_model(name) for name in self._known_models()]})
+        return web.json_response({"object": "list", "data": [self._model(name) for name in self._known_models()]})
 
     async def _get_model(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]
         if name not in self._known_models():
             raise _no_model(name)
-        return web.json_response(_model(name))
+        return web.json_response(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        said = {"shutdown_date": self.shutdown_dates[name]} if name in self.shutdown_dates else {}
+        return _model(name) | said
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = object_in(await request.read())
