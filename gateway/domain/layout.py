@@ -73,9 +73,7 @@ def _encoded(value: object) -> bytes:
     try:
         found = msgspec.json.encode(value, order="sorted")
         if found.count(b"[") + found.count(b"{") > _SHALLOW:
-            for _ in range(_SHALLOW):  # what is only just not too deep here would be too deep elsewhere
-                value = [value]
-            msgspec.json.encode(value)
+            _nested(value)  # what is only just not too deep here would be too deep elsewhere
         return found
     except (UnicodeEncodeError, RecursionError, TypeError) as error:
         raise Unreadable("a value cannot be sent as JSON") from error
@@ -169,7 +167,7 @@ class Reader:
             Unreadable: one of them is no message, or cannot be sent as JSON.
         """
         found = self._messages[first - self._outside : last - self._outside]
-        if sum(map(_check_turn, found)) > MAX_CHARACTERS:
+        if _check_turns(found) > MAX_CHARACTERS:
             raise TooLarge(f"its turns have more than {MAX_CHARACTERS} characters")
         return tuple(found)
 
@@ -184,16 +182,30 @@ class Reader:
         return envelope
 
 
-def _check_turn(message: Any) -> int:
-    """How many characters (or bytes of JSON) the message has."""
-    if type(message) is not dict:
-        raise Unreadable("a message is not an object")
-    role, content = message.get("role"), message.get("content")
-    if len(message) == 2 and role in _PLAIN and type(content) is str:
-        return len(sound(content))
-    if type(role) is not str or role.startswith("^"):
-        raise Unreadable("a message has no role")
-    return len(_encoded(message))
+def _check_turns(messages: Sequence[Any]) -> int:
+    """How many characters the messages have; in bytes of JSON those that are more than a role and a text."""
+    size, others = 0, []
+    for message in messages:
+        if type(message) is not dict:
+            raise Unreadable("a message is not an object")
+        role, content = message.get("role"), message.get("content")
+        if len(message) == 2 and role in _PLAIN and type(content) is str:
+            size += len(sound(content))
+        elif type(role) is not str or role.startswith("^"):
+            raise Unreadable("a message has no role")
+        else:
+            others.append(message)
+    return size + len(_nested(others)) if others else size
+
+
+def _nested(value: object) -> bytes:
+    """The value's JSON in as many arrays as it may be put into elsewhere."""
+    for _ in range(_SHALLOW):
+        value = [value]
+    try:
+        return msgspec.json.encode(value)
+    except (UnicodeEncodeError, RecursionError, TypeError) as error:
+        raise Unreadable("a value cannot be sent as JSON") from error
 
 
 def read(body: dict[str, Any]) -> Layout:

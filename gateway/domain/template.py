@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
+from operator import is_
 from typing import Any
 
 import msgspec
@@ -267,8 +268,9 @@ def _writes(inputs: Inputs, messages: list[Any], body: dict[str, Any]) -> bool:
 def _past_turns(turns: Sequence[dict[str, Any]], messages: Sequence[Any], place: int) -> int:
     """The place behind these turns, if they are the messages from `place` on; else -1."""
     after = place + len(turns)
-    alike = map(layout.same, turns, messages[place:after])
-    return after if after <= len(messages) and all(alike) else -1
+    there = messages[place:after]
+    alike = after <= len(messages) and (all(map(is_, turns, there)) or all(map(layout.same, turns, there)))
+    return after if alike else -1
 
 
 def _role(patterns: Sequence[MessagePattern]) -> str:
