@@ -3,11 +3,13 @@
 Cutting takes time linear in the text, whatever the text: fixed pieces are looked for from left to right with
 `str.find`, each from where the one before it ended, and there is nothing to backtrack into. Where `str.find`
 itself could be slowed down (a piece that repeats itself, such as a ruler of dashes), a search that never looks
-at a character twice takes its place.
+at a character twice takes its place. Where values may hold fixed pieces, the ways to cut are weighed by the
+lengths that values usually have: of a bounded number of places, in a bounded stretch of text.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,8 +33,19 @@ _OPENING = {"{": "}", "[": "]"}
 _ITEM = re.compile(r"\s{0,8}(?:[-*•]|\d{1,3}[.)]|\[\d{1,3}\])\s")
 _SENTENCE_END = re.compile(r"[.!?](?:(?<=[^\W\d_]{4}[.])|(?<=[!?]))[\"')\]]{0,3}\s{1,4}(?=[^\sa-z])|[。？！](?=\S)")
 
+CLEARLY = 3.0
+"""How much likelier one way to cut must be than all others, as a natural logarithm: 20 to 1. Measured on values
+that quote their prompt: of 134 doubtful requests 42 are told, 3 of them wrongly; at 2, 59 and 5."""
+MAX_PLACES = 48
+"""Places of fixed pieces to weigh in one text; where there are more it is not matched."""
+MAX_WEIGHED = 1 << 16
+"""Characters of one text in which such places are looked for, over all pieces."""
 _SELF_OVERLAP = 8
 """From here on a piece repeats itself so much that `str.find` could look at a character this many times."""
+
+
+_Way = tuple[float, tuple[int, ...]]
+"""A way to cut a text up to a slot: the logarithm of its odds, and where its fixed pieces are."""
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -42,7 +55,9 @@ class Slot(msgspec.Struct, frozen=True):
     texts), `number`, `date`, `id`, `json`, `list`, or `part` for a whole content part that is not text. The
     rest is what the requests behind the template never went beyond; a value that does is not stripped: `limit`
     characters (0: any), `single_line`, `choices` (empty: any), `sentence_limit` characters for more than one
-    sentence (0: any), or `single_word` (no white space).
+    sentence (0: any), or `single_word` (no white space). `usual` is how long values are, as the geometric mean of
+    their characters and the factor up or down that is common: what tells of several ways to cut which one is
+    meant. None: no request was seen that could be cut in several ways, so one that can is not stripped.
     """
 
     name: str
@@ -52,6 +67,7 @@ class Slot(msgspec.Struct, frozen=True):
     choices: tuple[str, ...] = ()
     sentence_limit: int = 0
     single_word: bool = False
+    usual: tuple[float, float] | None = None
 
     def holds(self, value: str) -> bool:
         """Whether the value is of the sort that was seen here."""
@@ -123,7 +139,7 @@ class TextPattern(msgspec.Struct, frozen=True):
         start, end = len(literals[0]), len(text) - len(literals[-1])
         if start > end or not text.startswith(literals[0]) or not text.endswith(literals[-1]):
             return None
-        values = (text[start:end],) if len(literals) == 2 else _cut_inner(literals, text, start, end)
+        values = (text[start:end],) if len(literals) == 2 else self._cut_inner(text, start, end)
         if values is None:
             return None
         for slot, value in zip(self.slots, values, strict=True):
@@ -131,10 +147,30 @@ class TextPattern(msgspec.Struct, frozen=True):
                 return None
         return values
 
+    def _cut_inner(self, text: str, start: int, end: int) -> tuple[str, ...] | None:
+        literals = self.literals
+        found = _first_places(literals, text, start, end)
+        if found is None:
+            return None
+        places: list[int] | None = found[0]
+        if found[1]:
+            places = _likeliest_places(self, text, found[0], start, end)
+        if places is None:
+            return None
+        values, before = [], start
+        for literal, place in zip(literals[1:], places, strict=False):
+            values.append(text[before:place])
+            before = place + len(literal)
+        values.append(text[before:end])
+        return tuple(values)
 
-def _cut_inner(literals: Sequence[str], text: str, start: int, end: int) -> tuple[str, ...] | None:
-    # Each piece at its first place. There is another way to cut exactly when some piece occurs once more
-    # before the piece behind it: of two ways take the last piece that they place differently.
+
+def _first_places(literals: Sequence[str], text: str, start: int, end: int) -> tuple[list[int], bool] | None:
+    """Each inner piece at its first place, and whether there is another way to cut; None where one is missing.
+
+    There is another way exactly when some piece occurs once more before the piece behind it: of two ways take
+    the last piece that they place differently.
+    """
     places, at = [], start
     for literal in literals[1:-1]:
         place = find(literal, text, at, end)
@@ -142,14 +178,50 @@ def _cut_inner(literals: Sequence[str], text: str, start: int, end: int) -> tupl
             return None
         places.append(place)
         at = place + len(literal)
-    values, before = [], start
     for literal, place, following in zip(literals[1:], places, [*places[1:], end], strict=False):
         if find(literal, text, place + 1, following) >= 0:
-            return None
-        values.append(text[before:place])
-        before = place + len(literal)
-    values.append(text[before:end])
-    return tuple(values)
+            return places, True
+    return places, False
+
+
+def _likeliest_places(
+    pattern: TextPattern, text: str, first: Sequence[int], start: int, end: int
+) -> list[int] | None:
+    """The way to cut whose values are as long as values usually are; None where no way is clearly the likeliest, or
+    there are too many places to weigh."""
+    inner = pattern.literals[1:-1]
+    if not all(slot.usual for slot in pattern.slots) or sum(end - at for at in first) > MAX_WEIGHED:
+        return None
+    ways: dict[int, list[_Way]] = {start: [(0.0, ())]}  # by where the next value begins, the two best to get there
+    left = MAX_PLACES
+    for literal, slot, place in zip(inner, pattern.slots, first, strict=False):
+        longer: dict[int, list[_Way]] = {}
+        while place >= 0:
+            left -= 1
+            if left < 0:
+                return None
+            best = _two_best(slot, place, ways)
+            if best:
+                longer[place + len(literal)] = [(odds, (*way, place)) for odds, way in best]
+            place = find(literal, text, place + 1, end)
+        ways = longer
+    best = _two_best(pattern.slots[-1], end, ways)
+    return list(best[0][1]) if len(best) < 2 or best[0][0] - best[1][0] >= CLEARLY else None
+
+
+def _two_best(slot: Slot, end: int, ways: dict[int, list[_Way]]) -> list[_Way]:
+    """Of the ways to where the slot's value begins, the two likeliest if it ends here."""
+    odds = [(way[0] + _odds(slot, end - at), way[1]) for at, some in ways.items() if at <= end for way in some]
+    return sorted(odds, reverse=True)[:2]
+
+
+def _odds(slot: Slot, length: int) -> float:
+    """The logarithm of how likely a value of this length is, but for a constant: lengths are spread as their
+    logarithms are."""
+    mean, spread = slot.usual or (0, 1)
+    deviation = math.log(max(spread, 1.01))
+    z = (math.log(length + 3) - math.log(max(mean, 0) + 3)) / deviation
+    return -z * z / 2 - math.log(deviation)
 
 
 def find(piece: str, text: str, start: int, end: int) -> int:

@@ -18,7 +18,11 @@ import numpy.typing as npt
 
 from gateway.domain.template import DATE, ID
 
-TOKEN = re.compile(rf"(?<!\w)(?:{DATE}|{ID})(?!\w)|[^\W\d_]+|\d+|[\W_]")
+TOKEN = re.compile(
+    rf"(?<!\w)(?:{DATE}|{ID})(?!\w)|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+(?![^\W\d_](?<![A-Z]))|[^\W\d_]+|\d+|[\W_]"
+)
+"""A date, an id, a word, a number or a sign. A capital before small letters begins a new word: a prompt's word may
+stand right behind a value's last one."""
 WORD = re.compile(r"[^\W\d_]+|\d+")
 _SIZES = (10, 5, 3, 2, 1)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

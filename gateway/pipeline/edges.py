@@ -24,8 +24,13 @@ _REACH = 8
 _MARKER = 80
 _SEVERAL = 0.2
 """Share of values that must hold another item before the text in front is taken for an item's marker."""
+_MANY = 0.5
+"""The same where the marker has words and no number: a label that values quote."""
 _ENDS = ".?!。？！"
 _QUOTES = "\"'"
+_WORDS = re.compile(r"[A-Za-z ]+")
+_PARAGRAPH = re.compile(r"(?<=[^\n])\n+(?=[^\n])")
+_LINE_END = re.compile(r"(?<=\w)\W*?\n")
 _OPENED = re.compile(r"(?<!\w)'")
 _CODE = re.compile(r"\n[ \t]{2,}\S|[{};=<>\\]")
 
@@ -40,7 +45,7 @@ class Gap(NamedTuple):
 
 def settled(gap: Gap) -> Gap:
     """The gap with its edges where they most likely are in the prompt that was filled in."""
-    for rule in (_sign_after, _words_before, _words_after, _rotated, _listed):
+    for rule in (_sign_after, _words_before, _words_after, _rotated, _listed, _ended, _framed):
         gap = rule(gap)
     return gap
 
@@ -66,7 +71,7 @@ def _sign_after(gap: Gap) -> Gap:
         return gap
     if sign in _QUOTES:
         return _give_right(gap, 1) if _opened(sign, gap.left, gap.values) else gap
-    return _give_right(gap, 1) if sign in _ENDS and _are_sentences(gap.values) else gap
+    return _give_right(gap, 1) if sign in _ENDS and _are_sentences(gap.values, sign) else gap
 
 
 def _opened(quote: str, left: str, values: Sequence[str]) -> bool:
@@ -78,11 +83,12 @@ def _opened(quote: str, left: str, values: Sequence[str]) -> bool:
     return open_ones > len(values) / 2
 
 
-def _are_sentences(values: Sequence[str]) -> bool:
-    """Whether most values are sentences that lack nothing but the sign behind them."""
+def _are_sentences(values: Sequence[str], sign: str) -> bool:
+    """Whether most values are sentences of the sign's script that lack nothing but the sign behind them."""
     if any(value.rstrip("\"')]").endswith(tuple(_ENDS)) for value in values):
         return False
-    return sum(map(_is_sentence, values)) > len(values) / 2
+    own = [value for value in values if (value[-1:] >= "\u2e80") == (sign >= "\u2e80")]
+    return sum(map(_is_sentence, own)) > len(values) / 2
 
 
 def _is_sentence(value: str) -> bool:
@@ -173,12 +179,38 @@ def _listed(gap: Gap) -> Gap:
         marker = gap.left[start:]
         if not marker.strip() or marker.startswith("\n"):
             continue
-        pattern = _like(marker)
-        ends = _ends_of_items(pattern, gap.values)
+        ends = _ends_of_items(marker, gap.values, _before(gap.left[:start]))
         if ends:
             lines = sum(value.count("\n") for value in gap.values) <= len(ends)
             return _with_items(gap, start, ends, lines=lines)
     return gap
+
+
+def _ended(gap: Gap) -> Gap:
+    """Give the values the lines that end a list's last item, where they also end the items before it."""
+    for end in reversed([found.end() for found in _LINE_END.finditer(gap.right[:_MARKER])]):
+        ending = gap.right[:end]
+        behind = [rest for value in gap.values for rest in value.split(ending)[1:]]
+        if sum(ending in value for value in gap.values) >= max(3, _MANY * len(gap.values)):
+            own = min(len(rest) - len(rest.lstrip("\n")) for rest in behind)
+            blank = len(gap.left) - len(gap.left.rstrip("\n"))
+            return _give_right(_give_left(gap, max(0, min(own, blank - 1))), end)
+    return gap
+
+
+def _framed(gap: Gap) -> Gap:
+    """Give the values the line end before and behind them, where they are blocks that each bring these themselves.
+
+    Blocks with a line end on both sides stand two line ends apart; three at an edge are a blank line's and theirs.
+    """
+    before, after = len(gap.left) - len(gap.left.rstrip("\n")), len(gap.right) - len(gap.right.lstrip("\n"))
+    if max(before, after) != 3 or min(before, after) < (1 if gap.right == "\n" else 2):
+        return gap
+    apart = [run for value in gap.values for run in _PARAGRAPH.findall(value)]
+    several = sum("\n\n" in value for value in gap.values)
+    if several < _SEVERAL * len(gap.values) or any(len(run) == 3 or len(run) > 4 for run in apart):
+        return gap
+    return _give_right(_give_left(gap, 1), 1)
 
 
 def _line_starts(left: str) -> list[int]:
@@ -197,10 +229,21 @@ def _like(marker: str) -> re.Pattern[str]:
     return re.compile(r"(?<=\n)" + re.sub(r"\d+", r"\\d+", re.escape(marker)))
 
 
-def _ends_of_items(marker: re.Pattern[str], values: Sequence[str]) -> list[str]:
-    """What stands before each further item, when enough of the values have further ones; else nothing."""
-    found = [[value[max(0, m.start() - _MARKER) : m.start()] for m in marker.finditer(value)] for value in values]
-    enough = sum(map(bool, found)) >= max(min(3, len(values) // 2), _SEVERAL * len(values))
+def _before(text: str) -> str:
+    """The last words' end and the new lines with which this text ends."""
+    return text[max(0, len(text.rstrip("\n")) - 2) :]
+
+
+def _ends_of_items(marker: str, values: Sequence[str], before: str) -> list[str]:
+    """What stands before each further item, when enough of the values have further ones; else nothing.
+
+    Behind what also stands `before` the first one there is no item, but somebody quotes the prompt.
+    """
+    item = _like(marker)
+    found = [[value[max(0, m.start() - _MARKER) : m.start()] for m in item.finditer(value)] for value in values]
+    found = [[end for end in ends if not end.endswith(before)] for ends in found]
+    share = _MANY if _is_label(marker) else _SEVERAL
+    enough = sum(map(bool, found)) >= max(min(3, len(values) // 2), share * len(values))
     return [end for ends in found for end in ends] if enough else []
 
 
@@ -223,12 +266,16 @@ def _with_items(gap: Gap, start: int, ends: Sequence[str], *, lines: bool) -> Ga
             n for n in range(min(len(gap.right), _MARKER), -1, -1) if all(b.endswith(gap.right[:n]) for b in bodies)
         )
         after = shared - len(gap.right[:shared].rstrip("\n"))
-        choices.append((own + after == least, own < blank, -abs(after - own), -own, shared))
-    _, _, _, own, shared = max(choices)
+        signs = len(gap.right[:shared].replace("\n", ""))
+        choices.append((own + after == least, own < blank, signs, -abs(after - own), -own, shared))
+    *_, own, shared = max(choices)
+    own = -own
+    if _WORDS.fullmatch(gap.left[start:]) and gap.right[:shared].strip("\n"):  # paragraphs that begin alike
+        own, shared = 0, len(gap.right[:shared].rstrip("\n"))
     if (
         not gap.right[:shared].strip("\n")
         and not own
         and (_is_label(gap.left[start:]) or (not lines and shared == 1))
     ):
         shared = 0  # turns of a dialogue, or paragraphs that begin alike: joined by new lines
-    return _give_right(_give_left(gap, len(gap.left) - start - own), shared)
+    return _give_right(_give_left(gap, len(gap.left) - start + own), shared)

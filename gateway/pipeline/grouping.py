@@ -16,7 +16,7 @@ from gateway.domain.layout import Layout
 from gateway.domain.template import MessagePattern, PromptTemplate, TextPattern
 from gateway.pipeline.mining import Found, Miner, Row, cut_row
 from gateway.pipeline.naming import finish
-from gateway.pipeline.quoting import told_apart
+from gateway.pipeline.quoting import refined
 from gateway.pipeline.records import Recorded
 from gateway.pipeline.splitting import MIN_ROWS, fixed_words
 from gateway.pipeline.versions import Use
@@ -192,9 +192,9 @@ def _wrapping(members: list[Seen], first: MessagePattern) -> MessagePattern | No
 
 
 def _uses(group: Sequence[Seen], headers: tuple[str, ...], found: Found) -> list[Use]:
-    """The template that was found; or two, where some requests quote it."""
+    """The template that was found; or two, where it cannot be told of some requests how they are to be cut."""
     rows = [_row(item, range(len(headers))) for item in group]
-    main, quoting = told_apart(rows, "".join(map(_forms, headers)), found)
+    main, quoting = refined(rows, "".join(map(_forms, headers)), found)
     first = _use(group, headers, main)
     if quoting is None:
         return [first]

@@ -25,17 +25,17 @@ _SOME = 16
 """Samples from which on a bare word between two slots may be prompt."""
 
 
-def field_literals(texts: Sequence[str]) -> list[str]:
+def field_literals(texts: Sequence[str], *, inside: bool = False) -> list[str]:
     """The literals that all these texts share, in order; the first and the last may be empty.
 
-    Texts that are all equal give one literal, unless it holds a date of today.
+    Texts that are all equal give one literal, unless it holds a date of today. `inside`: they stand in a prompt.
     """
     if len(set(texts)) == 1:
         return _without_volatile(texts[0])
     literals, columns = _cut_by_runs(texts)
     for i, values in enumerate(columns):
         literals[i], columns[i], literals[i + 1] = settled(Gap(literals[i], values, literals[i + 1]))
-    _keep_separators(literals, columns, texts)
+    _keep_separators(literals, columns, texts, inside=inside)
     return [piece for literal in literals for piece in _without_volatile(literal)]
 
 
@@ -53,9 +53,9 @@ def _cut_by_runs(texts: Sequence[str]) -> tuple[list[str], list[Values]]:
     return literals, columns
 
 
-def _keep_separators(literals: list[str], columns: list[Values], texts: Sequence[str]) -> None:
+def _keep_separators(literals: list[str], columns: list[Values], texts: Sequence[str], *, inside: bool) -> None:
     """Drop inner literals, weakest first, until each text can be cut in one way only, which is the columns' way."""
-    prompt = len(WORD.findall(" ".join(literals))) >= _PROMPT
+    prompt = inside or len(WORD.findall(" ".join(literals))) >= _PROMPT
     for i in range(len(literals) - 2, 0, -1):
         telling = "\n" in literals[i] or literals[i].strip() if prompt else WORD.search(literals[i])
         if not telling:

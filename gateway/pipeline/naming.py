@@ -12,6 +12,7 @@ import msgspec
 from gateway.domain.pattern import Slot, TextPattern, is_kind, kind_of, several_sentences
 from gateway.domain.template import MessagePattern, PromptTemplate
 from gateway.pipeline.alignment import COMMON
+from gateway.pipeline.quoting import weighed
 
 _SKIPPED = COMMON | {
     *(
@@ -78,13 +79,15 @@ def finish(template: PromptTemplate, rows: Sequence[tuple[str, ...]]) -> PromptT
 
 def _finish_message(pattern: MessagePattern, columns: Iterator[tuple[str, ...]], taken: set[str]) -> MessagePattern:
     fields = []
-    for field in pattern.fields:
-        cuts = [cut for text in next(columns) if (cut := field.cut(text)) is not None]
+    for bare in pattern.fields:
+        texts = next(columns)
+        field = weighed(bare, texts)
+        cuts = [cut for text in texts if (cut := field.cut(text)) is not None]
         slots = []
         for i, (slot, values) in enumerate(zip(field.slots, zip(*cuts, strict=True), strict=True)):
             name = unique(slot_name(field.literals[i], slot), taken)
             taken.add(name)
-            slots.append(bounded(Slot(name, slot.kind), values))
+            slots.append(msgspec.structs.replace(bounded(Slot(name, slot.kind), values), usual=slot.usual))
         fields.append(TextPattern(field.literals, tuple(slots)))
     return MessagePattern(pattern.header, tuple(fields))
 

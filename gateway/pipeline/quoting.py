@@ -1,80 +1,183 @@
-"""Values that quote the prompt: which fixed text the requests show that do not, and what is left for the others.
+"""Fixed text that values hold too: a label that somebody quotes, a slash, "or".
 
-A literal that a value repeats can be cut in more than one way, and for the sake of one such request the literal
-would be input in all. So a task gets two templates side by side: one with all the fixed text that its plain
-requests show, and the one that every request fits, for those that the first leaves ambiguous.
+Mining finds the text by which every request can be cut in one way only. What stands between two inputs and inside
+some of them is not among it. Here such text is found in the requests that hold it least often, and is taken where
+all requests hold it, chance is excluded, and enough of them can be cut in one way; those show how long the values
+usually are, which tells how the others are meant (see `gateway.domain.pattern`).
 """
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
+import msgspec
+
+from gateway.domain.pattern import is_kind
 from gateway.domain.template import TextPattern
-from gateway.pipeline.mining import Found, Row, by_plainness, cut_row, holds, patterns_of, plainest
+from gateway.pipeline.alignment import by_chance, surprise, tokens
+from gateway.pipeline.literals import field_literals
+from gateway.pipeline.mining import Found, Row, cut_row
 from gateway.pipeline.splitting import MIN_ROWS, spread
 
-PLAIN = 0.6
-"""Share of a template's requests that a fuller one must fit to be its main one."""
+PLAIN = 0.3
+"""Share of requests that must be cut in one way only."""
 _SAMPLES = (16, 8, 5)
 _ROUNDS = 4
+_MOST = 64
+_FEW = 8
+_SIGNS = 3
 
 
-class ToldApart(NamedTuple):
-    """The template of the requests that can be cut in one way, and of those that quote it."""
+class Refined(NamedTuple):
+    """The template of the requests that are clear, and the one that is left for the others, if there are any."""
 
     main: Found
     quoting: Found | None
 
 
-def told_apart(rows: Sequence[Row], forms: str, found: Found) -> ToldApart:
-    """A template, with a fuller one in front of it where the requests that quote the prompt least show one.
-
-    All requests hold the text of the fuller one, in order, and most of them can be cut by it in one way only.
-    """
-    plain = by_plainness(rows, found.members)
-    samples = {tuple(plainest(plain, count)) for count in _SAMPLES}
-    shown = {_shown(rows, forms, found.members, sample) for sample in samples}
-    fuller = sorted((p for p in shown if _adds_to(found.patterns, p)), key=_literals)
-    if not fuller:
-        return ToldApart(found, None)
-    mains = [Found(p, [i for i in found.members if cut_row(p, rows[i]) is not None]) for p in fuller]
-    main = max(mains, key=lambda f: (_slots(f.patterns), len(f.members)))
-    if len(main.members) < max(MIN_ROWS, PLAIN * len(found.members)):
-        return ToldApart(found, None)
-    return ToldApart(main, found if len(main.members) < len(found.members) else None)
+def refined(rows: Sequence[Row], forms: str, found: Found) -> Refined:
+    """A template with the fixed text added that values hold too, and as it was, for those that are not clear."""
+    texts = [[rows[i][n] for i in found.members] for n in range(len(found.patterns))]
+    patterns = tuple(
+        _parted(pattern, column) if pattern.slots and form != "j" else pattern
+        for pattern, column, form in zip(found.patterns, texts, forms, strict=True)
+    )
+    main = Found(patterns, [i for i in found.members if cut_row(patterns, rows[i]) is not None])
+    return Refined(main, found if len(main.members) < len(found.members) else None)
 
 
-def _shown(
-    rows: Sequence[Row], forms: str, members: Sequence[int], plain: Sequence[int]
-) -> tuple[TextPattern, ...]:
-    """What a few of the rows that quote least have in common and all rows hold; nothing if there is no such text.
-
-    Rows that lack something of it are looked at too: what only a few values share by chance goes out.
-    """
-    samples = list(plain)
-    for _ in range(_ROUNDS if samples else 0):
-        patterns = patterns_of(rows, samples, forms)
-        strays = [i for i in members if not holds(patterns, rows[i])]
-        if not strays:
-            return patterns
-        samples = sorted({*samples, *spread(strays, 2)})
-    return ()
+def weighed(pattern: TextPattern, texts: Sequence[str]) -> TextPattern:
+    """The pattern with the usual lengths of its values, where some of the texts can be cut in several ways."""
+    cuts = [pattern.cut(text) for text in texts]
+    plain = [cut for cut in cuts if cut is not None]
+    if len(plain) == len(cuts) or len(pattern.slots) < 2 or len(plain) < MIN_ROWS:
+        return pattern
+    slots = zip(pattern.slots, zip(*plain, strict=True), strict=True)
+    return TextPattern(
+        pattern.literals, tuple(msgspec.structs.replace(slot, usual=_usual(column)) for slot, column in slots)
+    )
 
 
-def _adds_to(patterns: Sequence[TextPattern], fuller: Sequence[TextPattern]) -> bool:
-    """Whether a pattern of the fuller ones has a slot more, and none has less than before."""
-    pairs = zip(patterns, fuller, strict=bool(fuller))
-    return _slots(fuller) > _slots(patterns) and all(_keeps(p.literals, f.literals) for p, f in pairs)
+def _usual(values: Sequence[str]) -> tuple[float, float]:
+    logs = [math.log(len(value) + 3) for value in values]
+    mean, spread_ = statistics.fmean(logs), max(0.3, statistics.pstdev(logs))
+    return round(math.exp(mean) - 3, 1), round(math.exp(spread_), 2)
 
 
-def _literals(patterns: Sequence[TextPattern]) -> tuple[tuple[str, ...], ...]:
-    return tuple(pattern.literals for pattern in patterns)
+def _enough(plain: int, count: int) -> bool:
+    return plain >= max(MIN_ROWS, PLAIN * count)
 
 
-def _slots(patterns: Sequence[TextPattern]) -> int:
-    return sum(len(pattern.slots) for pattern in patterns)
+def _parted(pattern: TextPattern, texts: Sequence[str]) -> TextPattern:
+    """The pattern with slots parted by text that all their values hold, slot by slot as long as there is any."""
+    n = 0
+    while n < len(pattern.slots):
+        cuts = [cut for text in texts if (cut := pattern.cut(text)) is not None]
+        inner = separators([cut[n] for cut in cuts])
+        more = _with(pattern, n, inner, texts) if inner else None
+        if more is None:
+            n += 1
+        else:
+            pattern = more
+    return pattern
 
 
-def _keeps(literals: Sequence[str], fuller: Sequence[str]) -> bool:
-    return len(literals) <= len(fuller) and sum(map(len, literals)) <= sum(map(len, fuller))
+def _with(pattern: TextPattern, n: int, inner: Sequence[str], texts: Sequence[str]) -> TextPattern | None:
+    """The pattern with slot n parted by these pieces, where that cuts all texts, enough of them in one way."""
+    literals = (*pattern.literals[: n + 1], *inner, *pattern.literals[n + 1 :])
+    bare = [type(slot)(slot.name, slot.kind) for slot in pattern.slots]
+    fuller = TextPattern(literals, (*bare[: n + 1], *([bare[n]] * len(inner)), *bare[n + 1 :]))
+    plain = sum(fuller.cut(text) is not None for text in texts)
+    return weighed(fuller, texts) if _enough(plain, len(texts)) else None
+
+
+def separators(values: Sequence[str]) -> list[str]:
+    """The pieces of text that part all these values, which are of several inputs; empty if there are none."""
+    distinct = sorted(set(values))
+    if len(distinct) < _FEW or sum(is_kind("json", value) for value in distinct) > len(distinct) / 2:
+        return []  # objects of one kind share their keys
+    ordered = _plain_first(spread(distinct, _MOST))
+    for sample in _samples(ordered):
+        for _ in range(_ROUNDS):
+            inner = _held(field_literals(sorted(sample), inside=True)[1:-1], distinct)
+            strays = [value for value in distinct if not _has(inner, value)]
+            if not inner or not strays:
+                break
+            sample = sorted({*sample, *spread(strays, 2)})
+        else:
+            continue
+        if inner and not _is_chance(inner, spread(distinct, _MOST)):
+            return inner
+    return []
+
+
+def _held(pieces: Sequence[str], values: Sequence[str]) -> list[str]:
+    """The pieces less the signs at their ends that some value lacks: what only the first values ended with."""
+    held = list(pieces)
+    for n, piece in enumerate(pieces):
+        said = tokens(piece)
+        cuts = sorted((i + k, i, k) for i in range(_SIGNS + 1) for k in range(_SIGNS + 1) if i + k < len(said))
+        for _, i, k in cuts:
+            shorter = "".join(said[i : len(said) - k])
+            if shorter.strip() and all(shorter in value for value in values):
+                held[n] = shorter
+                break
+    return held
+
+
+def _samples(ordered: Sequence[str]) -> list[list[str]]:
+    """The first values, many first."""
+    counts = [len(ordered) * 3 // 4, *(min(count, len(ordered) // 2) for count in _SAMPLES)]
+    return [list(ordered[:count]) for count in dict.fromkeys(counts) if count >= min(_SAMPLES)]
+
+
+def _plain_first(values: Sequence[str]) -> list[str]:
+    """Values, those first in which least of what all hold occurs once more than need be; none if all hold nothing
+    that most hold as seldom as any."""
+    counts: list[Counter[object]] = []
+    common: set[object] = set()
+    for value in values:
+        counts.append(_signs(value))
+        common = common.intersection(counts[-1]) if len(counts) > 1 else set(counts[-1])
+        if not common:
+            return []
+    extra = [0] * len(values)
+    telling = False
+    for sign in common:
+        column = [found[sign] for found in counts]
+        least = min(column)
+        if column.count(least) >= PLAIN * len(column):
+            telling = True
+            extra = [n + (count > least) for n, count in zip(extra, column, strict=True)]
+    return [values[n] for n in sorted(range(len(values)), key=lambda n: (extra[n], n))] if telling else []
+
+
+def _signs(value: str) -> Counter[object]:
+    """How often each token occurs, and each pair of neighbours; blanks are no tokens here."""
+    found = [token for token in tokens(value) if token != " "]
+    return Counter([*found, *pairwise(found)])
+
+
+def _has(pieces: Sequence[str], value: str) -> bool:
+    at = 0
+    for piece in pieces:
+        at = value.find(piece, at) + len(piece)
+        if at < len(piece):
+            return False
+    return True
+
+
+def _is_chance(pieces: Sequence[str], values: Sequence[str]) -> bool:
+    """Whether values of one input could hold one of these pieces just so."""
+    length = statistics.fmean(len(tokens(value)) for value in values)
+    for piece in pieces:
+        found = [value.count(piece) for value in values]
+        bits, once = surprise(tokens(piece)), set(found) == {1}
+        if by_chance(statistics.fmean(found), length / 2, bits, len(values), once=once, ways=int(length)):
+            return True
+    return False

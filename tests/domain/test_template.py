@@ -122,6 +122,46 @@ def test_a_value_that_quotes_the_template_is_not_cut_at_a_guess() -> None:
     assert "more than one way" in why_not(REPLY, request)
 
 
+LETTER, TONE = Slot("letter", usual=(200.0, 1.6)), Slot("tone", usual=(8.0, 1.6))
+ABOUT = "the oak table that came on Monday with a scratch across its top, and what the shop will do about it " * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        (f"Letter: {ABOUT}\nTone: warm\nGo.", (ABOUT, "warm")),
+        (f"Letter: He said:\nTone: {ABOUT}\nTone: dry\nGo.", (f"He said:\nTone: {ABOUT}", "dry")),
+        (f"Letter: {ABOUT}\nTone: dry\nTone: warm\nGo.", None),  # "dry", and more, or a longer letter?
+        (f"Letter: {ABOUT}\nTone: dry" + "\nTone: " * 60 + "\nGo.", None),  # nobody weighs so many
+        (f"Letter: {ABOUT}" + ABOUT * 400 + "\nTone: dry\nTone: warm\nGo.", None),  # nor looks so far
+    ],
+)
+def test_of_several_ways_to_cut_the_one_is_taken_whose_values_are_clearly_as_long_as_usual(
+    text: str, values: tuple[str, ...] | None
+) -> None:
+    assert TextPattern(("Letter: ", "\nTone: ", "\nGo."), (LETTER, TONE)).cut(text) == values
+
+
+def test_without_a_usual_length_for_every_slot_nothing_is_weighed() -> None:
+    text = f"Letter: He said:\nTone: {ABOUT}\nTone: dry\nGo."
+    assert TextPattern(("Letter: ", "\nTone: ", "\nGo."), (LETTER, Slot("tone"))).cut(text) is None
+
+
+lengths = st.tuples(st.floats(0, 30), st.floats(1, 5))
+
+
+@given(
+    st.lists(st.text("ab:", min_size=1, max_size=3), min_size=3, max_size=5), st.text("ab:", max_size=40), st.data()
+)
+def test_what_is_weighed_is_one_of_the_ways_to_cut(literals: list[str], text: str, data: st.DataObject) -> None:
+    slots = tuple(Slot(f"s{i}", usual=data.draw(lengths)) for i in range(len(literals) - 1))
+    ends = literals[0], literals[-1]
+    values = TextPattern(("", *literals[1:-1], ""), slots).cut(text)
+    whole = TextPattern(tuple(literals), slots).cut(ends[0] + text + ends[1])
+    assert values == whole
+    assert values is None or values in _cuts(("", *literals[1:-1], ""), text)
+
+
 def test_a_value_unlike_all_that_were_seen_is_not_stripped() -> None:
     slot = Slot("message", limit=20, single_line=True)
     pattern = TextPattern(("Message: ", ""), (slot,))

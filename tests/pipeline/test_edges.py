@@ -94,3 +94,44 @@ texts = st.text(alphabet='ab A."\n-1', max_size=14)
 def test_no_rule_changes_what_a_sample_says(left: str, values: list[str], right: str) -> None:
     after = settled(Gap(left, tuple(values), right))
     assert [after.left + v + after.right for v in after.values] == [left + v + right for v in values]
+
+
+def test_a_full_stop_ends_no_sentence_of_another_script() -> None:
+    values = ["市政污水收集与处理高效管理模式", "中国古代文学学科的知识背景", "爵士钢琴的音乐理论与创作实践"]
+    assert edges(settled(gap("Topic: ", values, ".\nGo."))) == ("Topic: ", ".\nGo.")
+
+
+def test_a_document_whose_paragraphs_begin_alike_is_no_list() -> None:
+    tables = ["CREATE TABLE a (\n  x\n);\n\nCREATE TABLE b (\n  y\n);", "CREATE TABLE c (\n  z\n);"]
+    inner = [table.removeprefix("CREATE TABLE ").removesuffix("\n);") for table in tables]
+    settled_gap = settled(gap("Schema:\n```\nCREATE TABLE ", inner, "\n);\n```\nGo."))
+    assert edges(settled_gap) == ("Schema:\n```\n", "\n```\nGo.")
+    assert settled_gap.values[:2] == tuple(tables)
+
+
+def test_a_label_that_values_quote_begins_no_list() -> None:
+    values = ["red", "blue", "green", "up", "down", "say so\nQuestion: left", "be brief.\n\nQuestion: why"]
+    left = "Answer in a word, be brief.\n\nQuestion: "
+    assert edges(settled(gap(left, values, "\nAnswer:"))) == (left, "\nAnswer:")
+
+
+def test_blocks_that_bring_their_own_line_ends_keep_them() -> None:
+    places = ["Rome", "Oslo\n\nLima", "Bern\n\nRiga\n\nTurin"]
+    options = settled(gap("Options:\n\n", places, "\n\n\nWhich?"))
+    assert edges(options) == ("Options:\n", "\n\nWhich?")
+    assert options.values[:2] == ("\nRome\n", "\nOslo\n\nLima\n")
+    assert edges(settled(gap("Text:\n\n", places, "\n\nWhich?"))) == ("Text:\n\n", "\n\nWhich?")
+
+
+def test_the_line_that_ends_every_item_is_the_lists() -> None:
+    functions = ["f()\nreturn it\n\ng()", "h()", "k()\nreturn it\n\nl()\nreturn it\n\nm()"]
+    listed = settled(gap("Document these:\n\n", functions, "\nreturn it\n\nBe brief."))
+    assert edges(listed) == ("Document these:\n", "\nBe brief.")
+    assert listed.values[0] == "\nf()\nreturn it\n\ng()\nreturn it\n"
+
+
+def test_a_word_right_behind_a_value_is_found() -> None:
+    texts = [
+        f"Task: {name}Response: {town}" for name, town in zip(["raise", "itSelf", "NO"] * 4, TOWNS, strict=True)
+    ]
+    assert field_literals(texts * 2) == ["Task: ", "Response: ", ""]

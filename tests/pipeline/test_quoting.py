@@ -1,13 +1,15 @@
-"""Values that quote the prompt: one task, its plain requests cut sharply, the others by what all have."""
+"""Fixed text that values hold too: found all the same, and cut by where what is clear is."""
 
 from __future__ import annotations
 
 import json
+import random
 
 from gateway.domain.matching import TemplateIndex
+from gateway.domain.template import Slot, TextPattern
 from gateway.pipeline.infer import Recorded, infer
 from gateway.pipeline.mining import Miner, cut_row
-from gateway.pipeline.quoting import told_apart
+from gateway.pipeline.quoting import refined, separators, weighed
 
 CITIES = ["Rome", "New York", "Oslo", "Lima", "Kyoto", "Cairo", "Quito", "Bern", "Perth", "Accra", "Turin", "Split"]
 ASKED = ["food", "museums", "a quiet walk", "jazz, any kind", "books", "the sea", "trains", "tea", "chess", "art"]
@@ -40,22 +42,67 @@ def test_one_value_that_holds_a_label_does_not_make_the_label_input_in_all_reque
     assert set(found.assignments.values()) == {(plain.template.task, 1), (plain.template.task, 2)}
 
 
-def test_where_most_requests_quote_there_is_one_template_for_all() -> None:
-    rows = [(text,) for text in PLAIN[:6] + QUOTING]
+def test_where_hardly_a_request_is_plain_there_is_one_template_for_all() -> None:
+    rows = [(text,) for text in PLAIN[:2] + QUOTING]
     (found,) = Miner(rows, "s", [False]).mine()
-    assert told_apart(rows, "s", found).quoting is None
+    assert refined(rows, "s", found) == (found, None)
 
 
 def test_all_requests_of_the_template_still_have_one() -> None:
     rows = [(text,) for text in PLAIN + QUOTING]
     (found,) = Miner(rows, "s", [False]).mine()
-    main, quoting = told_apart(rows, "s", found)
-    assert main.members == list(range(len(PLAIN)))
+    main, quoting = refined(rows, "s", found)
+    assert main.members[: len(PLAIN)] == list(range(len(PLAIN)))
+    assert len(main.members) < len(rows)
     assert quoting == found
     assert found.members == list(range(len(rows)))
     assert all(cut_row(found.patterns, row) is not None for row in rows)
     assert "\nTwo: " in main.patterns[0].literals
     assert "\nTwo: " not in found.patterns[0].literals
+
+
+WORDS = ["boat", "noon", "rain", "captain", "leave", "home", "sleep", "never", "old", "quiet", "to", "bring", "and"]
+
+
+def letter(number: int) -> str:
+    """About a hundred characters, always others."""
+    return " ".join(random.Random(number).choices(WORDS, k=18))
+
+
+def test_a_quote_is_told_from_the_label_by_how_long_the_values_usually_are() -> None:
+    texts = [asked(letter(i), f"{CITIES[i % 12]} {i}") for i in range(24)]
+    quoting = [asked(f"{letter(-i)}\nTwo: {letter(100 + i)}", CITIES[i]) for i in range(1, 5)]
+    requests = [Recorded(str(i), float(i), body(text), "key") for i, text in enumerate(texts + quoting)]
+    (template,) = infer(requests).templates
+    found = template.strip(body(quoting[0]))
+    assert found is not None
+    assert found.values == (f"{letter(-1)}\nTwo: {letter(101)}", "New York")
+    assert [slot.usual is not None for slot in template.slots] == [True, True]
+
+
+def test_where_no_request_is_doubtful_none_is_weighed_later() -> None:
+    texts = [asked(letter(i), f"{CITIES[i % 12]} {i}") for i in range(24)]
+    requests = [Recorded(str(i), float(i), body(text), "key") for i, text in enumerate(texts)]
+    (template,) = infer(requests).templates
+    assert template.strip(body(asked(letter(50), "Rome 50"))) is not None
+    assert template.strip(body(asked(f"{letter(50)}\nTwo: {letter(51)}", "Rome 50"))) is None
+
+
+def test_weighing_needs_requests_that_are_clear() -> None:
+    pattern = TextPattern(("One: ", "\nTwo: ", ""), (Slot("one"), Slot("two")))
+    clear, doubtful = "One: a\nTwo: b", "One: a\nTwo: b\nTwo: c"
+    assert weighed(pattern, [clear] * 4) == pattern
+    assert weighed(pattern, [clear] * 3 + [doubtful]) == pattern
+    assert [slot.usual for slot in weighed(pattern, [clear] * 4 + [doubtful]).slots] == [(1.0, 1.35), (1.0, 1.35)]
+
+
+def test_what_parts_two_inputs_is_found_in_their_values() -> None:
+    pairs = [f"{CITIES[i % 12]} in {ASKED[i % 10]}/{ASKED[-i % 10]} of {CITIES[-i % 12]}" for i in range(1, 30)]
+    assert separators([*pairs, "Rome and/or Oslo/tea"]) == ["/"]
+    assert separators([*pairs, "Rome, Oslo, tea"]) == []  # one without it
+    assert separators([f'{{"from": "{pair}"}}' for pair in pairs]) == []  # keys of an object are no prompt
+    assert separators(pairs[:7]) == []  # too few to tell
+    assert separators([letter(i) for i in range(40)]) == []
 
 
 def test_a_list_whose_items_most_requests_have_two_of_stays_a_list() -> None:
@@ -68,7 +115,7 @@ def test_a_list_whose_items_most_requests_have_two_of_stays_a_list() -> None:
     ]
     rows = [(text,) for text in texts]
     (found,) = Miner(rows, "s", [False]).mine()
-    assert told_apart(rows, "s", found) == (found, None)
+    assert refined(rows, "s", found) == (found, None)
 
 
 def test_the_order_of_the_requests_changes_nothing() -> None:
