@@ -54,7 +54,11 @@ def templates(rng: random.Random) -> list[PromptTemplate]:
     for number in range(40):
         office = f"You are the clerk of office number {number}."
         bucket = layout.bucket_of({"tools": TOOLS}) if number % 3 == 0 else ""
-        slots = (Slot("letter"), Slot("tone", single_line=number % 2 == 0, limit=2000))
+        known = number % 3 == 0
+        slots = (
+            Slot("letter", usual=(300.0, 3.0) if known else None),
+            Slot("tone", single_line=number % 2 == 0, limit=2000, usual=(8.0, 2.0) if known else None),
+        )
         asked = TextPattern(("Letter: ", "\nTone: ", "\nAnswer in one word."), slots)
         ruled = TextPattern((f"Office {number}\n", "-" * 40, "-" * 39 + "\n"), (Slot("over"), Slot("under")))
         free = TextPattern((f"To office {number} at once: ", ""), (Slot("text"),))
