@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.domain.pattern import is_kind
 from gateway.domain.template import TextPattern
-from gateway.pipeline.alignment import by_chance, surprise, tokens
+from gateway.pipeline.alignment import COMMON, by_chance, surprise, tokens
 from gateway.pipeline.literals import field_literals
 from gateway.pipeline.mining import Found, Row, cut_row
 from gateway.pipeline.splitting import MIN_ROWS, spread
@@ -172,11 +172,20 @@ def _has(pieces: Sequence[str], value: str) -> bool:
     return True
 
 
+def _is_telling(token: str) -> bool:
+    """Whether this is more than what any sentence holds ("in the", a comma)."""
+    if token.isalpha():
+        return len(token) > 1 and token.lower() not in COMMON
+    return token == "\n" or not (token.isspace() or token.isdigit() or token in ".,;?!'-")
+
+
 def _is_chance(pieces: Sequence[str], values: Sequence[str]) -> bool:
     """Whether values of one input could hold one of these pieces just so."""
     length = statistics.fmean(len(tokens(value)) for value in values)
     for piece in pieces:
         found = [value.count(piece) for value in values]
+        if not any(map(_is_telling, tokens(piece))):
+            return True
         bits, once = surprise(tokens(piece)), set(found) == {1}
         if by_chance(statistics.fmean(found), length / 2, bits, len(values), once=once, ways=int(length)):
             return True

@@ -100,6 +100,7 @@ def test_what_parts_two_inputs_is_found_in_their_values() -> None:
     pairs = [f"{CITIES[i % 12]} in {ASKED[i % 10]}/{ASKED[-i % 10]} of {CITIES[-i % 12]}" for i in range(1, 30)]
     assert separators([*pairs, "Rome and/or Oslo/tea"]) == ["/"]
     assert separators([*pairs, "Rome, Oslo, tea"]) == []  # one without it
+    assert separators([pair.replace("/", " and the ") for pair in pairs]) == []  # what sentences hold anyway
     assert separators([f'{{"from": "{pair}"}}' for pair in pairs]) == []  # keys of an object are no prompt
     assert separators(pairs[:7]) == []  # too few to tell
     assert separators([letter(i) for i in range(40)]) == []
