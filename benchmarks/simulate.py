@@ -355,14 +355,14 @@ def worse(story: Story) -> None:
 
 
 def decay(story: Story) -> None:
-    """A candidate that is just as good as promised is 5 points worse from one moment on. `until`: the rollback."""
+    """A candidate that is wrong half as often as allowed is 5 points worse from one moment on. `until`: the
+    rollback."""
     world = story.world
-    promised = 1 - world.shop.config.policy("x").margin
-    _made_serves(story, 1.0)
+    usual = 1 - world.shop.config.policy("x").margin / 2
+    _made_serves(story, usual)
     story.live_until(all_steps, 7)
-    world.made.agreement = promised
     world.live(2)
-    world.made.agreement, story.event, story.until = promised - 0.05, world.numbers, None
+    world.made.agreement, story.event, story.until = usual - 0.05, world.numbers, None
     if not world.flips("rollback"):
         story.live_until(lambda w: bool(w.flips("rollback")), 28)
 
