@@ -206,8 +206,10 @@ def _said_of(scope: Scope) -> str:
 def tools_of(store: SqliteStore, template: PromptTemplate) -> list[dict[str, Any]]:
     """The tools that a template's requests declare, which a stripped request keeps; empty where there are none, or
     none in the form that chat models are trained with."""
-    requests = [request for one in newest_of(store, template, 1) if (request := recorded(one))]
-    declared: list[dict[str, Any]] = requests[0].body.get("tools") or [] if requests else []
+    newest = "rowid IN (SELECT MAX(rowid) FROM exchanges WHERE task = ? AND task_version = ?)"
+    found = store.each_exchange(newest, [template.task, template.version])
+    requests = [request for one in found if (request := recorded(one)) is not None]
+    declared: list[dict[str, Any]] = (requests[0].body.get("tools") or []) if requests else []
     try:
         check_tools(declared)
     except InvalidRow:
