@@ -67,9 +67,7 @@ class Runs:
         self.usual = np.where(audited[:, None], usual, self.usual) if self.held_out else self.usual
         self.differed += audited & differs
         self.seen += audited
-        suspicion = np.maximum(
-            self.evidence * self.allowed / WARNING, self.change * likely[:, 0] / CHANGE_WARNING
-        )
+        suspicion = np.maximum(self.evidence * self.allowed / WARNING, self.change * likely[:, 0] / CHANGE_WARNING)
         self.raised = np.where(self.raised, suspicion >= 0.5, suspicion >= 1)
 
     @property

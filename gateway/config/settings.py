@@ -120,6 +120,7 @@ class TaskPolicy(Section):
     max_latency_ratio: float = Field(1.2, gt=0, description="candidate's p95 latency over the incumbent's, at most")
     min_held_out: int = Field(50, ge=1, description="held-out rows that a decision needs")
     measure: Literal["auto", "exact", "fields", "similarity", "judge"] = "auto"
+    embedding: str | None = Field(None, description="embedding by which answers in prose are compared, too")
     judge: str | None = Field(None, description="provider/model that compares answers in prose")
     judge_rows: int = Field(300, ge=1, description="held-out rows on which the judge compares")
     sibling: str | None = Field(None, description="provider/model that is asked the whole prompt, too")

@@ -23,6 +23,7 @@ METRICS = {
     "json_valid": "valid JSON",
     "schema_valid": "fits schema",
     "chrf": "chrF",
+    "embedding": "embedding",
 }
 """What the measures of `Score.metrics` are called."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from gateway import embeddings
 from gateway.config import Config, TaskPolicy
 from gateway.domain.dataset import Dataset, Row
 from gateway.domain.finetune import FineTune, FineTuneState
@@ -27,7 +28,7 @@ from gateway.errors import DatasetError, TaskError
 from gateway.pipeline import itself, judge
 from gateway.pipeline.asking import Answered, Ask
 from gateway.pipeline.bounds import LEAST, CrossFit, choose_threshold
-from gateway.pipeline.quality import same_answer
+from gateway.pipeline.quality import Likeness, same_answer
 from gateway.pipeline.report import write_report
 from gateway.pipeline.scores import JudgeBill, Measure, Report, Score, load_report
 from gateway.pipeline.scoring import Contender, Line, Terms, describe, incumbent, scored, with_quality
@@ -70,7 +71,7 @@ def evaluate(
     trial, later = _trials(store, dataset)
     policy = config.policy(dataset.task)
     terms, seats = _seats(config, policy, dataset, trained, models, asks, trial)
-    terms = msgspec.structs.replace(terms, relayed=relayed)
+    terms = msgspec.structs.replace(terms, relayed=relayed, likeness=_likeness(policy, terms.kind, failed))
     answered = _asked(seats, failed)
     others = others if answered else None  # with nobody to compare them with, they would cost money for nothing
     baselines = _lines(_asked(_baselines(config, policy, trained, trial, others), failed), terms)
@@ -179,6 +180,18 @@ def _seats(
         kind=kind, measure=measure_of(policy, kind, again), confidence=confidence,
         hosting=_hosting(config, dataset, trial), twice=itself.asked_twice(dataset.card, kind),
     ), seats  # fmt: skip
+
+
+def _likeness(policy: TaskPolicy, kind: str, failed: dict[str, str]) -> Likeness | None:
+    """By which answers in prose are compared beside chrF; one that is not here is noted in `failed`."""
+    if kind != "generation" or policy.embedding is None:
+        return None
+    encoder = embeddings.find(policy.embedding)
+    if encoder is None:
+        here = ", ".join(embeddings.installed()) or "none"
+        failed[f"embedding {policy.embedding}"] = f"it is not installed, and no folder of one; installed: {here}"
+        return None
+    return Likeness(encoder)
 
 
 def _hosting(config: Config, dataset: Dataset, trial: Trial) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -180,3 +180,31 @@ def _ngrams(text: str) -> tuple[Counter[str], ...]:
     """The counts of the text's n-grams, for each order that it is long enough for."""
     orders = range(1, min(CHRF_ORDER, len(text)) + 1)
     return tuple(Counter(text[at : at + n] for at in range(len(text) - n + 1)) for n in orders)
+
+
+class Likeness:
+    """How near the meanings of two answers are, by an embedding: the cosine of their vectors, 0 where negative.
+
+    Each text is read once. It says little of a number or a "not" that is wrong, so it is shown and decides nothing.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[str]], NDArray[Any]]) -> None:
+        """`encode` gives a vector for each text, of any length."""
+        self._encode = encode
+        self._known: dict[str, NDArray[Any]] = {}
+
+    def of(self, pairs: Sequence[Pair]) -> list[float]:
+        """One value a pair; 1 for the same text, 0 where there is no answer."""
+        wanted = {text for pair in pairs if pair[0] != pair[1] and pair[1] is not None for text in pair if text}
+        new = sorted(wanted - self._known.keys())
+        if new:
+            vectors = np.asarray(self._encode(new), dtype=float)
+            lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            self._known.update(zip(new, vectors / lengths, strict=True))
+        return [self._one(*pair) for pair in pairs]
+
+    def _one(self, expected: str, given: str | None) -> float:
+        if expected == given:
+            return 1.0
+        one, other = self._known.get(expected), self._known.get(given or "")
+        return 0.0 if one is None or other is None else min(1.0, max(0.0, float(one @ other)))

@@ -47,6 +47,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     again: Mapping[str, float] = {}
     twice: Itself | None = None
     relayed: bool = False
+    likeness: quality.Likeness | None = None
+    """By which the meanings of answers in prose are compared, where an embedding is configured."""
 
 
 class Contender(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +110,7 @@ def scored(who: Contender, trial: Trial, answers: Sequence[Answered], terms: Ter
         candidate=who.name, finetune=who.finetune, upstream=who.upstream, model=who.model, role=who.role,
         min_confidence=who.threshold, expected=who.expected, rows=len(got),
         **_agreement(same, got, trial, terms.confidence), **_costs(who, got, trial, terms),
-        metrics=metrics_of(terms.kind, trial, given), gold=gold_of(trial, given),
+        metrics=metrics_of(terms, trial, given), gold=gold_of(trial, given),
     )  # fmt: skip
     line = Line(score, given, values, [one.answered for one in got])
     if terms.measure == "judge":  # its word is still to come
@@ -208,8 +210,9 @@ def with_quality(score: Score, rows: Sequence[Row], values: Sequence[float], ter
     )  # fmt: skip
 
 
-def metrics_of(kind: str, trial: Trial, given: Sequence[str | None]) -> dict[str, Figure]:
+def metrics_of(terms: Terms, trial: Trial, given: Sequence[str | None]) -> dict[str, Figure]:
     """The measures of this kind of task, over the rows whose answer is a text."""
+    kind = terms.kind
     held = [
         (row.output, text)
         for row, text in zip(trial.rows, given, strict=True)
@@ -225,7 +228,8 @@ def metrics_of(kind: str, trial: Trial, given: Sequence[str | None]) -> dict[str
             "json_valid": mean_figure([quality.is_json_object(text) for _, text in held]),
             **_schema_valid(trial, given),
         }
-    return {"chrf": mean_figure([quality.chrf(*pair) for pair in held])}
+    meaning = {"embedding": mean_figure(terms.likeness.of(held))} if terms.likeness is not None else {}
+    return {"chrf": mean_figure([quality.chrf(*pair) for pair in held]), **meaning}
 
 
 def _schema_valid(trial: Trial, given: Sequence[str | None]) -> dict[str, Figure]:

@@ -32,7 +32,5 @@ def test_json_of_one_closed_field_is_learnt_by_the_classifier_and_written_as_it_
     (done,) = run(store, config, data, candidates, models)
     assert done.state is FineTuneState.SUCCEEDED
     model = EmbeddedModel.load(models, str(done.model))
-    right = [
-        model.answer(row.text)[0] == written(sorted_by_the_model(row.text)) for row in data.part("validation")
-    ]
+    right = [model.answer(row.text)[0] == written(sorted_by_the_model(row.text)) for row in data.part("validation")]
     assert sum(right) >= 0.95 * len(right)

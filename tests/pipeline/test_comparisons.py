@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from judging import REMOTE, evaluated, only, says
 from stories import SYSTEM, asked, config_in, exchange, feedback, keep, mail, sorted_by_the_model, template, traffic
+from tiny_bert import tiny_bert
 
 from gateway.app import price_book
 from gateway.config import TaskPolicy
@@ -427,6 +428,28 @@ def test_prose_is_judged_by_a_model_that_is_asked_only_about_what_differs(
     assert (report.judge.pairs, report.judge.equal) == (differing, differing)
     assert SYSTEM in judged[0].json()["messages"][0]["content"]
     assert score.metrics["chrf"].value < 1.0
+
+
+def test_prose_is_compared_by_an_embedding_where_one_is_named(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    """Random weights: what they find alike is of no use, but the same answer is the same, and others are not."""
+    (tmp_path / "encoder").mkdir()
+    config = config_in(tmp_path, tasks={"default": {"embedding": str(tiny_bert(tmp_path / "encoder"))}})
+    prose = kind(data, "generation")
+    polite = says(lambda text: f"{sorted_by_the_model(text)}: where is my card?")
+    other = only(evaluated(store, tmp_path, prose, polite, config=config)).metrics["embedding"]
+    assert 0 <= other.low <= other.value <= other.high < 1
+    same = evaluated(store, tmp_path, prose, says(sorted_by_the_model), config=config)
+    assert only(same).metrics["embedding"].value == 1.0
+    assert "embedding" not in only(evaluated(store, tmp_path, data, polite, config=config)).metrics  # labels
+
+
+def test_an_embedding_that_is_not_here_is_named(store: SqliteStore, tmp_path: Path, data: Dataset) -> None:
+    config = config_in(tmp_path, tasks={"default": {"embedding": "no-such-embedding"}})
+    report = evaluated(store, tmp_path, kind(data, "generation"), says(sorted_by_the_model), config=config)
+    assert "it is not installed" in report.failed["embedding no-such-embedding"]
+    assert sorted(only(report).metrics) == ["chrf"]
 
 
 def test_without_its_judge_the_quality_of_prose_is_not_known(

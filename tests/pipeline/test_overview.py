@@ -99,7 +99,5 @@ def test_a_model_that_ends_is_told_long_before(shop: Workshop, monkeypatch: pyte
     config = shop.config.model_copy(update={"providers": {"openai": provider}})
     (row,) = overview(shop.store, config)
     said = "openai takes gpt-6 away on 1970-06-01 (in 150 days)"
-    assert row["shutdowns"] == [
-        {"model": "openai/gpt-6", "date": "1970-06-01", "days": 150, "sentence": said}
-    ]
+    assert row["shutdowns"] == [{"model": "openai/gpt-6", "date": "1970-06-01", "days": 150, "sentence": said}]
     assert said in pages.task(facts.page(shop.store, config, "mail"))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gateway.pipeline.quality import (
     FieldCount,
+    Likeness,
     chrf,
     confusion,
     exact,
@@ -156,3 +160,30 @@ def test_chrf_is_a_share_and_1_for_the_same_text(one: str, other: str) -> None:
     assert 0 <= chrf(one, other) <= 1
     assert chrf(one, one) == pytest.approx(1.0)
     assert chrf(one, None) == 0.0
+
+
+def letters(texts: Sequence[str]) -> NDArray[Any]:
+    """An embedding to which c is the contrary of a, and b something else."""
+    return np.array([[text.count("a") - text.count("c"), text.count("b")] for text in texts])
+
+
+@pytest.mark.parametrize(
+    ("expected", "given", "near"),
+    [("ab", "ab", 1.0), ("ab", "ba", 1.0), ("a", "b", 0.0), ("a", "c", 0.0), ("a", "ab", 0.5**0.5),
+     ("a", None, 0.0), ("a", "", 0.0), ("", "", 1.0), ("a", "zzz", 0.0)],
+)  # fmt: skip
+def test_meanings_are_as_near_as_their_vectors(expected: str, given: str | None, near: float) -> None:
+    assert Likeness(letters).of([(expected, given)]) == [pytest.approx(near)]
+
+
+def test_no_text_is_embedded_twice_and_what_is_the_same_not_once() -> None:
+    read: list[str] = []
+
+    def encode(texts: Sequence[str]) -> NDArray[Any]:
+        read.extend(texts)
+        return letters(texts)
+
+    likeness = Likeness(encode)
+    likeness.of([("a", "b"), ("a", "ab"), ("abc", "abc")])
+    likeness.of([("b", "a")])
+    assert sorted(read) == ["a", "ab", "b"]
