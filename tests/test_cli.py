@@ -262,6 +262,9 @@ def test_from_traffic_to_a_route_and_back_by_hand(desk: Desk) -> None:
 def test_tables_are_for_people(trained: Desk) -> None:
     assert "classifier word" in trained.types("finetune", "mail").output
     assert "classifier word" in trained.types("evaluate", "mail").output
+    dry = trained.types("promote", "mail", "--dry-run")
+    assert dry.exit_code == 0
+    assert "Decision (nothing is changed): classifier word: would be promoted" in " ".join(dry.output.split())
     promoted = trained.types("promote", "mail")
     assert promoted.exit_code == 0
     assert f"{trained.routes}: 95 % of the requests of mail go to mail-" in promoted.output.replace("\n", "")

@@ -274,9 +274,7 @@ def _fact(value: float | str) -> str:
 
 
 def _method(report: Report) -> Markup:
-    sources = {score.candidate: score.latency_source for score in lines(report) if score.latency_source}
-    told = [f"{name}: {source}" for name, source in sources.items()]
-    items = [f"Latency of {text}." for text in told]
+    items = [f"Latency of {who}: {source}." for source, who in _sources(report).items()]
     if report.requests_per_day:
         rate = f"{report.requests_per_day:,.0f} requests a day, the mean over the time of recording"
         items.append(f"Traffic: {rate}; hosting is shared among them.")
@@ -285,6 +283,18 @@ def _method(report: Report) -> Markup:
         items.append(_judged(report.judge))
     items.append("Intervals: rows resampled 1,000 times, seed fixed; shares that agree by the exact binomial.")
     return join(el("h2", "How it was measured"), el("ul", *(el("li", item) for item in items), class_="small"))
+
+
+def _sources(report: Report) -> dict[str, str]:
+    """How latency was measured -> of whom: each way is told once, with the numbers of those it was used for."""
+    found: dict[str, list[int]] = {}
+    for number, score in enumerate(lines(report)):
+        if score.latency_source:
+            found.setdefault(score.latency_source, []).append(number)
+    return {
+        source: "the incumbent" if numbers == [0] else f"number {', '.join(map(str, numbers))}"
+        for source, numbers in found.items()
+    }
 
 
 def _pays(score: Score) -> str:

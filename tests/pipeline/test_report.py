@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -208,3 +209,20 @@ def test_every_dot_is_inside_the_picture(found: list[Dot], promise: float | None
 
 def test_no_models_no_picture() -> None:
     assert draw([], promise=0.95, x_name="", y_name="") == ""
+
+
+def test_how_latency_was_measured_is_told_once_for_all_that_were_asked_alike(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    evaluated(store, tmp_path, data, says(sorted_by_the_model), *(REMOTE.but(id=f"ft-{n}") for n in range(3)))
+    told = [text for text in Page(page_of(data)).texts if text.startswith("Latency of")]
+    assert [text.partition(":")[0] for text in told] == ["Latency of the incumbent", "Latency of number 1, 2, 3"]
+    assert "asked directly" in told[1]
+
+
+def test_the_numbers_of_ten_models_at_one_place_stay_in_the_chart() -> None:
+    dots = [Dot(number=n, name=f"m{n}", kind="candidate", cost=1.0, quality=1.0, p95_ms=10.0) for n in range(10)]
+    drawn = str(draw(dots, promise=0.95, x_name="USD", y_name="agreement"))
+    heights = [float(y) for y in re.findall(r'y="([-\d.]+)" class="number"', drawn)]
+    assert len(heights) == len(set(heights)) == 10
+    assert all(10 <= y <= HEIGHT for y in heights)
