@@ -88,13 +88,16 @@ def main() -> None:
     parser.add_argument("--foreign", nargs="+", default=["banking77", "snips_extract"], help="strangers")
     parser.add_argument("--sizes", nargs="+", type=int, default=[500, 2000])
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--head", choices=["svc", "lr", "nb", "centroid", "net", "blend"], default="blend")
+    parser.add_argument("--features", choices=["word", "char", "word+char", "pair+char"], default="pair+char")
     parser.add_argument("--embedding", default="", help="the name of an installed one, or a folder")
     parser.add_argument("--target", type=float, default=0.95, help="promised agreement of the answers")
     parser.add_argument(
         "--gate", action="store_true", help="a threshold that N / 5 held-out rows will confirm, too"
     )
     arguments = parser.parse_args()
-    options, policy = Options(embedding=arguments.embedding), TaskPolicy(answer_agreement=arguments.target)
+    options = Options(features=arguments.features, head=arguments.head, embedding=arguments.embedding)
+    policy = TaskPolicy(answer_agreement=arguments.target)
     found = encoder_of(options)
     encoder = Remembering(found) if found else None
     files = {name: load(arguments.data / f"{name}.jsonl") for name in {*arguments.sets, *arguments.foreign}}

@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["banking77", "snips_extract"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[100, 500, 2000])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--head", choices=["lr", "svc"], default="svc")
+    parser.add_argument("--head", choices=["svc", "lr", "nb", "centroid", "net", "blend"], default="blend")
+    parser.add_argument("--features", choices=["word", "char", "word+char", "pair+char"], default="pair+char")
     parser.add_argument("--embedding", default="", help="the name of an installed one, or a folder")
     parser.add_argument("--noise", type=float, default=0.0, help="share of wrong answers to learn from")
     parser.add_argument("--naive", action="store_true", help="learn all answers alike, the doubtful too")
@@ -133,7 +134,12 @@ def main() -> None:
                     *logged(random.Random(seed).sample(rows["train"], int(size * 0.8)), arguments.noise, seed),
                     rows["test"],
                     foreign,
-                    Options(head=arguments.head, embedding=arguments.embedding, robust=not arguments.naive),
+                    Options(
+                        features=arguments.features,
+                        head=arguments.head,
+                        embedding=arguments.embedding,
+                        robust=not arguments.naive,
+                    ),
                 )
                 for seed in range(arguments.seeds)
             ]

@@ -40,12 +40,20 @@ class ClassifierTrainer:
         self._settings = settings
 
     def candidates(self, dataset: Dataset) -> list[dict[str, Any]]:
-        """Large margins, beside each embedding that is installed too; logistic regression; characters alone."""
+        """What differs in features and in how it learns; the likeliest first, and it with each embedding that is
+        installed."""
+        best = {"features": "pair+char", "head": "blend"}
         sweep: list[dict[str, Any]] = [
+            best,
+            *({**best, "embedding": name} for name in embeddings.installed()),
             {"features": "word+char", "head": "svc"},
-            *({"features": "word+char", "head": "svc", "embedding": name} for name in embeddings.installed()),
             {"features": "word+char", "head": "lr", "c": 3.0},
+            {"features": "pair+char", "head": "svc"},
             {"features": "char", "head": "svc"},
+            {"features": "word", "head": "svc"},
+            {"features": "word+char", "head": "svc", "c": 0.3},
+            {"features": "pair+char", "head": "nb"},
+            {"features": "word+char", "head": "centroid"},
         ]
         return [{**self._settings.options, **options} for options in sweep]
 

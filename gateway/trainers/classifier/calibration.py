@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gateway.student import Calibration, Floats, log_odds, softmax
+from gateway.student import Calibration, Floats, Scores, log_odds, softmax
 from gateway.trainers.classifier.features import Labels
-from gateway.trainers.classifier.heads import Scores
 
 
 def calibrate(scores: Scores, closeness: Floats, answers: Labels) -> Calibration:

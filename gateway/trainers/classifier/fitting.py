@@ -5,14 +5,26 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gateway.domain.dataset import Row
-from gateway.student import Calibration, EmbeddingSpec, Encoder, Floats, TextClassifier, Vectoriser, softmax
-from gateway.trainers.classifier.calibration import calibrate
+from gateway.student import (
+    Calibration,
+    EmbeddingSpec,
+    Encoder,
+    Floats,
+    Network,
+    Scores,
+    TextClassifier,
+    Vectoriser,
+    blended,
+    softmax,
+)
+from gateway.trainers.classifier.calibration import calibrate, fit_sharpness
 from gateway.trainers.classifier.features import (
     EMBEDDING_WEIGHT,
     Examples,
@@ -24,13 +36,16 @@ from gateway.trainers.classifier.features import (
     label_words,
     weigh,
 )
-from gateway.trainers.classifier.heads import Scores, cross_fit, fit_head
+from gateway.trainers.classifier.heads import cross_fit, fit_head
+from gateway.trainers.classifier.networks import cross_fit_networks, fit_networks
 from gateway.trainers.classifier.noise import estimate
 from gateway.trainers.classifier.options import Options
 
 MAX_WEIGHTS = 8_000_000
 CLOSENESS_QUANTILES = 201
 MAX_ROWS = 50_000
+WITH_NETWORKS = ("net", "blend")
+"""The heads that have neural networks."""
 LEAST_NOISE = 0.02
 """Below this share of wrong answers no row is weighed down: it would cost more than it gives."""
 
@@ -48,12 +63,13 @@ class Trained:
 @dataclass(frozen=True)
 class _LeftOut:
     """What heads that had not seen them say of the training rows: scores, closeness, the teacher's answers, and
-    the share of those that is probably wrong."""
+    the share of those that is probably wrong. `sharpness` is what the scores of several were blended with."""
 
     scores: Scores
     closeness: Floats
     answers: Labels
     noise: float
+    sharpness: tuple[float, ...] = ()
 
 
 def train(rows: Sequence[Row], options: Options, encoder: Encoder | None = None) -> Trained:
@@ -68,9 +84,15 @@ def train(rows: Sequence[Row], options: Options, encoder: Encoder | None = None)
     labels = tuple(sorted({row.output for row in rows}))
     with threadpool_limits(limits=1):  # the relay may share these cores
         vectoriser, examples = _read(rows, labels, options, encoder)
-        examples, left_out = _weighed_and_left_out(examples, len(vectoriser.words), len(labels), options)
-        matrix = weigh(examples, Idf.of(examples.counts), len(vectoriser.words), vectoriser.spec)
+        n_words, kinds = len(vectoriser.words), _kinds(vectoriser, encoder)
+        examples, left_out = _weighed_and_left_out(examples, n_words, len(labels), options)
+        matrix = weigh(examples, Idf.of(examples.counts), n_words, vectoriser.spec)
         head = fit_head(matrix, examples, len(labels), options)
+        networks: tuple[Network, ...] = ()
+        if options.head in WITH_NETWORKS:
+            left_out = _with_networks(left_out, kinds, examples, n_words, options)
+            if left_out.sharpness:
+                networks = fit_networks(kinds, matrix, examples, len(labels), options.seed)
     calibration = calibrate(left_out.scores, left_out.closeness, left_out.answers)
     quantiles = np.quantile(left_out.closeness, np.linspace(0, 1, CLOSENESS_QUANTILES)).astype(np.float32)
     student = TextClassifier(
@@ -83,6 +105,8 @@ def train(rows: Sequence[Row], options: Options, encoder: Encoder | None = None)
         calibration=calibration,
         embedding=embedding_spec(encoder) if encoder else None,
         encoder=encoder,
+        networks=networks,
+        sharpness=left_out.sharpness,
     )
     return Trained(student, measure(left_out, calibration), cross_fitted(left_out, calibration))
 
@@ -104,6 +128,34 @@ def _read(
     vectoriser = Vectoriser.fit(texts, feature_spec(options), max_features=MAX_WEIGHTS // len(labels))
     weights = example_weights(answers, len(labels), options)
     return vectoriser, count(vectoriser, texts, answers, weights, encoder)
+
+
+def _kinds(vectoriser: Vectoriser, encoder: Encoder | None) -> list[NDArray[np.bool_]]:
+    """Which features are single words, pieces of words, and dimensions of the embedding."""
+    words, chars = len(vectoriser.words), len(vectoriser.chars)
+    place = np.arange(words + chars + (encoder.dimensions if encoder else 0))
+    single = np.zeros(len(place), dtype=bool)
+    single[:words] = [" " not in word for word in vectoriser.words]
+    return [single, (place >= words) & (place < words + chars), place >= words + chars]
+
+
+def _with_networks(
+    left_out: _LeftOut, kinds: Sequence[NDArray[np.bool_]], examples: Examples, n_words: int, options: Options
+) -> _LeftOut:
+    """What the networks say of rows that they have not seen, blended with what the linear head says, if it may.
+
+    As it was, where the networks make a blend worse: of a label's single row they learn little.
+    """
+    answers, n_labels = left_out.answers, left_out.scores.shape[1]
+    opinions = [left_out.scores, *cross_fit_networks(kinds, examples, n_words, n_labels, options)]
+    sharpness = tuple(fit_sharpness(scores, answers) for scores in opinions)
+    if options.head == "net" and len(opinions) > 1:
+        sharpness = (0.0, *sharpness[1:])
+    scores = blended(opinions, sharpness)
+    alone = (left_out.scores.argmax(axis=1) == answers).mean()
+    if options.head == "blend" and (scores.argmax(axis=1) == answers).mean() < alone:
+        return left_out
+    return replace(left_out, scores=scores, sharpness=sharpness)
 
 
 def _weighed_and_left_out(

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gateway.student import softmax
+from gateway.student import Scores, softmax
 from gateway.trainers.classifier.features import Labels
-from gateway.trainers.classifier.heads import Scores
 
 _SHARPNESS = np.geomspace(0.3, 40, 60)
 _ROUNDS = 100

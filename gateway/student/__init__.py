@@ -1,20 +1,17 @@
-"""The embedded student: a sparse linear text classifier that answers inside the relay's own process.
+"""The embedded student: a text classifier that answers inside the relay's own process.
 
 Features are TF-IDF over word n-grams and over character n-grams within words, and beside them, where the model
-was trained with one, a sentence embedding. The weights are learnt offline by `gateway.trainers.classifier`, from
-features that this same module extracts, so that training and serving cannot drift apart. Only numpy is needed
-here: no scikit-learn, no files, no sockets.
+was trained with one, a sentence embedding. A linear model reads them, and small neural networks may beside it. The
+weights are learnt offline by `gateway.trainers.classifier`, from features that this same package extracts, so that
+training and serving cannot drift apart. Only numpy is needed here: no scikit-learn, no files, no sockets.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 import struct
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -23,17 +20,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.errors import UnpromptError
+from gateway.student.network import Network, Scores, blended, size_of, softmax
+from gateway.student.ngrams import (
+    FeatureSpec,
+    Floats,
+    Indices,
+    Vectoriser,
+    char_ngrams,
+    ngrams,
+    normalise,
+    numbered,
+    word_ngrams,
+    word_pairs,
+)
 
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
+__all__ = [
+    "Calibration", "EmbeddingMissing", "EmbeddingSpec", "Encoder", "Encoders", "FeatureSpec", "Floats", "Indices",
+    "ModelFileError", "Network", "Prediction", "Scores", "TextClassifier", "Vectoriser", "blended", "char_ngrams",
+    "log_odds", "ngrams", "normalise", "softmax", "word_ngrams", "word_pairs",
+]  # fmt: skip
 
-# Punctuation of ASCII, Latin-1, General Punctuation and CJK. Everything else that is not blank belongs to a
-# word: `\w` would cut words at the vowel signs of Indic scripts.
-_PUNCTUATION = re.compile(r"[!-/:-@\[-^`{-~\u00a1-\u00bf\u2010-\u2027\u2030-\u205e\u3001-\u303f]")
-_TOKEN = re.compile(rf"{_PUNCTUATION.pattern}|[^\s{_PUNCTUATION.pattern[1:-1]}]+")
 _MAGIC = b"UNPRSTUD"
-_VERSION = 2
-_READABLE = (1, 2)  # 1 had no embeddings
+_VERSION = 3
+_READABLE = (1, 2, 3)  # 1 had no embeddings, 2 no networks
 _PREFIX = struct.Struct("<8sH32sI")  # magic, version, SHA-256 of all that follows it, length of the header
 
 
@@ -74,22 +83,6 @@ class Encoder(Protocol):
 Encoders = Callable[[str], Encoder | None]
 
 
-class FeatureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which n-grams are read from a text: the shortest and longest of each kind.
-
-    `word_weight` is the length of a text's word vector beside its character vector's, which is 1.
-    A maximum of 0 leaves that kind out. Texts beyond `max_chars` are read at their head and tail only, so
-    that the time of a prediction is bounded.
-    """
-
-    word_min: int = 1
-    word_max: int = 2
-    char_min: int = 2
-    char_max: int = 5
-    word_weight: float = 0.7
-    max_chars: int = 8000
-
-
 class Prediction(msgspec.Struct, frozen=True):
     """An answer and how far it can be trusted.
 
@@ -101,103 +94,6 @@ class Prediction(msgspec.Struct, frozen=True):
     label: str
     probability: float
     support: float
-
-
-def normalise(text: str, max_chars: int) -> str:
-    """The text as features see it: bounded, compatibility forms folded, case folded."""
-    if len(text) > max_chars:
-        half = max_chars // 2
-        text = f"{text[:half]} {text[len(text) - half :]}"
-    if text.isascii():
-        return text.lower()
-    return unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode()).casefold()
-
-
-def word_ngrams(tokens: Sequence[str], shortest: int, longest: int) -> list[str]:
-    """The n-grams of words, joined by one space; punctuation is left out."""
-    words = [token for token in tokens if not _PUNCTUATION.match(token)]
-    grams = words if shortest <= 1 <= longest else []
-    for n in range(max(2, shortest), longest + 1):
-        grams = grams + [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return grams
-
-
-def char_ngrams(tokens: Sequence[str], shortest: int, longest: int) -> list[str]:
-    """The n-grams of characters within each token, which is padded by a space on both sides."""
-    grams: list[str] = []
-    for token in tokens:
-        padded = f" {token} "
-        size = len(padded)
-        for n in range(shortest, longest + 1):
-            if n >= size:
-                grams.append(padded)
-                break
-            grams += [padded[i : i + n] for i in range(size - n + 1)]
-    return grams
-
-
-def ngrams(text: str, spec: FeatureSpec) -> tuple[list[str], list[str]]:
-    """The word n-grams and the character n-grams of a text, repeats included."""
-    tokens = _TOKEN.findall(normalise(text, spec.max_chars))
-    words = word_ngrams(tokens, spec.word_min, spec.word_max) if spec.word_max else []
-    chars = char_ngrams(tokens, spec.char_min, spec.char_max) if spec.char_max else []
-    return words, chars
-
-
-@dataclass(frozen=True, eq=False)
-class Vectoriser:
-    """Text to a sparse vector: sublinear TF times IDF, each kind of n-gram scaled to its own length.
-
-    `words` and `chars` number the known n-grams, words first; `idf` has one value for each. Unknown n-grams count
-    in the length, with the IDF `unseen_idf`: the stranger a text, the shorter its vector and the weaker its scores.
-    """
-
-    spec: FeatureSpec
-    words: Mapping[str, int]
-    chars: Mapping[str, int]
-    idf: Floats
-    unseen_idf: float
-
-    @classmethod
-    def fit(cls, texts: Iterable[str], spec: FeatureSpec, max_features: int = 1_000_000) -> Vectoriser:
-        """The n-grams of these texts, in sorted order, with smoothed IDF: ln((1 + texts) / (1 + df)) + 1.
-
-        Beyond half of `max_features` of a kind, those in the fewest texts are left out.
-        """
-        word_counts: dict[str, int] = {}
-        char_counts: dict[str, int] = {}
-        total = 0
-        for text in texts:
-            total += 1
-            for counts, grams in zip((word_counts, char_counts), ngrams(text, spec), strict=True):
-                for gram in set(grams):
-                    counts[gram] = counts.get(gram, 0) + 1
-        words, chars = (_most_frequent(counts, max_features // 2) for counts in (word_counts, char_counts))
-        df = np.array([*(word_counts[w] for w in words), *(char_counts[c] for c in chars)], dtype=np.float64)
-        idf = (np.log((1 + total) / (1 + df)) + 1).astype(np.float32)
-        return cls(spec, _numbered(words, 0), _numbered(chars, len(words)), idf, math.log(1 + total) + 1)
-
-    def __call__(self, text: str) -> tuple[Indices, Floats]:
-        """Ascending indices of this text's known n-grams, and their weights; empty when none is known."""
-        indices, counts, strangers = self.counts(text)
-        values = (1 + np.log(counts)).astype(np.float32) * self.idf[indices]
-        first_char = int(indices.searchsorted(len(self.words)))
-        blocks = values[:first_char], values[first_char:]
-        for block, unknown, length in zip(blocks, strangers, (self.spec.word_weight, 1.0), strict=True):
-            if len(block):
-                block *= length / np.sqrt(block @ block + unknown * self.unseen_idf**2)
-        return indices, values
-
-    def counts(self, text: str) -> tuple[Indices, Indices, tuple[int, int]]:
-        """Ascending indices of the known n-grams of this text, how often each occurs, and how many are unknown.
-
-        The last are two numbers: of words, of characters.
-        """
-        words, chars = ngrams(text, self.spec)
-        known_words = [index for index in map(self.words.get, words) if index is not None]
-        known_chars = [index for index in map(self.chars.get, chars) if index is not None]
-        indices, counts = np.unique(np.array(known_words + known_chars, np.int64), return_counts=True)
-        return indices, counts, (len(words) - len(known_words), len(chars) - len(known_chars))
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -225,10 +121,12 @@ def log_odds(probability: Any) -> Any:
 
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model file says of itself; `words` and `chars` are how many n-grams in how many bytes."""
+    """What the model file says of itself; `words` and `chars` are how many n-grams in how many bytes, `networks`
+    how many inputs and hidden units each has."""
 
     labels: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     spec: FeatureSpec
@@ -238,6 +136,8 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     closeness: Annotated[int, msgspec.Meta(ge=1)]
     calibration: Calibration
     embedding: EmbeddingSpec | None = None
+    networks: tuple[tuple[_Positive, _Positive], ...] = ()
+    sharpness: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +146,8 @@ class TextClassifier:
 
     `weights` and `centroids` are (n-grams and then embedding dimensions, labels), `bias` (labels,). Closeness is
     the greatest cosine of a text to a label's centroid; `closeness` holds its ascending, evenly spaced quantiles
-    over unseen texts of this task.
+    over unseen texts of this task. `sharpness` is what `blended` makes one opinion with, of the linear scores and
+    then of each network's; where there is no network, the linear scores are all there is.
     """
 
     labels: tuple[str, ...]
@@ -258,20 +159,25 @@ class TextClassifier:
     calibration: Calibration
     embedding: EmbeddingSpec | None = None
     encoder: Encoder | None = None
+    networks: tuple[Network, ...] = ()
+    sharpness: tuple[float, ...] = ()
 
     def probabilities(self, text: str) -> NDArray[np.float64]:
         """The softmax of the scores: one number per label, in the order of `labels`; they add up to 1."""
         return softmax(self._read(text)[0], self.calibration.sharpness)
 
-    def _read(self, text: str) -> tuple[Floats, Floats]:
+    def _read(self, text: str) -> tuple[NDArray[Any], Floats]:
         """The scores of the labels, and the cosines to their centroids, unscaled."""
         indices, values = self.vectoriser(text)
+        if self.encoder is not None and self.embedding is not None:
+            first = len(self.vectoriser.idf)
+            indices = np.append(indices, np.arange(first, first + self.embedding.dimensions))
+            values = np.append(values, np.float32(self.embedding.weight) * self.encoder([text])[0])
         scores, cosines = values @ self.weights[indices] + self.bias, values @ self.centroids[indices]
-        if self.encoder is None or self.embedding is None:
+        if not self.networks:
             return scores, cosines
-        vector = np.float32(self.embedding.weight) * self.encoder([text])[0]
-        first = len(self.vectoriser.idf)
-        return scores + vector @ self.weights[first:], cosines + vector @ self.centroids[first:]
+        opinions = [scores, *(network(indices, values) for network in self.networks)]
+        return blended(opinions, self.sharpness), cosines
 
     def predict(self, text: str) -> Prediction:
         """The likeliest label of any text at all, the empty one included. Never raises."""
@@ -285,7 +191,8 @@ class TextClassifier:
     def to_bytes(self) -> bytes:
         """The model file: a versioned prefix with a SHA-256, a JSON header, the arrays; no code in it."""
         known = self.vectoriser
-        arrays = known.idf, self.weights, self.centroids, self.bias, self.closeness
+        arrays = [known.idf, self.weights, self.centroids, self.bias, self.closeness]
+        arrays += [array for network in self.networks for array in network.arrays]
         names = ["\n".join(known.words).encode(), "\n".join(known.chars).encode()]
         header = _Header(
             labels=self.labels,
@@ -296,6 +203,8 @@ class TextClassifier:
             closeness=len(self.closeness),
             calibration=self.calibration,
             embedding=self.embedding,
+            networks=tuple(network.first.shape for network in self.networks),
+            sharpness=self.sharpness,
         )
         # json, not msgspec: a label may hold half a surrogate pair, which only an escape can carry
         head = json.dumps(msgspec.to_builtins(header), sort_keys=True).encode()
@@ -319,22 +228,6 @@ class TextClassifier:
             raise
         except (msgspec.ValidationError, ValueError) as error:
             raise ModelFileError(f"the model file's header and its contents disagree: {error}") from error
-
-
-def softmax(scores: NDArray[Any], sharpness: float) -> NDArray[np.float64]:
-    """Scores (..., labels) to probabilities over the last axis, without overflow."""
-    scaled = sharpness * np.asarray(scores, dtype=np.float64)
-    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    odds: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return odds
-
-
-def _most_frequent(counts: Mapping[str, int], limit: int) -> list[str]:
-    return sorted(sorted(counts, key=lambda gram: (-counts[gram], gram))[:limit])
-
-
-def _numbered(names: Iterable[str], start: int) -> dict[str, int]:
-    return {name: index for index, name in enumerate(names, start)}
 
 
 def _checked_header_size(blob: bytes) -> int:
@@ -372,16 +265,19 @@ def _assemble(header: _Header, body: memoryview, encoder: Encoder | None) -> Tex
     known, columns = n_words + n_chars, len(labels)
     rows = known + (header.embedding.dimensions if header.embedding else 0)
     sizes = [known, rows * columns, rows * columns, columns, header.closeness]
+    sizes += [size_of(*size, columns) for size in header.networks]
     floats = np.frombuffer(body[word_bytes + char_bytes :], dtype="<f4").astype(np.float32)
     if len(floats) != sum(sizes):
         raise ValueError(f"{sum(sizes)} numbers announced, {len(floats)} found")
-    idf, weights, centroids, bias, closeness = np.split(floats, np.cumsum(sizes)[:-1])
+    if header.networks and len(header.sharpness) != 1 + len(header.networks):
+        raise ValueError(f"{len(header.networks)} networks, and {len(header.sharpness)} numbers to blend them with")
+    idf, weights, centroids, bias, closeness, *networks = np.split(floats, np.cumsum(sizes)[:-1])
     return TextClassifier(
         labels=labels,
         vectoriser=Vectoriser(
             spec=header.spec,
-            words=_numbered(words, 0),
-            chars=_numbered(chars, n_words),
+            words=numbered(words, 0),
+            chars=numbered(chars, n_words),
             idf=idf,
             unseen_idf=header.unseen_idf,
         ),
@@ -392,6 +288,10 @@ def _assemble(header: _Header, body: memoryview, encoder: Encoder | None) -> Tex
         calibration=header.calibration,
         embedding=header.embedding,
         encoder=encoder,
+        networks=tuple(
+            Network.of(one, *size, columns) for one, size in zip(networks, header.networks, strict=True)
+        ),
+        sharpness=header.sharpness,
     )
 
 
