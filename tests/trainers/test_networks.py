@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import pytest
 
 from gateway.domain.dataset import Row
-from gateway.student import TextClassifier
+from gateway.student import Floats, TextClassifier
 from gateway.trainers.classifier import Options, train
 from gateway.trainers.classifier.features import Idf, count, feature_spec, weigh
 from gateway.trainers.classifier.networks import MOST_INPUTS, readers, scores_of
@@ -106,3 +108,21 @@ def test_every_linear_head_tells_the_intents_apart(head: str) -> None:
     assert trained.metrics["cv_accuracy"] > 0.9
     assert trained.student.networks == ()
     assert trained.student.predict("where is my bicycle").label == "late"
+
+
+class Letters:
+    """An encoder that counts five letters."""
+
+    name, sha256, dimensions, heavy = "letters", "0" * 64, 5, False
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        found = np.array([[text.count(letter) + 0.1 for letter in "aeiou"] for text in texts], dtype=np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_beside_an_embedding_one_network_reads_that_alone() -> None:
+    student = train(asked(), Options(features="pair+char", head="net"), Letters()).student
+    first = len(student.vectoriser.idf)
+    assert [network.inputs.tolist() for network in student.networks] == [list(range(first, first + 5))]
+    again = TextClassifier.from_bytes(student.to_bytes(), lambda name: Letters())
+    assert again.predict("where is my bicycle") == student.predict("where is my bicycle")

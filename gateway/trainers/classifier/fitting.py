@@ -131,12 +131,15 @@ def _read(
 
 
 def _kinds(vectoriser: Vectoriser, encoder: Encoder | None) -> list[NDArray[np.bool_]]:
-    """Which features are single words, pieces of words, and dimensions of the embedding."""
-    words, chars = len(vectoriser.words), len(vectoriser.chars)
-    place = np.arange(words + chars + (encoder.dimensions if encoder else 0))
-    single = np.zeros(len(place), dtype=bool)
+    """What each network reads: single words, pieces of words; or the embedding alone, where there is one, since it
+    knows what the others would say, and they know less."""
+    words, known = len(vectoriser.words), len(vectoriser.idf)
+    place = np.arange(known + (encoder.dimensions if encoder else 0))
+    single, nothing = np.zeros(len(place), dtype=bool), np.zeros(len(place), dtype=bool)
+    if encoder is not None:
+        return [nothing, nothing, place >= known]
     single[:words] = [" " not in word for word in vectoriser.words]
-    return [single, (place >= words) & (place < words + chars), place >= words + chars]
+    return [single, place >= words, nothing]
 
 
 def _with_networks(

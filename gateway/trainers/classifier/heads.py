@@ -124,9 +124,7 @@ class Split(NamedTuple):
     unseen: Matrix
 
 
-def splits(
-    examples: Examples, n_words: int, n_labels: int, options: Options, most: int = 10
-) -> Iterator[Split]:
+def splits(examples: Examples, n_words: int, n_labels: int, options: Options, most: int = 10) -> Iterator[Split]:
     """Each row is held out once, in `most` turns or fewer.
 
     What only the held-out rows have is unknown to what is learnt, as it is with live texts: n-grams, and labels.

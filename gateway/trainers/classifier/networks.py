@@ -1,4 +1,4 @@
-"""Small neural networks: one reads words, one characters, one the embedding if there is one; all learn alike.
+"""Small neural networks: one reads words and one characters, or a single one the embedding; all learn alike.
 
 Beside a linear head they err elsewhere, so that what all are sure of is right more often (measured on banking77:
 `benchmarks/cascade.py --head svc` and `--head blend`).
