@@ -43,7 +43,7 @@ __all__ = [
 _MAGIC = b"UNPRSTUD"
 _VERSION = 3
 _READABLE = (1, 2, 3)  # 1 had no embeddings, 2 no networks
-_PREFIX = struct.Struct("<8sH32sI")  # magic, version, SHA-256 of all that follows it, length of the header
+_PREFIX = struct.Struct("<8sH32sI")  # magic, version, see `_digest`, length of the header
 
 
 class ModelFileError(UnpromptError, ValueError):
@@ -209,7 +209,7 @@ class TextClassifier:
         # json, not msgspec: a label may hold half a surrogate pair, which only an escape can carry
         head = json.dumps(msgspec.to_builtins(header), sort_keys=True).encode()
         blob = b"".join([head, *names, *(array.astype("<f4").tobytes() for array in arrays)])
-        return _PREFIX.pack(_MAGIC, _VERSION, hashlib.sha256(blob).digest(), len(head)) + blob
+        return _PREFIX.pack(_MAGIC, _VERSION, _digest(_VERSION, blob), len(head)) + blob
 
     @classmethod
     def from_bytes(cls, blob: bytes, encoders: Encoders = lambda name: None) -> TextClassifier:
@@ -238,9 +238,16 @@ def _checked_header_size(blob: bytes) -> int:
         raise ModelFileError(
             f"model file of version {version}; this release reads version {_VERSION}: train it again"
         )
-    if hashlib.sha256(memoryview(blob)[_PREFIX.size :]).digest() != digest:
+    if _digest(version, memoryview(blob)[_PREFIX.size :]) != digest:
         raise ModelFileError("the model file is damaged: its checksum does not match")
     return int(head_size)
+
+
+def _digest(version: int, rest: bytes | memoryview) -> bytes:
+    """SHA-256 of all that follows the prefix; from version 3 on of the version too, which one altered bit changes."""
+    digest = hashlib.sha256(b"" if version < 3 else b"%d" % version)
+    digest.update(rest)
+    return digest.digest()
 
 
 def _encoder(needed: EmbeddingSpec | None, encoders: Encoders) -> Encoder | None:

@@ -116,8 +116,11 @@ class Letters:
     name, sha256, dimensions, heavy = "letters", "0" * 64, 5, False
 
     def __call__(self, texts: Sequence[str]) -> Floats:
-        found = np.array([[text.count(letter) + 0.1 for letter in "aeiou"] for text in texts], dtype=np.float32)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        found: Floats = np.array(
+            [[text.count(letter) + 0.1 for letter in "aeiou"] for text in texts], dtype=np.float32
+        )
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return found
 
 
 def test_beside_an_embedding_one_network_reads_that_alone() -> None:
