@@ -266,15 +266,16 @@ def read_chat(body: bytes) -> dict[str, Any] | None:
         parsed = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if not isinstance(parsed, dict) or (b"\\u00" in body and _ESCAPED_LETTER.search(body)):
+    if not isinstance(parsed, dict) or (b"\\" in body and _ESCAPED_LETTER.search(body)):
         return None
     messages = parsed.get("messages")
     if not isinstance(messages, list):
         return None
+    objects = [message for message in messages if isinstance(message, dict)]
     expected = {
         b"messages": 1,
-        b"role": sum(1 for m in messages if isinstance(m, dict) and "role" in m),
-        b"content": sum(1 for m in messages if isinstance(m, dict) and "content" in m),
+        b"role": sum(["role" in message for message in objects]),
+        b"content": sum(["content" in message for message in objects]),
         b"tools": int("tools" in parsed),
         b"response_format": int("response_format" in parsed),
     }

@@ -13,6 +13,9 @@ from gateway.domain.route import LOCAL, Route, RouteTable, Target
 from gateway.domain.template import Inputs, PromptTemplate
 from gateway.providers.openai import read_chat
 
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """What a route may look at. `body` None: it is streamed through unseen. `is_chat`: it goes to a chat
@@ -225,7 +228,7 @@ def _whole(request: Incoming, upstream: str, model: str | None) -> Attempt:
 def _with_model(body: bytes, model: str) -> bytes:
     """The body for another model; the same object where the body names none (Gemini names it in the path)."""
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields = _fields(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body
     return rewrite(body, model=model) if "model" in fields else body
@@ -233,7 +236,4 @@ def _with_model(body: bytes, model: str) -> bytes:
 
 def rewrite(body: bytes, **changes: Any) -> bytes:
     """A JSON object with some top-level values replaced; the others keep their bytes."""
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    for name, value in changes.items():
-        fields[name] = msgspec.Raw(msgspec.json.encode(value))
-    return msgspec.json.encode(fields)
+    return _encode(_fields(body) | changes)
