@@ -111,7 +111,7 @@ def test_a_long_answer_is_corrected_in_the_editor(desk: Desk, monkeypatch: pytes
 
 def test_an_exchange_that_was_deleted_meanwhile_is_passed_over(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def prompt(*_: Any, **__: Any) -> str:
-        SqliteStore(desk.store.path).run("DELETE FROM exchanges WHERE id = 'e00901'")
+        SqliteStore(desk.store.path).run("DELETE FROM exchange_rows WHERE id = 'e00901'")
         return ""
 
     monkeypatch.setattr("gateway.commands.label.click.prompt", prompt)

@@ -35,9 +35,8 @@ Content = tuple[bytes, bytes]
 Run = Callable[[str, Sequence[Any]], sqlite3.Cursor]
 
 
-def joined(contents: Sequence[Content]) -> bytes:
+def joined(contents: Sequence[Content], lengths: Sequence[int]) -> bytes:
     """What a block's frame holds: how many contents, the length of each, and then all of them."""
-    lengths = [len(head) + len(body) for head, body in contents]
     index = struct.pack(f"<{len(lengths) + 1}I", len(lengths), *lengths)
     return b"".join((index, *chain.from_iterable(contents)))
 
@@ -108,9 +107,10 @@ class Blocks:
         return numbers
 
     def _put(self, first: int, contents: Sequence[Content]) -> None:
+        lengths = list(map(_length, contents))
         self._run(
             "INSERT OR REPLACE INTO blocks (first, count, size, body) VALUES (?, ?, ?, ?)",
-            (first, len(contents), sum(map(_length, contents)), self._compress(joined(contents))),
+            (first, len(contents), sum(lengths), self._compress(joined(contents, lengths))),
         )
 
     def content(self, number: int) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.stores import space, traces
+from gateway.stores import intake, space, traces
 from gateway.stores.rows import moved_to_blocks
 from gateway.stores.sqlite import SqliteStore
 
@@ -211,7 +211,8 @@ def _forget_dictionaries(store: SqliteStore, rest: Callable[[float], None]) -> i
 
 
 def _rowids(store: SqliteStore) -> tuple[int, int]:
-    first, last = store.run("SELECT MIN(rowid), MAX(rowid) FROM exchanges").fetchone()
+    query = "SELECT (SELECT MIN(number) FROM exchange_rows), (SELECT MAX(number) FROM exchange_rows)"
+    first, last = store.run(query).fetchone()
     return (first, last) if first is not None else (1, 0)
 
 
@@ -250,17 +251,15 @@ def _by_blocks(store: SqliteStore, ids: list[str]) -> Iterator[list[str]]:
 
 
 def _bodies(store: SqliteStore, ids: list[str]) -> list[tuple[str, int | None, int | None]]:
-    query = "SELECT id, request_at, response_at FROM exchanges WHERE id IN (SELECT value FROM json_each(?))"
+    query = "SELECT id, request_at, response_at FROM exchange_rows WHERE id IN (SELECT value FROM json_each(?))"
     return store.run(f"{query} ORDER BY rowid", [json.dumps(ids)]).fetchall()
 
 
 def _delete_at_once(store: SqliteStore, ids: list[str]) -> int:
     named = [json.dumps(ids)]
     _note(store, ids)
-    numbers = [number for _, *both in _bodies(store, ids) for number in both if number is not None]
-    store.blocks.forget(numbers)
     store.run("DELETE FROM feedback WHERE exchange_id IN (SELECT value FROM json_each(?))", named)
-    return store.run("DELETE FROM exchanges WHERE id IN (SELECT value FROM json_each(?))", named).rowcount
+    return intake.delete(store, ids)
 
 
 # --- the file --------------------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ class Recorder:
                 bad.append(record)
                 continue
             try:
-                self._store.absorb_records(segment.name, behind, [record])
+                with self._store.attempt():
+                    self._store.absorb_records(segment.name, behind, [record])
             except (StoreError, OverflowError, ValueError) as error:
                 if not _is_poison(error):
                     raise

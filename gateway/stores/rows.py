@@ -1,4 +1,5 @@
-"""Rows of the table `exchanges`: from the two halves of an exchange to what is bound, and back."""
+"""Rows of the table `exchange_rows`: from the two halves of an exchange to what is bound; and back from the view
+`exchanges`."""
 
 from __future__ import annotations
 
@@ -7,42 +8,44 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
-from msgspec.structs import astuple
 
 from gateway.domain.exchange import Exchange
 from gateway.stores.blocks import Blocks, Content, Run
 from gateway.stores.dictionaries import Dictionaries, dictionary_of
+from gateway.stores.kinds import Kind
 from gateway.stores.segments import BeginRecord, EndRecord
 
 Row = tuple[Any, ...]
 
-_FIRST = (
-    "id", "started_at", "method", "endpoint", "provider", "route", "task", "task_hint", "model_requested", "key_id",
-    "tags", "request_at", "truncated", "copy_of",
-)  # fmt: skip
-_PLAIN = _FIRST.index("tags")
-"""So many columns are bound as a record has them, in its order."""
+_FIRST = ("id", "started_at", "asked_as", "task", "request_at", "tags", "truncated", "copy_of")
 _LAST = (
-    "model_served", "target", "stripped", "status", "streamed", "complete", "error_type", "finish_reason",
-    "latency_ms", "ttft_ms", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "usage_source",
-    "cost_usd", "attempts", "response_at",
+    "answered_as", "complete", "latency_ms", "ttft_ms", "input_tokens", "cached_tokens", "output_tokens",
+    "reasoning_tokens", "cost_usd", "response_at", "attempts",
 )  # fmt: skip
+
+
+# The driver looks for an adapter for what is no text and no number, which takes a microsecond: flags are bound as
+# integers, and what is null as a value that stands for it.
+_NO_TEXT, _NO_NUMBER = "", -1
+_BOUND = dict.fromkeys(("task", "tags", "copy_of", "attempts"), f"NULLIF(?, '{_NO_TEXT}')") | dict.fromkeys(
+    ("ttft_ms", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost_usd"),
+    f"NULLIF(?, {_NO_NUMBER})",
+)
 
 
 def _insert(columns: tuple[str, ...]) -> str:
-    return f"INSERT INTO exchanges ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+    bound = ", ".join(_BOUND.get(name, "?") for name in columns)
+    return f"INSERT INTO exchange_rows ({', '.join(columns)}) VALUES ({bound})"
 
 
 INSERT_BEGUN = _insert(_FIRST)
 INSERT_ENDED = _insert((*_FIRST, *_LAST))
 INSERT_WHOLE = _insert((*_FIRST, *_LAST, "task_version"))
-UPDATE_ENDED = (
-    f"UPDATE exchanges SET {', '.join(f'{name} = ?' for name in _LAST)}, truncated = MAX(truncated, ?) WHERE id = ?"
-)
-FILL_REQUEST = "UPDATE exchanges SET request_at = ?, truncated = MAX(truncated, ?) WHERE id = ?"
+_SET_LAST = ", ".join(f"{name} = {_BOUND.get(name, '?')}" for name in _LAST)
+UPDATE_ENDED = f"UPDATE exchange_rows SET {_SET_LAST}, truncated = MAX(truncated, ?) WHERE id = ?"
+FILL_REQUEST = "UPDATE exchange_rows SET request_at = ?, truncated = MAX(truncated, ?) WHERE id = ?"
 _PLACES = ("request_at", "response_at")
-_COLUMNS = tuple(name for name in (*_FIRST, *_LAST) if name not in _PLACES)
-_NAMES = (*_COLUMNS, "task_version", "request", "response", "request_headers", "response_headers")
+_NAMES = Exchange.__struct_fields__
 SELECT = f"SELECT {', '.join(_NAMES)}, packed, {', '.join(_PLACES)} FROM exchanges"
 _FLAGS = ("stripped", "streamed", "complete", "truncated")
 
@@ -82,40 +85,72 @@ def contents(exchange: Exchange) -> list[Content]:
     ]  # fmt: skip
 
 
-def _text(value: dict[str, str] | list[str]) -> str:
-    """As JSON; most are empty."""
-    return _json(value).decode() if value else "{}" if isinstance(value, dict) else "[]"
-
-
-# Flags are bound as integers: the driver looks for an adapter for each value of another type, which costs a
-# microsecond. `request_at` and `response_at` are the numbers of the bodies in the store's blocks.
-
-
-def _last(end: EndRecord, response_at: int) -> Row:
-    usage = end.usage
+def asked_as(begin: BeginRecord | Exchange) -> Kind:
+    """What a request has in common with others (`gateway.stores.kinds.OF_REQUESTS`)."""
     return (
-        end.model_served, end.target, int(end.stripped), end.status, int(end.streamed), int(end.complete),
-        end.error_type, end.finish_reason, end.latency_ms, end.ttft_ms, usage.input, usage.cached, usage.output,
-        usage.reasoning, usage.source, end.cost_usd, _text(end.attempts), response_at,
+        begin.route, begin.task_hint, begin.provider, begin.method, begin.endpoint, begin.model_requested,
+        begin.key_id,
     )  # fmt: skip
 
 
-def begun(begin: BeginRecord, request_at: int | None) -> Row:
+# `request_at` and `response_at` are the numbers of bodies in the blocks, `asked` and `answered` those of the
+# kinds.
+
+
+def answered_as(end: EndRecord) -> Kind:
+    """What an answer has in common with others (`gateway.stores.kinds.OF_RESPONSES`)."""
+    return (
+        end.model_served, end.target, int(end.stripped), end.status, int(end.streamed), end.error_type,
+        end.finish_reason, end.usage.source,
+    )  # fmt: skip
+
+
+def answer_of(exchange: Exchange) -> Kind:
+    """The same of an exchange that does not come from the journal."""
+    return (
+        exchange.model_served, exchange.target, int(exchange.stripped), exchange.status, int(exchange.streamed),
+        exchange.error_type, exchange.finish_reason, exchange.usage_source,
+    )  # fmt: skip
+
+
+def _text(value: dict[str, str] | list[str]) -> str:
+    """As JSON; most are empty."""
+    return _json(value).decode() if value else _NO_TEXT
+
+
+def _number(value: float | None) -> float:
+    return _NO_NUMBER if value is None else value
+
+
+def _last(end: EndRecord, answered: int, response_at: int) -> Row:
+    usage = end.usage
+    return (
+        answered, int(end.complete), end.latency_ms, _number(end.ttft_ms), _number(usage.input),
+        _number(usage.cached), _number(usage.output), _number(usage.reasoning), _number(end.cost_usd), response_at,
+        _text(end.attempts),
+    )  # fmt: skip
+
+
+def begun(begin: BeginRecord, asked: int, request_at: int | None) -> Row:
     """What `INSERT_BEGUN` binds."""
-    truncated = int(begin.request_truncated)
-    return (*astuple(begin)[:_PLAIN], _text(begin.tags), request_at, truncated, begin.copy_of)
+    return (
+        begin.id, begin.started_at, asked, begin.task or _NO_TEXT, request_at, _text(begin.tags),
+        int(begin.request_truncated), begin.copy_of or _NO_TEXT,
+    )  # fmt: skip
 
 
-def ended(begin: BeginRecord, end: EndRecord, request_at: int, response_at: int) -> Row:
+def ended(begin: BeginRecord, end: EndRecord, asked: int, answered: int, request_at: int, response_at: int) -> Row:
     """What `INSERT_ENDED` binds."""
     truncated = int(begin.request_truncated or end.response_truncated)
-    first = astuple(begin)[:_PLAIN]
-    return (*first, _text(begin.tags), request_at, truncated, begin.copy_of, *_last(end, response_at))
+    return (
+        begin.id, begin.started_at, asked, begin.task or _NO_TEXT, request_at, _text(begin.tags), truncated,
+        begin.copy_of or _NO_TEXT, *_last(end, answered, response_at),
+    )  # fmt: skip
 
 
-def late(end: EndRecord, response_at: int) -> Row:
+def late(end: EndRecord, answered: int, response_at: int) -> Row:
     """What `UPDATE_ENDED` binds."""
-    return (*_last(end, response_at), int(end.response_truncated), end.id)
+    return (*_last(end, answered, response_at), int(end.response_truncated), end.id)
 
 
 def filled(begin: BeginRecord, request_at: int) -> Row:
@@ -123,13 +158,12 @@ def filled(begin: BeginRecord, request_at: int) -> Row:
     return (request_at, int(begin.request_truncated), begin.id)
 
 
-def whole(exchange: Exchange, request_at: int, response_at: int) -> Row:
+def whole(one: Exchange, asked: int, answered: int, request_at: int, response_at: int) -> Row:
     """What `INSERT_WHOLE` binds, for an exchange that does not come from the journal."""
-    first = (getattr(exchange, name) for name in _FIRST[:_PLAIN])
-    last = (getattr(exchange, name) for name in _LAST[:-2])
     return (
-        *first, _text(exchange.tags), request_at, int(exchange.truncated), exchange.copy_of,
-        *last, _text(exchange.attempts), response_at, exchange.task_version,
+        one.id, one.started_at, asked, one.task, request_at, _text(one.tags), int(one.truncated), one.copy_of,
+        answered, int(one.complete), one.latency_ms, one.ttft_ms, one.input_tokens, one.cached_tokens,
+        one.output_tokens, one.reasoning_tokens, one.cost_usd, response_at, _text(one.attempts), one.task_version,
     )  # fmt: skip
 
 
@@ -160,8 +194,8 @@ def moved_to_blocks(
 ) -> int:
     """Move the bodies of these rows (by rowid) into a block that need one of these dictionaries; gives how many."""
     heads = run(
-        "SELECT rowid, packed, substr(request, 1, 18), substr(response, 1, 18) FROM exchanges"
-        " WHERE rowid BETWEEN ? AND ? AND packed > 0", [first, last],
+        "SELECT number, packed, substr(request, 1, 18), substr(response, 1, 18) FROM old_bodies"
+        " WHERE number BETWEEN ? AND ? AND packed > 0", [first, last],
     ).fetchall()  # fmt: skip
     concerned = [
         (rowid, bit, name)
@@ -171,9 +205,9 @@ def moved_to_blocks(
     ]
     contents = []
     for rowid, _, name in concerned:
-        (frame,) = run(f"SELECT {name} FROM exchanges WHERE rowid = ?", [rowid]).fetchone()
+        (frame,) = run(f"SELECT {name} FROM old_bodies WHERE number = ?", [rowid]).fetchone()
         contents.append(content(*dictionaries.unpack(frame)))
     for (rowid, bit, name), number in zip(concerned, blocks.add_all(contents), strict=True):
-        run(f"UPDATE exchanges SET {name} = NULL, {name}_at = ?, packed = packed & ~? WHERE rowid = ?",
-            [number, bit, rowid])  # fmt: skip
+        run(f"UPDATE exchange_rows SET {name}_at = ? WHERE number = ?", [number, rowid])
+        run(f"UPDATE old_bodies SET {name} = NULL, packed = packed & ~? WHERE number = ?", [bit, rowid])
     return len(concerned)

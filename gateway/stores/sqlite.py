@@ -9,7 +9,6 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,14 @@ from gateway.domain.exchange import Exchange
 from gateway.domain.finetune import FineTune
 from gateway.domain.template import PromptTemplate
 from gateway.errors import StoreError
-from gateway.stores import ledger
+from gateway.stores import intake, ledger
 from gateway.stores import rows as row_of
-from gateway.stores.blocks import Blocks, in_blocks
+from gateway.stores.blocks import Blocks
 from gateway.stores.dictionaries import Dictionaries
 from gateway.stores.journal import LARGE_ENDING
+from gateway.stores.kinds import OF_REQUESTS, OF_RESPONSES, Kinds
 from gateway.stores.migrations import migrations
-from gateway.stores.segments import NO_BODY, BeginRecord, EndRecord, HalfRecord
+from gateway.stores.segments import HalfRecord
 
 if TYPE_CHECKING:
     import sqlite_utils
@@ -76,6 +76,8 @@ class SqliteStore:
         self.path = path
         self.blocks = Blocks(self.run)
         self.dictionaries = Dictionaries(self.run)
+        self.requests = Kinds(self.run, "request_kinds", OF_REQUESTS)
+        self.answers = Kinds(self.run, "response_kinds", OF_RESPONSES)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=LOCKED_SECONDS, isolation_level=None)
@@ -139,7 +141,27 @@ class SqliteStore:
         except BaseException:
             if self._connection.in_transaction:  # a full disk has rolled it back already
                 self.run("ROLLBACK")
+            self._forget_kinds()
             raise
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """A part of a transaction that leaves nothing behind where it fails; the rest goes on."""
+        self.run("SAVEPOINT attempt")
+        try:
+            yield
+        except BaseException:
+            if self._connection.in_transaction:
+                self.run("ROLLBACK TO attempt")
+            self._forget_kinds()
+            raise
+        finally:
+            if self._connection.in_transaction:
+                self.run("RELEASE attempt")
+
+    def _forget_kinds(self) -> None:
+        self.requests.forget()
+        self.answers.forget()
 
     def run(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
         """One statement; outside a `transaction` it is one of its own."""
@@ -201,13 +223,7 @@ class SqliteStore:
 
     def absorb(self, segment: str, offset: int, exchanges: Iterable[Exchange]) -> None:
         """Rows and the new offset of their segment in one transaction; a row that is there stays as it is."""
-        given = {one.id: one for one in exchanges}
-        there = self._there(given)
-        with self.recounted(given):
-            for key, one in given.items():
-                if key not in there:
-                    at = self.blocks.add(row_of.contents(one))
-                    self.run(row_of.INSERT_WHOLE, row_of.whole(one, at, at + 1))
+        intake.absorb_whole(self, exchanges)
         self._moved(segment, offset)
 
     def absorb_records(self, segment: str, offset: int, records: Iterable[HalfRecord]) -> None:
@@ -218,75 +234,8 @@ class SqliteStore:
         Raises:
             OverflowError, ValueError: a record holds a value that cannot be kept.
         """
-        first: dict[str, BeginRecord] = {}
-        last: dict[str, EndRecord] = {}
-        for record in records:
-            if isinstance(record, BeginRecord):
-                first.setdefault(record.id, record)
-            else:
-                last[record.id] = record
-        if segment.endswith(LARGE_ENDING):
-            self._fill_in(first)
-        else:
-            self._begin(first, last)
-        self._end(list(last.values()))
-        self.blocks.merge()
+        intake.absorb(self, records, large=segment.endswith(LARGE_ENDING))
         self._moved(segment, offset)
-
-    def _begin(self, first: dict[str, BeginRecord], last: dict[str, EndRecord]) -> None:
-        """Rows for these, and what ends them taken from `last`; where a row is there already, the end stays."""
-        there = self._there(first) if self._may_be_there(first) else {}
-        fresh = [begin for key, begin in first.items() if key not in there] if there else list(first.values())
-        both = [(begin, last.pop(begin.id)) for begin in fresh if begin.id in last]
-        done = {begin.id for begin, _ in both}
-        with self.recounted([begin.id for begin in fresh if begin.task is not None]):
-            for pairs in in_blocks(both, _size_of_both):
-                self._insert_ended(pairs)
-            for part in in_blocks([begin for begin in fresh if begin.id not in done], _size):
-                numbered = zip(part, count(self.blocks.add([row_of.asked(begin) for begin in part])), strict=False)
-                self.run_many(row_of.INSERT_BEGUN, [row_of.begun(*one) for one in numbered])
-
-    def _insert_ended(self, pairs: list[tuple[BeginRecord, EndRecord]]) -> None:
-        """Requests first, then answers: what is alike stands together."""
-        bodies = [row_of.asked(begin) for begin, _ in pairs] + [row_of.answered(end) for _, end in pairs]
-        at = self.blocks.add(bodies)
-        numbered = zip(pairs, count(at), count(at + len(pairs)), strict=False)
-        self.run_many(row_of.INSERT_ENDED, [row_of.ended(*pair, asked, told) for pair, asked, told in numbered])
-
-    def _fill_in(self, first: dict[str, BeginRecord]) -> None:
-        there = self._there(first)
-        with self.recounted(first):
-            fresh = [row_of.begun(begin, None) for begin in first.values() if begin.id not in there]
-            self.run_many(row_of.INSERT_BEGUN, fresh)
-            for begin in first.values():
-                if bytes(begin.request) != NO_BODY:
-                    old = there.get(begin.id, (None, None))[0]
-                    self.blocks.forget([] if old is None else [old])
-                    self.run(row_of.FILL_REQUEST, row_of.filled(begin, self.blocks.add([row_of.asked(begin)])))
-
-    def _end(self, late: list[EndRecord]) -> None:
-        """Complete rows that are there. What has no row was deleted, and no trace of it may come back."""
-        there = self._there(end.id for end in late)
-        late = [end for end in late if end.id in there]
-        self.blocks.forget([at for end in late if (at := there[end.id][1]) is not None])
-        with self.recounted([end.id for end in late]):
-            for part in in_blocks(late, _size):
-                numbered = zip(part, count(self.blocks.add([row_of.answered(end) for end in part])), strict=False)
-                self.run_many(row_of.UPDATE_ENDED, [row_of.late(*one) for one in numbered])
-
-    def _may_be_there(self, exchange_ids: Iterable[str]) -> bool:
-        """Ids are ordered by time: what is recorded now is as a rule younger than all that is there."""
-        newest = self.run("SELECT MAX(id) FROM exchanges").fetchone()[0]
-        return newest is not None and min(exchange_ids, default=newest) <= newest
-
-    def _there(self, exchange_ids: Iterable[str]) -> dict[str, tuple[int | None, int | None]]:
-        """Which of these have a row, and the numbers of its bodies."""
-        named = json.dumps(list(exchange_ids))
-        if named == "[]":
-            return {}
-        query = "SELECT id, request_at, response_at FROM exchanges WHERE id IN (SELECT value FROM json_each(?))"
-        found = self._fetched(self.run(query, [named]))
-        return {key: (request_at, response_at) for key, request_at, response_at in found}
 
     def _moved(self, segment: str, offset: int) -> None:
         self.run(
@@ -378,14 +327,15 @@ class SqliteStore:
         rows = [(*(found or (None, None)), key) for key, found in assignments.items()]
         with self.recounted(assignments):
             fresh = ledger.not_entered(self.run, assignments)
-            self.run_many("UPDATE exchanges SET task = ?, task_version = ?, looked_at = 1 WHERE id = ?", rows)
+            self.run_many("UPDATE exchange_rows SET task = ?, task_version = ?, looked_at = 1 WHERE id = ?", rows)
             ledger.enter(self.run, fresh)
 
     def set_aside(self, exchange_ids: Iterable[str]) -> None:
         """Note that no template can be found in these: they are no chat requests."""
         rows = [(key,) for key in exchange_ids]
         with self.recounted(key for (key,) in rows):
-            self.run_many("UPDATE exchanges SET task = NULL, task_version = NULL, looked_at = 2 WHERE id = ?", rows)
+            change = "UPDATE exchange_rows SET task = NULL, task_version = NULL, looked_at = 2 WHERE id = ?"
+            self.run_many(change, rows)
 
     def count(self, where: str = "1", parameters: Iterable[Any] = ()) -> int:
         return int(self.run(f"SELECT COUNT(*) FROM exchanges WHERE {where}", list(parameters)).fetchone()[0])
@@ -475,11 +425,3 @@ class SqliteStore:
             for row in self.rows("finetunes", where, parameters)
         ]
         return msgspec.convert(decoded, list[FineTune])
-
-
-def _size(half: HalfRecord) -> int:
-    return len(half.request if isinstance(half, BeginRecord) else half.response)
-
-
-def _size_of_both(pair: tuple[BeginRecord, EndRecord]) -> int:
-    return len(pair[0].request) + len(pair[1].response)

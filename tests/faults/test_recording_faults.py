@@ -328,11 +328,11 @@ async def test_a_table_that_was_dropped_is_an_outage_and_not_a_loss(tmp_path: Pa
         await ask(served, range(4))
         await served.recorded(4)
         with sqlite3.connect(served.store, timeout=10) as meddler:
-            meddler.execute("ALTER TABLE exchanges RENAME TO exchanges_gone")
+            meddler.execute("ALTER TABLE exchange_rows RENAME TO rows_gone")
         later = await ask(served, range(4, 24))
         await asyncio.sleep(1)
         with sqlite3.connect(served.store, timeout=10) as meddler:
-            meddler.execute("ALTER TABLE exchanges_gone RENAME TO exchanges")
+            meddler.execute("ALTER TABLE rows_gone RENAME TO exchange_rows")
         await served.recorded(24)
         assert later <= {row.request for row in served.rows()}
         assert [*served.journal.glob("*.poison")] == []

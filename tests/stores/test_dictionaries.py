@@ -92,7 +92,7 @@ def test_when_the_text_of_a_dictionary_is_deleted_what_needs_it_moves_into_block
 
 def test_a_row_whose_dictionary_is_gone_and_one_that_is_damaged_say_so(file: Path) -> None:
     store = SqliteStore(file)
-    store.run("UPDATE exchanges SET response = substr(response, 1, 20) WHERE id = 'e000003'")
+    store.run("UPDATE old_bodies SET response = substr(response, 1, 20) WHERE number = 4")
     with pytest.raises(StoreError, match="exchange e000003: damaged"):
         store.exchange("e000003")
     store.run("DELETE FROM dictionaries")

@@ -146,7 +146,8 @@ def test_a_fine_tune_is_saved_again_and_again(store: SqliteStore) -> None:
 
 def test_every_table_can_be_read_with_sqlite_utils(store: SqliteStore) -> None:
     keep(store, ASKED.ended(ANSWERED))
-    tables = sqlite_utils.Database(store.path).table_names()
+    database = sqlite_utils.Database(store.path)
+    tables = [*database.table_names(), *database.view_names()]
     assert {"exchanges", "tasks", "templates", "datasets", "finetunes", "evaluations", "promotions", "feedback",
             "jobs"} <= set(tables)  # fmt: skip
     for table in tables:

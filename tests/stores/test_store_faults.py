@@ -156,10 +156,14 @@ def test_a_damaged_file_keeps_the_journal_and_says_what_to_do(tmp_path: Path) ->
     path = tmp_path / "u.db"
     store = SqliteStore(path)
     Recorder(tmp_path / "j", store).drain()
+    tables = store.run(
+        "SELECT rootpage FROM sqlite_master WHERE tbl_name IN ('exchange_rows', 'blocks')"
+    ).fetchall()
     store.close()
-    with path.open("r+b") as file:  # all pages but the first ones
-        file.seek(3 * 8192)
-        file.write(os.urandom(path.stat().st_size - 4 * 8192))
+    with path.open("r+b") as file:
+        for (page,) in tables:
+            file.seek((page - 1) * 8192)
+            file.write(os.urandom(8192))
     write(tmp_path / "j", *range(200, 260))
     recorder = Recorder(tmp_path / "j", SqliteStore(path))
     with pytest.raises(StoreError, match=r"malformed; .* waits in the journal\. Stop unprompt, move u\.db and its"):
