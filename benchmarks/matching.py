@@ -41,8 +41,8 @@ def header(role: str) -> str:
     return layout.read_message({"role": role, "content": ""})[0]
 
 
-def message(role: str, *literals: str) -> MessagePattern:
-    slots = tuple(Slot(f"s{i}", limit=1 << 20) for i in range(len(literals) - 1))
+def message(role: str, *literals: str, usual: tuple[float, float] | None = None) -> MessagePattern:
+    slots = tuple(Slot(f"s{i}", limit=1 << 20, usual=usual) for i in range(len(literals) - 1))
     return MessagePattern(header(role), (TextPattern(literals, slots),))
 
 
@@ -126,6 +126,8 @@ def adversaries() -> Iterator[tuple[str, TemplateIndex, Callable[[int], Body]]]:
     one = PromptTemplate(
         "one", 1, (message("user", "Read the letter: ", "\nTone: ", "\nPlace: ", "\nAnswer now."),)
     )
+    texts = ("Read the letter: ", "\nTone: ", "\nPlace: ", "\nAnswer now.")
+    quoted = PromptTemplate("quoted", 1, (message("user", *texts, usual=(9, 2)),))
     ruled = "-" * 40 + "\nTone of it\n" + "-" * 40
     ruler = PromptTemplate("ruler", 1, (message("user", "Read the letter: ", ruled, "\nAnswer now."),))
     alike = [
@@ -138,6 +140,9 @@ def adversaries() -> Iterator[tuple[str, TemplateIndex, Callable[[int], Body]]]:
 
     def letter(text: str) -> Body:
         return user(f"Read the letter: {text}\nAnswer now.")
+
+    def weighed(n: int, count: int) -> Body:
+        return letter("x" * n + "\nTone: dry\nPlace: Rome" * count)
 
     def turns(n: int) -> Body:
         said = [{"role": "user", "content": "hm"}] * (n // 100)
@@ -156,6 +161,8 @@ def adversaries() -> Iterator[tuple[str, TemplateIndex, Callable[[int], Body]]]:
 
     yield "one anchor, n times", TemplateIndex([one]), lambda n: letter("\nTone: " * (n // 7))
     yield "both anchors in turn", TemplateIndex([one]), lambda n: letter("\nTone: \nPlace: " * (n // 15))
+    yield "8 times 2 anchors to weigh", TemplateIndex([quoted]), lambda n: weighed(n, 8)
+    yield "20 times 2 anchors", TemplateIndex([quoted]), lambda n: weighed(n, 20)
     yield "nearly an anchor", TemplateIndex([one]), lambda n: letter("\nTone" * (n // 5))
     yield "nearly an anchor, Cyrillic", TemplateIndex([one]), lambda n: letter("я\nTone" * (n // 6))
     yield "a ruler of dashes", TemplateIndex([ruler]), lambda n: letter("-" * n)
