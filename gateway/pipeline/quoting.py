@@ -31,6 +31,7 @@ _ROUNDS = 4
 _MOST = 64
 _FEW = 8
 _SIGNS = 3
+_DIGITS = frozenset("0123456789")
 
 
 class Refined(NamedTuple):
@@ -182,7 +183,9 @@ def _is_telling(token: str) -> bool:
 def _is_chance(pieces: Sequence[str], values: Sequence[str]) -> bool:
     """Whether values of one input could hold one of these pieces just so."""
     length = statistics.fmean(len(tokens(value)) for value in values)
-    for piece in pieces:
+    for n, piece in enumerate(pieces):
+        if n == 0 and all(set(value.partition(piece)[0]) <= _DIGITS for value in values):
+            continue  # a number ends by itself
         found = [value.count(piece) for value in values]
         if not any(map(_is_telling, tokens(piece))):
             return True

@@ -101,6 +101,7 @@ def test_what_parts_two_inputs_is_found_in_their_values() -> None:
     assert separators([*pairs, "Rome and/or Oslo/tea"]) == ["/"]
     assert separators([*pairs, "Rome, Oslo, tea"]) == []  # one without it
     assert separators([pair.replace("/", " and the ") for pair in pairs]) == []  # what sentences hold anyway
+    assert separators([f"{i} for the {letter(i)}" for i in range(1, 30)]) == [" for the "]  # ... behind a number
     assert separators([f'{{"from": "{pair}"}}' for pair in pairs]) == []  # keys of an object are no prompt
     assert separators(pairs[:7]) == []  # too few to tell
     assert separators([letter(i) for i in range(40)]) == []
