@@ -244,7 +244,7 @@ def _checked_header_size(blob: bytes) -> int:
 
 
 def _digest(version: int, rest: bytes | memoryview) -> bytes:
-    """SHA-256 of all that follows the prefix; from version 3 on of the version too, which one altered bit changes."""
+    """SHA-256 of all that follows the prefix; from version 3 on of the version too, lest it be taken for older."""
     digest = hashlib.sha256(b"" if version < 3 else b"%d" % version)
     digest.update(rest)
     return digest.digest()
