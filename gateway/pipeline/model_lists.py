@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import openai
 
 from gateway.config import Config
 from gateway.files import write_whole
@@ -75,6 +74,8 @@ def _asked(config: Config, name: str, known: Told, now: float) -> Told | None:
     provider, key = config.providers[name], config.key(name)
     if provider.protocol != "openai" or not key or now < known.next_at:
         return None
+    import openai  # half a second, once a day
+
     client = openai.OpenAI(api_key=key, base_url=provider.base_url, timeout=_TIMEOUT, max_retries=0)
     try:
         answer: Any = client.get("/models", cast_to=object)

@@ -331,7 +331,8 @@ async def test_of_several_relays_one_may_be_killed(tmp_path: Path) -> None:
         assert sum(row.complete for row in rows) == len({row.id for row in rows if row.complete}) >= told
         text = (await served.get(b"/metrics")).body.decode()
         counted = [line for line in text.splitlines() if line.startswith("unprompt_requests_total{")]
-        assert sum(float(line.split()[-1]) for line in counted) >= told
+        # an answer is counted when it has left: of those that leave in the turn of the kill the count may not know
+        assert sum(float(line.split()[-1]) for line in counted) >= told - 3
 
 
 # --- pages ------------------------------------------------------------------------------------------------------
