@@ -167,7 +167,7 @@ def learn(gateway: Gateway, app: App) -> None:
 def assert_promoted_once(gateway: Gateway) -> None:
     store = gateway.store
     (job,) = store.rows("jobs", "kind = 'cycle'")
-    assert "promoted" in json.loads(job["detail"])["decision"], job["detail"]
+    assert "passes the gate" in json.loads(job["detail"])["decision"], job["detail"]
     assert len(store.rows("datasets")) == len(store.finetunes()) == 1
     assert [(row["action"], row["state"]) for row in store.rows("promotions", "state = 'done'")] == [
         ("promote", "done")

@@ -97,7 +97,7 @@ async def test_a_relay_that_is_alone_and_hangs_replaces_itself_and_keeps_its_por
         assert await answers(served)
         served.signal(signal.SIGUSR1)
         assert not await answers(served)
-        assert await answers_soon(served, 5)
+        assert await answers_soon(served, 20)
         assert served.process.poll() is None
         assert "waits_for_ever" in served.log
         await served.recorded(6)  # its worker is there again, too
