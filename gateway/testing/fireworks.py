@@ -68,7 +68,6 @@ class FakeFireworks(FakeOpenAI):
         self._checking: dict[str, Steps] = {}
         self._tunes: dict[str, _Moving] = {}
         self._loaded: dict[str, _Moving] = {}
-        self._tune_dooms: list[str] = []
         self._file_dooms: list[str] = []
         self._wrong: dict[str, str] = {}
 
@@ -85,10 +84,6 @@ class FakeFireworks(FakeOpenAI):
     def fail_next_file(self, message: str) -> None:
         """The next dataset that is uploaded is found to be invalid, for this reason."""
         self._file_dooms.append(message)
-
-    def fail_next_job(self, code: str, message: str, *, param: str | None = None) -> None:
-        """The next job runs to its end and then ends in `JOB_STATE_FAILED` with this message."""
-        self._tune_dooms.append(message)
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
@@ -203,7 +198,7 @@ class FakeFireworks(FakeOpenAI):
             "state": f"JOB_STATE_{self.states[0]}", "status": {"code": "OK"},
             "estimatedCost": {"currencyCode": "USD", "units": str(cents // 100), "nanos": cents % 100 * 10_000_000},
         }  # fmt: skip
-        doom = self._tune_dooms.pop(0) if self._tune_dooms else ""
+        doom = str(self._dooms.pop(0)["message"]) if self._dooms else ""
         self._tunes[name] = _Moving(view, Steps(self.states, self.polls_per_state), doom)
         return web.json_response(view)
 

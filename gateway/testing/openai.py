@@ -67,7 +67,7 @@ class FakeOpenAI(FakeServer):
         return f"{self.root}/v1"
 
     def fail_next_job(self, code: str, message: str, *, param: str | None = None) -> None:
-        """The next job that is created runs to its end and then ends in `failed` with this error."""
+        """The next job that is created runs to its end and then fails with this error."""
         self._dooms.append({"code": code, "message": message, "param": param})
 
     @property

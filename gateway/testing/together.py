@@ -59,16 +59,11 @@ class FakeTogether(FakeOpenAI):
         self._checking: dict[str, Steps] = {}
         self._wrong: dict[str, str] = {}
         self._tunes: dict[str, _Tune] = {}
-        self._tune_dooms: list[str] = []
         self._file_dooms: list[str] = []
 
     def fail_next_file(self, message: str) -> None:
         """The next file that is uploaded is found to be invalid, for this reason."""
         self._file_dooms.append(message)
-
-    def fail_next_job(self, code: str, message: str, *, param: str | None = None) -> None:
-        """The next fine-tune runs to its end and then ends in `error`, with this message as its last event."""
-        self._tune_dooms.append(message)
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
@@ -182,7 +177,7 @@ class FakeTogether(FakeOpenAI):
             "id": job_id, "status": self.states[0], "user_id": "user-fake", "created_at": now, "updated_at": now,
             "token_count": 0, "total_price": 0, "n_epochs": asked.get("n_epochs", 1),
         }  # fmt: skip
-        doom = self._tune_dooms.pop(0) if self._tune_dooms else ""
+        doom = str(self._dooms.pop(0)["message"]) if self._dooms else ""
         tune = _Tune(view, Steps(self.states, self.polls_per_state), rows, doom)
         self._tunes[job_id] = tune
         self._tell(tune, "job_pending", "Fine tune request created")

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import openai
 from msgspec import Meta
@@ -50,18 +50,10 @@ class Sweep(OpenSweep, frozen=True, kw_only=True, forbid_unknown_fields=True):
     running deployment of the base model that takes addons.
     """
 
+    one: ClassVar[type[OpenOptions]] = Options
     account: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     deployment: str = ""
     api_url: str = ""
-
-    def length(self, options: dict[str, Any], rows: int) -> tuple[str, int]:
-        """The base model of a candidate, and its epochs.
-
-        Raises:
-            Failure: the options are wrong.
-        """
-        chosen = candidate_options(options, Options)
-        return chosen.base_model, chosen.n_epochs
 
 
 class Fireworks:

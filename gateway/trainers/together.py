@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import openai
 from msgspec import Meta
@@ -43,16 +43,8 @@ class Options(OpenOptions, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Sweep(OpenSweep, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The trainer's `options` in the config: the default candidates, and how the models are served."""
 
+    one: ClassVar[type[OpenOptions]] = Options
     serverless: bool = False
-
-    def length(self, options: dict[str, Any], rows: int) -> tuple[str, int]:
-        """The base model of a candidate, and its epochs.
-
-        Raises:
-            Failure: the options are wrong.
-        """
-        chosen = candidate_options(options, Options)
-        return chosen.base_model, chosen.n_epochs
 
 
 class Together:
