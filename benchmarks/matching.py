@@ -121,6 +121,24 @@ def user(text: str) -> Body:
     return {"messages": [{"role": "user", "content": text}]}
 
 
+def turns(n: int) -> Body:
+    said = [{"role": "user", "content": "hm"}] * (n // 100)
+    return {"messages": [{"role": "system", "content": "Guide of museum 7"}, *said]}
+
+
+def calls(n: int) -> Body:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = [{"role": "assistant", "content": None, "tool_calls": [call]}] * (n // 100)
+    return {"messages": [{"role": "system", "content": "Guide of museum 7"}, *said]}
+
+
+def nested(n: int) -> Body:
+    value: Any = 0
+    for _ in range(min(n // 2, 700)):
+        value = [value]
+    return {"messages": [{"role": "user", "content": [{"type": "x", "deep": value}] * (n // 1000 + 1)}]}
+
+
 def adversaries() -> Iterator[tuple[str, TemplateIndex, Callable[[int], Body]]]:
     """Name, index, and a request of n characters that is made to be slow."""
     one = PromptTemplate(
@@ -143,21 +161,6 @@ def adversaries() -> Iterator[tuple[str, TemplateIndex, Callable[[int], Body]]]:
 
     def weighed(n: int, count: int) -> Body:
         return letter("x" * n + "\nTone: dry\nPlace: Rome" * count)
-
-    def turns(n: int) -> Body:
-        said = [{"role": "user", "content": "hm"}] * (n // 100)
-        return {"messages": [{"role": "system", "content": "Guide of museum 7"}, *said]}
-
-    def calls(n: int) -> Body:
-        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-        said = [{"role": "assistant", "content": None, "tool_calls": [call]}] * (n // 100)
-        return {"messages": [{"role": "system", "content": "Guide of museum 7"}, *said]}
-
-    def nested(n: int) -> Body:
-        value: Any = 0
-        for _ in range(min(n // 2, 700)):
-            value = [value]
-        return {"messages": [{"role": "user", "content": [{"type": "x", "deep": value}] * (n // 1000 + 1)}]}
 
     yield "one anchor, n times", TemplateIndex([one]), lambda n: letter("\nTone: " * (n // 7))
     yield "both anchors in turn", TemplateIndex([one]), lambda n: letter("\nTone: \nPlace: " * (n // 15))
