@@ -82,6 +82,15 @@ class Served:
     async def ready(self) -> bool:
         return (await self.get(b"/readyz")).status == 200
 
+    async def ready_again(self, seconds: float = PATIENCE) -> bool:
+        """Whether it is ready within so many seconds: it recovers by itself, a moment after its rows are there."""
+        until = time.monotonic() + seconds
+        while not await self.ready():
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
     # --- as the operator -------------------------------------------------------------------------------
 
     def rows(self) -> list[Exchange]:
