@@ -188,11 +188,6 @@ class App:
         self.host = config.server.host if host is None else host
         self.port = config.server.port if port is None else port
         self.local = EmbeddedUpstream()
-        outbox = Outbox()
-        upstreams: dict[str, Upstream] = {
-            name: HttpUpstream(name, p.base_url, outbox) for name, p in config.providers.items()
-        }
-        upstreams[LOCAL] = self.local
         self.metrics = Metrics(
             places.journal,
             lambda: len(self.house.active),
@@ -203,22 +198,27 @@ class App:
         self._withheld_seen: tuple[int, ...] | None = None
         self._audits_seen: tuple[int, ...] | None = None
         self.metrics.reloaded(switchboard.table, time.time())
-        capture = config.capture
-        self.house = House(
+        self.house = self._house(switchboard)
+        self.house.copied = Copies(self.house, self.metrics.copied).ask
+        self.feedback = FeedbackDesk(places.store)
+        self.dashboard = Desk(config, lambda store: workshop(files, config, store=store))
+        self._background: list[asyncio.Task[None]] = []
+        self._loop_watch = LoopWatch(self.metrics.late)
+
+    def _house(self, switchboard: Switchboard) -> House:
+        """All that a request needs on its way, with an upstream for each provider."""
+        config, outbox = self.config, Outbox()
+        upstreams: dict[str, Upstream] = {
+            name: HttpUpstream(name, provider.base_url, outbox) for name, provider in config.providers.items()
+        }
+        return House(
             default_provider=config.default_provider,
             prefixes={name: u.prefix for name, u in upstreams.items() if isinstance(u, HttpUpstream)},
             providers={name: providers.load(p.protocol) for name, p in config.providers.items()},
             keys={name: os.environ[p.api_key_env] for name, p in config.providers.items() if p.api_key_env},
-            upstreams=upstreams,
+            upstreams=upstreams | {LOCAL: self.local},
             prices=price_book(config),
-            capture=Capture(
-                JournalWriter(places.journal, sync_ms=config.store.sync_ms),
-                JournalWriter(places.journal, sync_ms=config.store.sync_ms, large=True),
-                fail_closed=capture.on_failure == "fail_closed",
-                count=self.metrics.record,
-                sync_ms=config.store.sync_ms,
-                outbox=outbox,
-            ),
+            capture=self._capture(outbox),
             outbox=outbox,
             switchboard=switchboard,
             new_id=id_maker(),
@@ -235,14 +235,21 @@ class App:
                 retried=self.metrics.retried,
                 rejected=self.metrics.rejected,
             ),
-            record_bodies=capture.bodies,
-            record_bytes=capture.max_body_mb << 20,
+            record_bodies=config.capture.bodies,
+            record_bytes=config.capture.max_body_mb << 20,
         )
-        self.house.copied = Copies(self.house, self.metrics.copied).ask
-        self.feedback = FeedbackDesk(places.store)
-        self.dashboard = Desk(config, lambda store: workshop(files, config, store=store))
-        self._background: list[asyncio.Task[None]] = []
-        self._loop_watch = LoopWatch(self.metrics.late)
+
+    def _capture(self, outbox: Outbox) -> Capture:
+        """What writes the records; those of large bodies go to a journal of their own."""
+        journal, sync_ms = self.places.journal, self.config.store.sync_ms
+        return Capture(
+            JournalWriter(journal, sync_ms=sync_ms),
+            JournalWriter(journal, sync_ms=sync_ms, large=True),
+            fail_closed=self.config.capture.on_failure == "fail_closed",
+            count=self.metrics.record,
+            sync_ms=sync_ms,
+            outbox=outbox,
+        )
 
     async def start(self) -> str:
         """Listen; gives our base URL."""
