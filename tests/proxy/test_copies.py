@@ -131,6 +131,26 @@ async def test_a_shadow_that_abstains_is_recorded_as_such(tmp_path: Path) -> Non
 
 
 @story
+async def test_a_shadow_that_nobody_answers_reaches_no_client_and_costs_none(tmp_path: Path) -> None:
+    """Its provider is down; the client's answer, its bytes and its price are those of a route without a shadow."""
+    learned(tmp_path)
+    dead = {"upstream": "dead", "model": "mail-1", "strip": "mail@1"}
+    shadowed = [{"name": "mail", "match": {"task": "mail"}, "targets": [{"upstream": "openai"}], "shadow": dead}]
+    async with upstream(answering(response(REFUND))) as home:
+        down = {"dead": {"protocol": "openai", "base_url": "http://127.0.0.1:9/v1"}}
+        async with relay(tmp_path, openai(home) | down, routes=shadowed) as gateway:
+            answers = [await gateway.ask(request(BODY)) for _ in range(3)]
+            assert {(answer.status, answer.body) for answer in answers} == {(200, REFUND)}
+            assert await soon(lambda: sum(row.status is not None for row in gateway.rows()) == 6)
+            own = [row for row in gateway.rows() if row.copy_of is None]
+            copies = [row for row in gateway.rows() if row.copy_of is not None]
+            assert {(row.status, row.error_type, row.complete) for row in own} == {(200, None, True)}
+            assert {row.copy_of for row in copies} == {row.id for row in own}
+            assert {(row.status, row.output_tokens, row.cost_usd) for row in copies} == {(502, None, None)}
+            assert len(home.requests) == 3  # nobody was asked in its place
+
+
+@story
 async def test_the_audit_of_a_stream_is_a_stream(tmp_path: Path) -> None:
     learned(tmp_path)
     events = b'data: {"choices":[{"delta":{"content":"refund"}}]}\n\ndata: [DONE]\n\n'
