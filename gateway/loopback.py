@@ -32,6 +32,7 @@ from gateway.domain.route import LOCAL, Match, Retry, Route, RouteTable, Target
 from gateway.domain.template import PromptTemplate, parse_stripped
 from gateway.errors import TaskError
 from gateway.pipeline.asking import Answered, Ask, Asking, Envelope, in_turn, several_at_once
+from gateway.pipeline.tool_calls import of_choice
 from gateway.proxy.house import House
 from gateway.proxy.router import Switchboard
 from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
@@ -228,9 +229,7 @@ class _Asked:
             told = response.headers.get("x-unprompt-error", "")
             said = plain[:400].decode("utf-8", "replace")
             return plain, _failed(f"{response.status} {told} {said}".replace(key, "[key]"), started)
-        choice = read.choices[0]
-        text = "" if choice.tool_calls else choice.text
-        return plain, Answered(text=text, sure=None, latency_ms=took, cost_usd=None)
+        return plain, Answered(text=of_choice(read.choices[0]), sure=None, latency_ms=took, cost_usd=None)
 
     def _connection(self) -> http.client.HTTPConnection:
         """Kept alive, one for each thread; it connects anew where it was closed."""

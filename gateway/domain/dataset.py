@@ -32,8 +32,8 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """Rows plus where their files are. `digest` is the SHA-256 of the bytes of the parts' JSONL files.
 
     `rows` may be in a file and read one at a time. `beyond` are held-out inputs to which the incumbent gave no text
-    that can be learnt (tool calls, a refusal): a candidate that answers one of them is wrong. `calls` are the rows
-    of both sides whose answer is a call of a tool, for models that can call one; the held-out ones are among
+    that can be learnt: to a refusal any answer is wrong, to calls of tools all but the same calls. `calls` are the
+    rows of both sides whose answer is a call of a tool, for models that can call one; the held-out ones are among
     `beyond`, too. `confirmation` rows are the newest of the held-out ones: whoever was chosen by `validation` is
     confirmed on them, once.
     """

@@ -18,6 +18,7 @@ from gateway.domain.price import PriceBook
 from gateway.domain.route import LOCAL
 from gateway.errors import TaskError
 from gateway.pipeline.quality import same_answer
+from gateway.pipeline.tool_calls import spelled
 from gateway.upstreams.embedded import EmbeddedModel
 
 __all__ = ["Answered", "Ask", "Asking", "Envelope", "asker", "directly", "in_turn", "other_models", "same_answer",
@@ -30,8 +31,8 @@ Envelope = dict[str, Any]
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """A candidate's answer to one row. `text` None: it gave none, and the incumbent would be asked; "" one that
-    is no text, such as tool calls. `sure` None: a model that cannot tell."""
+    """A candidate's answer to one row. `text` None: it gave none, and the incumbent would be asked; calls of tools
+    are written as `tool_calls.spelled` does. `sure` None: a model that cannot tell."""
 
     text: str | None
     sure: float | None
@@ -108,7 +109,7 @@ def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str) ->
         started = time.perf_counter()
         try:
             made = client.chat.completions.create(model=model, messages=row.messages, extra_body=envelope)  # type: ignore[arg-type]
-            message = made.choices[0].message
+            text = _said(made.choices[0].message)
         except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
             # TypeError, AttributeError: the package does not check what it parses, a page of HTML for one
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].replace(key, "[key]")
@@ -117,11 +118,18 @@ def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str) ->
             input=made.usage.prompt_tokens if made.usage else None,
             output=made.usage.completion_tokens if made.usage else None,
         )
-        text = "" if message.tool_calls else message.content or ""
         cost = prices.cost(upstream, model, usage)
         return Answered(text=text, sure=None, latency_ms=_since(started), cost_usd=cost)
 
     return several_at_once(one)
+
+
+def _said(message: Any) -> str:
+    """What a message of the `openai` package says, in a text or by the tools that it calls."""
+    functions = [(call.function.name, call.function.arguments) for call in message.tool_calls or ()
+                 if call.type == "function"]  # fmt: skip
+    others = [(call.custom.name, call.custom.input) for call in message.tool_calls or () if call.type == "custom"]
+    return spelled([*functions, *others]) if message.tool_calls else message.content or ""
 
 
 def in_turn(one: Callable[[tuple[Row, Envelope]], Answered]) -> Ask:

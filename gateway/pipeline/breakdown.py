@@ -9,6 +9,7 @@ from gateway.pipeline import quality
 from gateway.pipeline.markup import Markup, el, join
 from gateway.pipeline.scores import Report
 from gateway.pipeline.scoring import Line
+from gateway.pipeline.tool_calls import shown
 from gateway.pipeline.trial import Trial
 
 _MATRIX = 16
@@ -25,9 +26,14 @@ def sections(report: Report, trial: Trial, best: Line | None) -> list[Markup]:
         for row, text, own in zip(trial.rows, best.given, best.own, strict=True)
         if own and row.exchange_id not in trial.beyond
     ]
-    if report.kind == "classification":
-        return [_labels(quality.confusion(pairs))] if pairs else []
-    return [_fields(pairs)] if report.kind == "extraction" and pairs else []
+    texts = [pair for pair in pairs if not quality.has_calls(pair[0])]
+    calls = [pair for pair in pairs if quality.has_calls(pair[0])]
+    found = [_fields("Tool calls", calls)] if calls else []
+    if report.kind == "classification" and texts:
+        found.insert(0, _labels(quality.confusion(texts)))
+    if report.kind == "extraction" and texts:
+        found.insert(0, _fields("Fields", texts))
+    return found
 
 
 def _labels(counts: Counter[tuple[str, str]]) -> Markup:
@@ -72,7 +78,7 @@ def _mistaken(counts: Counter[tuple[str, str]]) -> Markup:
     return el("table", head, *rows) if rows else el("p", "None is mistaken for another.")
 
 
-def _fields(pairs: Sequence[quality.Pair]) -> Markup:
+def _fields(title: str, pairs: Sequence[quality.Pair]) -> Markup:
     counts = quality.field_counts(pairs)
     heads = ("right", "missed", "added", "F1")
     head = el("tr", el("th", "field"), *(el("th", text, class_="right") for text in heads))
@@ -82,10 +88,10 @@ def _fields(pairs: Sequence[quality.Pair]) -> Markup:
         for path, c in list(counts.items())[:40]
     ]  # fmt: skip
     about = "Values of each field, where the candidate answers itself; a wrong value is one missed and one added."
-    return join(el("h2", "Fields"),
+    return join(el("h2", title),
                 el("div", el("table", head, *rows), el("p", about, class_="soft small"), class_="box"))  # fmt: skip
 
 
 def _short(text: str, most: int = 32) -> str:
-    flat = " ".join(text.split()) or "(nothing)"
+    flat = " ".join(shown(text).split()) or "(nothing)"
     return flat if len(flat) <= most else f"{flat[: most - 3]}..."

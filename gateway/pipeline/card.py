@@ -136,7 +136,7 @@ def _sentences(card: dict[str, Any]) -> list[str]:
         f"Personal data and secrets: {done}.",
         f"Whether the terms of {card['teacher']['target']} let models be trained on its answers:"
         f" {card['train_on_outputs']}.",
-        f"Held-out inputs that a candidate must leave to the incumbent: {card['held_out_beyond']}.",
+        f"Held-out inputs whose answer is no text (tool calls, refusals): {card['held_out_beyond']}.",
         *_calls(card),
     ]
 

@@ -22,6 +22,8 @@ METRICS = {
     "field_f1": "field F1",
     "json_valid": "valid JSON",
     "schema_valid": "fits schema",
+    "calls_same": "same tool calls",
+    "calls_f1": "arguments F1",
     "chrf": "chrF",
     "embedding": "embedding",
 }

@@ -28,7 +28,7 @@ from gateway.errors import DatasetError, TaskError
 from gateway.pipeline import itself, judge
 from gateway.pipeline.asking import Answered, Ask
 from gateway.pipeline.bounds import LEAST, CrossFit, choose_threshold
-from gateway.pipeline.quality import Likeness, same_answer
+from gateway.pipeline.quality import Likeness, has_calls, same_answer
 from gateway.pipeline.report import write_report
 from gateway.pipeline.scores import JudgeBill, Measure, Report, Score, load_report
 from gateway.pipeline.scoring import Contender, Line, Terms, describe, incumbent, scored, with_quality
@@ -240,7 +240,7 @@ def _whole(role: str, name: str, target: str, trial: Trial, most: int, others: A
 
 def _again_values(again: Line, trial: Trial) -> dict[str, float]:
     """The incumbent's likeness to itself by row, where it was asked again. If it was asked all that can be asked,
-    the others (tool calls, refusals) count as said again: that is the more that is asked of a candidate."""
+    the others (refusals) count as said again: that is the more that is asked of a candidate."""
     rows = trial.readable()
     asked = rows.sample(again.score.rows).rows
     others = {row.exchange_id: 1.0 for row in trial.rows} if len(asked) == len(rows.rows) else {}
@@ -303,7 +303,8 @@ def _confirmed(
 
 
 def _judged(policy: TaskPolicy, others: AskModel, line: Line, trial: Trial, terms: Terms) -> tuple[Line, JudgeBill]:
-    """The line with the judge's preference as its quality. What says the same is a tie, and not asked."""
+    """The line with the judge's preference as its quality. What says the same is a tie, and not asked; nor are
+    calls of tools."""
     places = [number * len(trial.rows) // policy.judge_rows for number in range(policy.judge_rows)]
     chosen = places if len(trial.rows) > policy.judge_rows else list(range(len(trial.rows)))
     values = dict.fromkeys(chosen, 0.5)
@@ -312,6 +313,8 @@ def _judged(policy: TaskPolicy, others: AskModel, line: Line, trial: Trial, term
         text, row = line.given[at], trial.rows[at]
         if text is None or row.exchange_id in trial.beyond:
             values[at] = 0.5 if text is not None else 0.0  # left to the incumbent, or wrong as such
+        elif has_calls(row.output) or has_calls(text):
+            values[at] = 0.5 if same_answer(row.output, text) else 0.0  # there is nothing to prefer
         elif not same_answer(row.output, text):
             asked.append(at)
     pairs = [

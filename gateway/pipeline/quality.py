@@ -1,7 +1,8 @@
 """How good answers are, as pure functions of texts: labels, JSON and prose each have measures of their own.
 
 `expected` is what the answer is compared with: a person's word where there is one, else what the incumbent
-answered. `given` is a candidate's answer; None stands for one that is wrong whatever it says.
+answered. `given` is a candidate's answer; None stands for one that is wrong whatever it says. Either may be calls
+of tools, as `tool_calls.spelled` writes them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.pipeline.intervals import Figure, bootstrap
+from gateway.pipeline.tool_calls import calls_in
 
 Pair = tuple[str, str | None]
 """(expected, given)."""
@@ -39,9 +41,13 @@ class FieldCount(msgspec.Struct, frozen=True):
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two answers say the same: equal but for blanks around them, or equal as JSON."""
+    """Whether two answers say the same: equal but for blanks around them, or equal as JSON; or the same calls of
+    tools with equal arguments, whichever comes first."""
     if one.strip() == other.strip():
         return True
+    calls, others = calls_in(one), calls_in(other)
+    if calls is not None or others is not None:
+        return calls == others
     first, second = _parsed(one), _parsed(other)
     return isinstance(first, dict | list) and bool(first == second)
 
@@ -90,10 +96,11 @@ def _macro(sums: NDArray[Any]) -> NDArray[Any]:
 def fields_of(text: str | None) -> Counter[tuple[str, str]]:
     """The leaves of a JSON text as (path, value), values as JSON; empty for a text that is no object or list.
 
-    Elements of a list share one path (`items[].name`), so their order does not count.
+    Elements of a list share one path (`items[].name`), so their order does not count. Those of a tool call begin
+    with the tool: `look_up[].order`.
     """
     found: Counter[tuple[str, str]] = Counter()
-    value = _parsed(text or "")
+    value = _structure(text or "")
     waiting: list[tuple[str, Any]] = [("", value)] if isinstance(value, dict | list) else []
     while waiting:
         path, node = waiting.pop()
@@ -107,8 +114,9 @@ def fields_of(text: str | None) -> Counter[tuple[str, str]]:
 
 
 def field_f1(expected: str, given: str | None) -> float:
-    """F1 of one answer's fields: 1 for equal JSON, 0 for an answer that is no JSON."""
-    if given is None or not isinstance(_parsed(given), dict | list):
+    """F1 of one answer's fields: 1 for equal JSON, 0 for an answer that is no JSON, or calls tools where the other
+    does not."""
+    if given is None or not isinstance(_structure(given), dict | list) or has_calls(expected) != has_calls(given):
         return 0.0
     wanted, said = fields_of(expected), fields_of(given)
     total = wanted.total() + said.total()
@@ -139,6 +147,17 @@ def field_counts(pairs: Iterable[Pair]) -> dict[str, FieldCount]:
 def is_json_object(text: str | None) -> bool:
     """Whether it parses as a JSON object."""
     return isinstance(_parsed(text or ""), dict)
+
+
+def has_calls(answer: str | None) -> bool:
+    """Whether an answer is calls of tools."""
+    return answer is not None and calls_in(answer) is not None
+
+
+def _structure(text: str) -> Any:
+    """The calls of tools that an answer is, or its JSON."""
+    calls = calls_in(text)
+    return _parsed(text) if calls is None else calls
 
 
 def _parsed(text: str) -> Any:

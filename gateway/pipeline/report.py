@@ -22,6 +22,7 @@ from gateway.pipeline.gate import Decision, decide
 from gateway.pipeline.markup import Markup, el, join
 from gateway.pipeline.scores import JudgeBill, Report, Score
 from gateway.pipeline.scoring import Line
+from gateway.pipeline.tool_calls import shown
 from gateway.pipeline.trial import Trial
 
 __all__ = ["FILE", "html_of", "write_report"]
@@ -197,7 +198,7 @@ def _disagreements(trial: Trial, best: Line | None) -> Markup | None:
 def _side_by_side(row: Row, text: str | None, value: float, trial: Trial) -> Markup:
     often = f", asked {row.seen} times" if row.seen > 1 else ""
     whose = "A person's answer" if row.exchange_id in trial.gold else "Incumbent"
-    expected = row.output or "(no text: tool calls or a refusal)"
+    expected = shown(row.output) or "(no text: a refusal)"
     like = f", likeness {value:.0%}" if 0 < value < 1 else ""
     return el(
         "div",
@@ -208,7 +209,7 @@ def _side_by_side(row: Row, text: str | None, value: float, trial: Trial) -> Mar
             el(
                 "div",
                 el("div", f"Candidate{like}", class_="label"),
-                _text(text if text is not None else "(an answer)"),
+                _text(shown(text) if text is not None else "(an answer)"),
             ),
             class_="sides",
         ),

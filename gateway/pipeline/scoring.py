@@ -90,9 +90,13 @@ def describe(finetune: FineTune) -> str:
 
 
 def values_of(measure: Measure, pairs: Sequence[quality.Pair]) -> list[float]:
-    """The quality of each row, 0 to 1; what a judge has not seen is measured by similarity."""
+    """The quality of each row, 0 to 1; what a judge has not seen is measured by similarity. Calls of tools are no
+    prose, so they are the same or not."""
     figure = {"exact": quality.exact, "fields": quality.field_f1}.get(measure, quality.chrf)
-    return [figure(expected, given) for expected, given in pairs]
+    if figure is not quality.chrf:
+        return [figure(expected, given) for expected, given in pairs]
+    called = [quality.has_calls(expected) or quality.has_calls(given) for expected, given in pairs]
+    return [(quality.exact if calls else figure)(*pair) for pair, calls in zip(pairs, called, strict=True)]
 
 
 def scored(who: Contender, trial: Trial, answers: Sequence[Answered], terms: Terms) -> Line:
@@ -211,33 +215,48 @@ def with_quality(score: Score, rows: Sequence[Row], values: Sequence[float], ter
 
 
 def metrics_of(terms: Terms, trial: Trial, given: Sequence[str | None]) -> dict[str, Figure]:
-    """The measures of this kind of task, over the rows whose answer is a text."""
-    kind = terms.kind
+    """The measures of this kind of task, over the rows whose answer is a text, and those of calls of tools."""
     held = [
         (row.output, text)
         for row, text in zip(trial.rows, given, strict=True)
         if row.exchange_id not in trial.beyond
     ]
-    if not held:
-        return {}
-    if kind == "classification":
-        return {"macro_f1": quality.macro_f1(held)}
-    if kind == "extraction":
+    texts = [pair for pair in held if not quality.has_calls(pair[0])]
+    calls = [pair for pair in held if quality.has_calls(pair[0])]
+    return (_of_texts(terms, trial, given, texts) if texts else {}) | (_of_calls(calls) if calls else {})
+
+
+def _of_texts(
+    terms: Terms, trial: Trial, given: Sequence[str | None], pairs: Sequence[quality.Pair]
+) -> dict[str, Figure]:
+    if terms.kind == "classification":
+        return {"macro_f1": quality.macro_f1(pairs)}
+    if terms.kind == "extraction":
+        fields = [(wanted, None if quality.has_calls(text) else text) for wanted, text in pairs]
         return {
-            "field_f1": quality.fields_f1(held),
-            "json_valid": mean_figure([quality.is_json_object(text) for _, text in held]),
+            "field_f1": quality.fields_f1(fields),
+            "json_valid": mean_figure([quality.is_json_object(text) for _, text in pairs]),
             **_schema_valid(trial, given),
         }
-    meaning = {"embedding": mean_figure(terms.likeness.of(held))} if terms.likeness is not None else {}
-    return {"chrf": mean_figure([quality.chrf(*pair) for pair in held]), **meaning}
+    meaning = {"embedding": mean_figure(terms.likeness.of(pairs))} if terms.likeness is not None else {}
+    return {"chrf": mean_figure([quality.chrf(*pair) for pair in pairs]), **meaning}
+
+
+def _of_calls(pairs: Sequence[quality.Pair]) -> dict[str, Figure]:
+    """How often the same tools are called with the same arguments, and the F1 of the arguments."""
+    said = [(wanted, text if quality.has_calls(text) else None) for wanted, text in pairs]
+    return {
+        "calls_same": mean_figure([quality.exact(*pair) for pair in pairs]),
+        "calls_f1": quality.fields_f1(said),
+    }
 
 
 def _schema_valid(trial: Trial, given: Sequence[str | None]) -> dict[str, Figure]:
-    """Where the requests asked for a schema: the share of answers that keep to it."""
+    """Where the requests asked for a schema: the share of answers that keep to it. It binds no calls of tools."""
     kept = [
         fits(text or "", asked)
-        for envelope, text in zip(trial.envelopes, given, strict=True)
-        if (asked := envelope.get("response_format"))
+        for row, envelope, text in zip(trial.rows, trial.envelopes, given, strict=True)
+        if (asked := envelope.get("response_format")) and not quality.has_calls(row.output)
     ]
     return {"schema_valid": mean_figure(kept)} if kept else {}
 

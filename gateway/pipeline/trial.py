@@ -15,6 +15,7 @@ from gateway.domain.feedback import correction
 from gateway.encoding import decoded
 from gateway.pipeline.asking import Envelope
 from gateway.pipeline.scrub import scrub
+from gateway.pipeline.tool_calls import of_choice, of_row
 from gateway.providers.openai import read_chat
 from gateway.stores import remarks
 from gateway.stores.sqlite import SqliteStore
@@ -36,9 +37,10 @@ class Known(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """Rows with all that is known of them, one entry each. `envelopes` and `whole` are of the recorded requests
-    (`whole` None: it cannot be read); `beyond` and `gold` are ids of rows: those that nobody but the incumbent may
-    answer, and those whose answer a person corrected or approved."""
+    """Rows with all that is known of them, one entry each; where the incumbent called tools, `output` is the calls
+    (see `tool_calls`). `envelopes` and `whole` are of the recorded requests (`whole` None: it cannot be read);
+    `beyond` and `gold` are ids of rows: those that nobody but the incumbent may answer, and those whose answer a
+    person corrected or approved."""
 
     rows: list[Row]
     known: list[Known]
@@ -60,7 +62,7 @@ class Trial(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, rows=rows, known=known, envelopes=envelopes, whole=whole)
 
     def readable(self) -> Trial:
-        """Only the rows whose whole request can be asked again, and that expect a text."""
+        """Only the rows whose whole request can be asked again, and that expect an answer to compare with."""
         places = [at for at, row in enumerate(self.rows) if self.whole[at] and row.exchange_id not in self.beyond]
         lists = (self.rows, self.known, self.envelopes, self.whole)
         rows, known, envelopes, whole = ([entries[at] for at in places] for entries in lists)
@@ -77,12 +79,12 @@ def read_trial(store: SqliteStore, dataset: Dataset, part: Sequence[Row], beyond
     found = [store.exchange(row.exchange_id) for row in rows]
     bodies = [_body(exchange) for exchange in found]
     return Trial(
-        rows=rows,
+        rows=[msgspec.structs.replace(row, output=of_row(row)) for row in rows],
         known=[_known(e, target, row.exchange_id in gold, masked) for e, row in zip(found, rows, strict=True)],
         masked=masked,
         envelopes=[{key: value for key, value in body.items() if key not in _NO_PART} for body in bodies],
         whole=[body.get("messages") for body in bodies],
-        beyond=frozenset(row.exchange_id for row in beyond),
+        beyond=frozenset(row.exchange_id for row in beyond if not row.tool_calls),
         gold=gold,
         requests_per_day=_rate(dataset.card.get("recorded", 0), [e.started_at for e in found if e is not None]),
     )
@@ -116,7 +118,7 @@ _OPENAI = providers.load("openai")
 def _said(exchange: Exchange) -> str | None:
     plain = decoded(exchange.response, exchange.response_headers.get("content-encoding"))
     read = _OPENAI.read_answer(plain, streamed=exchange.streamed) if plain else None
-    return read.choices[0].text if read and read.choices and not read.error else None
+    return of_choice(read.choices[0]) if read and read.choices and not read.error else None
 
 
 def _body(exchange: Exchange | None) -> dict[str, Any]:
