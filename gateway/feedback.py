@@ -15,7 +15,8 @@ from gateway.stores.sqlite import SqliteStore
 
 FRESH_SECONDS = 60.0
 WAIT_SECONDS = 5.0
-"""An app may judge an answer as soon as it has it; its exchange is in the store within a second or two."""
+"""An app may judge an answer as soon as it has it; its exchange is in the store within a second, where traffic is
+steady within four."""
 _ASK_AGAIN_SECONDS = 0.25
 _OUR_ID = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7")
 

@@ -12,7 +12,7 @@ import math
 import sqlite3
 import struct
 from array import array
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Any, TypeVar
@@ -41,18 +41,14 @@ def joined(contents: Sequence[Content], lengths: Sequence[int]) -> bytes:
     return b"".join((index, *chain.from_iterable(contents)))
 
 
-def in_blocks(values: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """The values in lists of which each fills a block."""
-    part: list[T] = []
-    total = 0
-    for value in values:
-        part.append(value)
-        total += size(value)
-        if total >= BLOCK_BYTES:
-            yield part
-            part, total = [], 0
-    if part:
-        yield part
+def in_blocks(values: Sequence[T], sizes: Iterable[int]) -> Iterator[Sequence[T]]:
+    """The values in parts of which each fills a block; `sizes` are theirs in bytes."""
+    behind = list(accumulate(sizes))
+    start = full = 0
+    while start < len(values):
+        end = min(bisect_left(behind, full + BLOCK_BYTES) + 1, len(values))
+        yield values[start:end]
+        start, full = end, behind[end - 1]
 
 
 class Block:
@@ -98,16 +94,16 @@ class Blocks:
         self._put(first, contents)
         return first
 
-    def add_all(self, contents: Iterable[Content]) -> list[int]:
+    def add_all(self, contents: Sequence[Content]) -> list[int]:
         """The same for any number of them, in as many blocks as they fill; gives the number of each."""
         numbers: list[int] = []
-        for part in in_blocks(contents, _length):
+        for part in in_blocks(contents, _lengths(contents)):
             first = self.add(part)
             numbers.extend(range(first, first + len(part)))
         return numbers
 
     def _put(self, first: int, contents: Sequence[Content]) -> None:
-        lengths = list(map(_length, contents))
+        lengths = _lengths(contents)
         self._run(
             "INSERT OR REPLACE INTO blocks (first, count, size, body) VALUES (?, ?, ?, ?)",
             (first, len(contents), sum(lengths), self._compress(joined(contents, lengths))),
@@ -190,6 +186,5 @@ class Blocks:
         return small[::-1], total
 
 
-def _length(content: Content) -> int:
-    head, body = content
-    return len(head) + len(body)
+def _lengths(contents: Sequence[Content]) -> list[int]:
+    return [len(head) + len(body) for head, body in contents]

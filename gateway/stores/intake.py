@@ -6,7 +6,7 @@ All of it is to be called in a transaction. `task_stats`, the blocks of bodies a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -84,21 +84,27 @@ def delete(store: SqliteStore, exchange_ids: Iterable[str]) -> int:
 def _begin(store: SqliteStore, first: dict[str, BeginRecord], last: dict[str, EndRecord]) -> None:
     """Rows for these, and what ends them taken from `last`; where a row is there already, the end stays."""
     there = _there(store, first) if _may_be_there(store, first) else {}
-    fresh = [begin for key, begin in first.items() if key not in there] if there else list(first.values())
-    both = [(begin, last.pop(begin.id)) for begin in fresh if begin.id in last]
-    done = {begin.id for begin, _ in both}
-    with store.recounted([begin.id for begin in fresh if begin.task is not None]):
-        for pairs in in_blocks(both, _size_of_both):
-            _insert_ended(store, pairs)
-        for part in in_blocks([begin for begin in fresh if begin.id not in done], _size):
+    pairs: list[_Pair] = []
+    alone: list[BeginRecord] = []
+    for key, begin in first.items():
+        if key not in there:
+            end = last.pop(key, None)
+            if end is None:
+                alone.append(begin)
+            else:
+                pairs.append((begin, end))
+    with store.recounted([key for key, begin in first.items() if begin.task is not None and key not in there]):
+        for both in in_blocks(pairs, [len(begin.request) + len(end.response) for begin, end in pairs]):
+            _insert_ended(store, both)
+        for part in in_blocks(alone, [len(begin.request) for begin in alone]):
             at = store.blocks.add([row_of.asked(begin) for begin in part])
             asked = store.requests.numbers(map(row_of.asked_as, part))
             store.run_many(row_of.INSERT_BEGUN, list(map(row_of.begun, part, asked, count(at))))
 
 
-def _insert_ended(store: SqliteStore, pairs: list[_Pair]) -> None:
+def _insert_ended(store: SqliteStore, pairs: Sequence[_Pair]) -> None:
     """Requests first, then answers: what is alike stands together."""
-    begins, ends = [begin for begin, _ in pairs], [end for _, end in pairs]
+    begins, ends = zip(*pairs, strict=True)
     at = store.blocks.add([*map(row_of.asked, begins), *map(row_of.answered, ends)])
     asked = store.requests.numbers(map(row_of.asked_as, begins))
     answered = store.answers.numbers(map(row_of.answered_as, ends))
@@ -126,7 +132,7 @@ def _end(store: SqliteStore, late: list[EndRecord]) -> None:
     before = [there[end.id] for end in late]
     store.blocks.forget([row.response_at for row in before if row.response_at is not None])
     with store.recounted([end.id for end in late]):
-        for part in in_blocks(late, _size):
+        for part in in_blocks(late, [len(end.response) for end in late]):
             at = store.blocks.add([row_of.answered(end) for end in part])
             answered = store.answers.numbers(map(row_of.answered_as, part))
             store.run_many(row_of.UPDATE_ENDED, list(map(row_of.late, part, answered, count(at))))
@@ -149,11 +155,3 @@ def _there(store: SqliteStore, exchange_ids: Iterable[str]) -> dict[str, _Row]:
         " WHERE id IN (SELECT value FROM json_each(?))"
     )
     return {row[0]: _Row(*row) for row in store.run(query, [named]).fetchall()}
-
-
-def _size(half: HalfRecord) -> int:
-    return len(half.request if isinstance(half, BeginRecord) else half.response)
-
-
-def _size_of_both(pair: _Pair) -> int:
-    return len(pair[0].request) + len(pair[1].response)

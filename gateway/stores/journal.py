@@ -23,6 +23,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import final
 
 import msgspec
 
@@ -39,6 +40,7 @@ LARGE_ENDING = ".large.journal"
 Record = Begin | End
 
 
+@final
 class Poison(msgspec.Struct, frozen=True):
     """A whole record that makes no sense to this release. `framed` is the record as it stands in the file."""
 

@@ -42,7 +42,10 @@ class Kinds:
         """The number of each, for rows that are added in this transaction."""
         given = list(kinds)
         self._know()
-        numbers = [self._known.get(kind) or self._noted(kind) for kind in given]
+        try:
+            numbers = [*map(self._known.__getitem__, given)]
+        except KeyError:
+            numbers = [self._known.get(kind) or self._noted(kind) for kind in given]
         kind_of = dict(zip(numbers, given, strict=True))
         for number, count in Counter(numbers).items():
             self._run(self._more, (number, *kind_of[number], count))  # whoever deleted it meanwhile: it is back

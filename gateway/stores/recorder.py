@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from gateway.errors import StoreError
 from gateway.files import write_whole
 from gateway.stores import journal
 from gateway.stores.journal import Poison
-from gateway.stores.segments import HalfRecord, SegmentReader, framed
+from gateway.stores.segments import READ_BYTES, HalfRecord, SegmentReader, framed
 from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
+
+HOLD_SECONDS = 3.0
+"""So long records wait for more, while more keep coming: each move costs a millisecond, whatever it moves."""
 
 _OF_VALUES = (OverflowError, ValueError, sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError,
               sqlite3.ProgrammingError)  # fmt: skip
@@ -27,11 +33,32 @@ class Recorder:
     `poisoned` counts them. The bytes behind the last whole record of a finished segment are kept as `.torn`.
     """
 
-    def __init__(self, folder: Path, store: SqliteStore) -> None:
+    def __init__(self, folder: Path, store: SqliteStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._store = store
+        self._clock = clock
         self._reader = SegmentReader()
+        self._held = 0  # bytes that waited at the last look and were left waiting
+        self._busy = False  # at the last look there was something new
+        self._due = 0.0
         self.poisoned = 0
+
+    def look(self) -> int:
+        """What a recorder does every second: `drain`, but under steady traffic only every few seconds, or when
+        there is as much as one transaction takes. Records that come out of the blue are moved at once.
+
+        Raises:
+            StoreError: as `drain`.
+        """
+        found = sum(self._waiting(segment) for segment in journal.segments(self._folder))
+        is_new = found > self._held
+        if is_new and self._busy and found < READ_BYTES and self._clock() < self._due:
+            self._held = found
+            return 0
+        self._held, self._due = 0, 0.0  # where it fails, the next look tries again
+        moved = self.drain()
+        self._busy, self._due = is_new, self._clock() + HOLD_SECONDS
+        return moved
 
     def drain(self) -> int:
         """Move all that is there now; gives the number of records moved.
@@ -53,7 +80,7 @@ class Recorder:
     def _drain_segment(self, segment: Path) -> int:
         moved = 0
         finished = journal.is_finished(segment)  # asked first: afterwards nothing can be appended
-        while self._has_more(segment):
+        while self._waiting(segment) > 0:
             count = self._move(segment)
             moved += count
             if count == 0:
@@ -62,12 +89,13 @@ class Recorder:
             self._remove(segment)
         return moved
 
-    def _has_more(self, segment: Path) -> bool:
-        """Asked without a transaction, so that a recorder with nothing to do disturbs no one."""
+    def _waiting(self, segment: Path) -> int:
+        """How many bytes are still to be moved; asked without a transaction, so that a recorder with nothing to do
+        disturbs no one."""
         try:
-            return segment.stat().st_size > self._store.offset(segment.name)
+            return segment.stat().st_size - self._store.offset(segment.name)
         except FileNotFoundError:
-            return False
+            return 0
 
     def _move(self, segment: Path) -> int:
         try:
@@ -82,9 +110,10 @@ class Recorder:
     def _absorb(self, segment: Path) -> int:
         records, behind = self._read(segment)
         if behind:
-            sound = [record for record in records if not isinstance(record, Poison)]
-            self._store.absorb_records(segment.name, behind, sound)
-            self._set_aside(segment, [record for record in records if isinstance(record, Poison)])
+            bad = [record for record in records if type(record) is Poison] if Poison in map(type, records) else []
+            sound = [record for record in records if type(record) is not Poison] if bad else records
+            self._store.absorb_records(segment.name, behind, cast("list[HalfRecord]", sound))
+            self._set_aside(segment, bad)
         return len(records)
 
     def _absorb_singly(self, segment: Path) -> int:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from gateway.domain.exchange import Exchange
 from gateway.stores.blocks import Blocks, Content, Run
 from gateway.stores.dictionaries import Dictionaries, dictionary_of
-from gateway.stores.kinds import Kind
+from gateway.stores.kinds import OF_REQUESTS, OF_RESPONSES, Kind
 from gateway.stores.segments import BeginRecord, EndRecord
 
 Row = tuple[Any, ...]
@@ -51,6 +52,7 @@ _FLAGS = ("stripped", "streamed", "complete", "truncated")
 
 _json = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(dict[str, str] | list[str]).decode
 _content = msgspec.msgpack.Decoder(tuple[dict[str, str], bytes]).decode
 
 
@@ -68,14 +70,11 @@ def split(content: bytes) -> tuple[dict[str, str], bytes]:
     return _content(b"\x92" + content)  # MessagePack: an array of two
 
 
-def asked(begin: BeginRecord) -> Content:
-    """What is kept of a request."""
-    return (begin.request_headers, begin.request)
+asked: Callable[[BeginRecord], Content] = attrgetter("request_headers", "request")
+"""What is kept of a request."""
 
-
-def answered(end: EndRecord) -> Content:
-    """What is kept of a response."""
-    return (end.response_headers, end.response)
+answered: Callable[[EndRecord], Content] = attrgetter("response_headers", "response")
+"""What is kept of a response."""
 
 
 def contents(exchange: Exchange) -> list[Content]:
@@ -85,32 +84,18 @@ def contents(exchange: Exchange) -> list[Content]:
     ]  # fmt: skip
 
 
-def asked_as(begin: BeginRecord | Exchange) -> Kind:
-    """What a request has in common with others (`gateway.stores.kinds.OF_REQUESTS`)."""
-    return (
-        begin.route, begin.task_hint, begin.provider, begin.method, begin.endpoint, begin.model_requested,
-        begin.key_id,
-    )  # fmt: skip
+asked_as: Callable[[BeginRecord | Exchange], Kind] = attrgetter(*OF_REQUESTS)
+"""What a request has in common with others."""
+
+answered_as: Callable[[EndRecord], Kind] = attrgetter(*OF_RESPONSES[:-1], "usage.source")
+"""What an answer has in common with others."""
+
+answer_of: Callable[[Exchange], Kind] = attrgetter(*OF_RESPONSES)
+"""The same of an exchange that does not come from the journal."""
 
 
 # `request_at` and `response_at` are the numbers of bodies in the blocks, `asked` and `answered` those of the
 # kinds.
-
-
-def answered_as(end: EndRecord) -> Kind:
-    """What an answer has in common with others (`gateway.stores.kinds.OF_RESPONSES`)."""
-    return (
-        end.model_served, end.target, int(end.stripped), end.status, int(end.streamed), end.error_type,
-        end.finish_reason, end.usage.source,
-    )  # fmt: skip
-
-
-def answer_of(exchange: Exchange) -> Kind:
-    """The same of an exchange that does not come from the journal."""
-    return (
-        exchange.model_served, exchange.target, int(exchange.stripped), exchange.status, int(exchange.streamed),
-        exchange.error_type, exchange.finish_reason, exchange.usage_source,
-    )  # fmt: skip
 
 
 def _text(value: dict[str, str] | list[str]) -> str:
@@ -118,32 +103,52 @@ def _text(value: dict[str, str] | list[str]) -> str:
     return _json(value).decode() if value else _NO_TEXT
 
 
-def _number(value: float | None) -> float:
-    return _NO_NUMBER if value is None else value
+def _json_of(packed: msgspec.Raw) -> str:
+    """Tags or attempts, as JSON.
+
+    Raises:
+        ValueError: they are neither.
+    """
+    if len(packed) == 1:  # none
+        return _NO_TEXT
+    try:
+        return _text(_unpack(packed))
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _last(end: EndRecord, answered: int, response_at: int) -> Row:
     usage = end.usage
+    first, cost, given, cached = end.ttft_ms, end.cost_usd, usage.input, usage.cached
+    made, reasoning = usage.output, usage.reasoning
     return (
-        answered, int(end.complete), end.latency_ms, _number(end.ttft_ms), _number(usage.input),
-        _number(usage.cached), _number(usage.output), _number(usage.reasoning), _number(end.cost_usd), response_at,
-        _text(end.attempts),
-    )  # fmt: skip
+        answered,
+        1 if end.complete else 0,
+        end.latency_ms,
+        _NO_NUMBER if first is None else first,
+        _NO_NUMBER if given is None else given,
+        _NO_NUMBER if cached is None else cached,
+        _NO_NUMBER if made is None else made,
+        _NO_NUMBER if reasoning is None else reasoning,
+        _NO_NUMBER if cost is None else cost,
+        response_at,
+        _json_of(end.attempts),
+    )
 
 
 def begun(begin: BeginRecord, asked: int, request_at: int | None) -> Row:
     """What `INSERT_BEGUN` binds."""
     return (
-        begin.id, begin.started_at, asked, begin.task or _NO_TEXT, request_at, _text(begin.tags),
+        begin.id, begin.started_at, asked, begin.task or _NO_TEXT, request_at, _json_of(begin.tags),
         int(begin.request_truncated), begin.copy_of or _NO_TEXT,
     )  # fmt: skip
 
 
 def ended(begin: BeginRecord, end: EndRecord, asked: int, answered: int, request_at: int, response_at: int) -> Row:
     """What `INSERT_ENDED` binds."""
-    truncated = int(begin.request_truncated or end.response_truncated)
+    truncated = 1 if begin.request_truncated or end.response_truncated else 0
     return (
-        begin.id, begin.started_at, asked, begin.task or _NO_TEXT, request_at, _text(begin.tags), truncated,
+        begin.id, begin.started_at, asked, begin.task or _NO_TEXT, request_at, _json_of(begin.tags), truncated,
         begin.copy_of or _NO_TEXT, *_last(end, answered, response_at),
     )  # fmt: skip
 

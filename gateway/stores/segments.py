@@ -24,8 +24,9 @@ _LEAST_BLANK = len(_BLANK) + 4
 
 
 class BeginRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A `Begin` as it stands in a segment: its headers and body are MessagePack still, since they go into the store
-    as they are. They lie in the reader's buffer, and are gone with its next `read`."""
+    """A `Begin` as it stands in a segment: its tags, headers and body are MessagePack still, since there are hardly
+    any tags, and the others go into the store as they are. They lie in the reader's buffer, and are gone with its
+    next `read`."""
 
     id: str
     started_at: float
@@ -37,7 +38,7 @@ class BeginRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     task_hint: str | None
     model_requested: str | None
     key_id: str | None
-    tags: dict[str, str]
+    tags: msgspec.Raw
     request_headers: msgspec.Raw
     request: msgspec.Raw
     request_truncated: bool = False
@@ -60,7 +61,7 @@ class EndRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finish_reason: str | None
     usage: Usage
     cost_usd: float | None
-    attempts: list[str]
+    attempts: msgspec.Raw
     response_headers: msgspec.Raw
     response: msgspec.Raw
     response_truncated: bool = False
@@ -71,12 +72,7 @@ NO_BODY = b"\xc4\x00"
 HalfRecord = BeginRecord | EndRecord
 
 
-class _Framed(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    begin: BeginRecord | None = None
-    end: EndRecord | None = None
-
-
-_decode = msgspec.msgpack.Decoder(_Framed).decode
+_decode = msgspec.msgpack.Decoder(tuple[BeginRecord | None, EndRecord | None]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -95,12 +91,7 @@ class SegmentReader:
         """
         with segment.open("rb", buffering=0) as file:
             size = self._fill(file.fileno(), offset)
-        records: list[HalfRecord | Poison] = []
-        used = 0
-        for record, end in _whole(memoryview(self._buffer)[:size]):
-            if record is not None:
-                records.append(record)
-            used = end
+        records, used = _whole(memoryview(self._buffer)[:size])
         return records, offset + used
 
     def _fill(self, file: int, offset: int) -> int:
@@ -113,32 +104,40 @@ class SegmentReader:
         return size
 
 
-def _whole(data: memoryview) -> Iterator[tuple[HalfRecord | Poison | None, int]]:
-    """Each whole record with the position behind it; None stands for a blank."""
-    position, size, head = 0, len(data), _HEAD.size
-    while position + head <= size:
-        length, crc = _HEAD.unpack_from(data, position)
-        end = position + head + length
+def _whole(data: memoryview) -> tuple[list[HalfRecord | Poison], int]:
+    """The whole records but for blanks, and the position behind the last of them."""
+    records: list[HalfRecord | Poison] = []
+    unpack, checksum, head, size = _HEAD.unpack_from, zlib.crc32, _HEAD.size, len(data)
+    start = head  # of a record's payload
+    while start <= size:
+        length, crc = unpack(data, start - head)
+        end = start + length
         if length == 0 or end > size:  # zeros are no record either
-            return
-        payload = data[position + head : end]
-        if zlib.crc32(payload) != crc:
-            return
+            break
+        payload = data[start:end]
+        if checksum(payload) != crc:
+            break
         try:
-            framed = _decode(payload)
-            record: HalfRecord | Poison | None = framed.begin or framed.end
+            begin, last = _decode(payload)
+            records.append(begin or last or _poison(payload))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            record = None
-        if record is None and payload[: len(_BLANK)] != _BLANK:
-            record = Poison(bytes(data[position:end]))
-        yield record, end
-        position = end
+            if payload[: len(_BLANK)] != _BLANK:
+                records.append(_poison(payload))
+        start = end + head
+    return records, start - head
+
+
+def _poison(payload: memoryview) -> Poison:
+    return Poison(_framed(bytes(payload)))
+
+
+def _framed(payload: bytes) -> bytes:
+    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 
 def framed(record: HalfRecord) -> bytes:
     """A record as it stood in its segment."""
-    payload = _encode(_Framed(begin=record) if isinstance(record, BeginRecord) else _Framed(end=record))
-    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+    return _framed(_encode((record, None) if isinstance(record, BeginRecord) else (None, record)))
 
 
 def exchange_id(framed: bytes) -> str | None:
@@ -173,7 +172,9 @@ def _torn_id(payload: bytes) -> str | None:
 def framed_records(data: bytes) -> Iterator[bytes]:
     """The whole records in these bytes as they stand there, and last whatever is behind them."""
     position = 0
-    for _, end in _whole(memoryview(data)):
+    _, behind = _whole(memoryview(data))
+    while position < behind:
+        end = position + _HEAD.size + _HEAD.unpack_from(data, position)[0]
         yield data[position:end]
         position = end
     if position < len(data):

@@ -25,6 +25,7 @@ from gateway.errors import StoreError
 from gateway.stores import journal
 from gateway.stores.journal import JournalWriter, Poison, Record, Unencodable, encode
 from gateway.stores.recorder import Recorder
+from gateway.stores.segments import READ_BYTES
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -335,6 +336,47 @@ def test_a_full_disk_tears_nothing_and_is_recovered_from_in_order(tmp_path: Path
 
 def ids(store: SqliteStore) -> list[str]:
     return [exchange.id for exchange in store.exchanges()]
+
+
+def test_records_out_of_the_blue_are_moved_at_once_and_those_of_steady_traffic_every_few_seconds(
+    tmp_path: Path, store: SqliteStore
+) -> None:
+    now = 100.0
+    writer, recorder = JournalWriter(tmp_path / "j"), Recorder(tmp_path / "j", store, clock=lambda: now)
+    seconds = [  # when it looks, and how many records came until then
+        (100.0, 1), (101.0, 1), (102.0, 1), (103.0, 1), (104.0, 1), (105.0, 0), (106.0, 0), (107.0, 1), (108.0, 2),
+        (109.0, 0),
+    ]  # fmt: skip
+    moved = []
+    for now, came in seconds:
+        for number in range(came):
+            writer.append(begin(int(now) * 10 + number))
+        moved.append(recorder.look())
+    assert moved == [1, 0, 0, 3, 0, 1, 0, 1, 0, 2]
+
+
+def test_a_look_moves_what_fills_a_transaction(tmp_path: Path, store: SqliteStore) -> None:
+    writer, recorder = JournalWriter(tmp_path / "j"), Recorder(tmp_path / "j", store, clock=lambda: 100.0)
+    moved = []
+    for number, size in enumerate([10, 10, READ_BYTES, 10]):
+        writer.append(begin(number, request=bytes(size)))
+        moved.append(recorder.look())
+    assert moved == [1, 0, 2, 0]
+
+
+def test_after_a_failure_the_next_look_tries_again(tmp_path: Path, store: SqliteStore) -> None:
+    writer, recorder = JournalWriter(tmp_path / "j"), Recorder(tmp_path / "j", store, clock=lambda: 100.0)
+    writer.append(begin(1))
+    assert recorder.look() == 1
+    store.run("ALTER TABLE blocks RENAME TO gone")
+    for number in (2, 3):  # what comes is held back at first
+        writer.append(begin(number))
+        assert recorder.look() == 0
+    for _ in range(2):
+        with pytest.raises(StoreError, match="blocks"):
+            recorder.look()
+    store.run("ALTER TABLE gone RENAME TO blocks")
+    assert recorder.look() == 2
 
 
 def test_records_become_rows_and_finished_segments_go(tmp_path: Path, store: SqliteStore) -> None:
