@@ -70,6 +70,18 @@ class Fit(NamedTuple):
     quoted: bool = False
 
 
+class _Said(NamedTuple):
+    """A template with what it is compared by: the trigrams of its fixed text, and how many words that has."""
+
+    found: Found
+    trigrams: Trigrams
+    words: int
+
+
+def _said(found: Found) -> _Said:
+    return _Said(found, trigrams(found.patterns), sum(map(fixed_words, found.patterns)))
+
+
 def cut_row(patterns: Sequence[TextPattern], row: Row) -> tuple[str, ...] | None:
     """The slot values of a row, or None where it does not fit."""
     values: tuple[str, ...] = ()
@@ -140,30 +152,30 @@ class Miner:
 
     def _merged(self, found: list[Found]) -> list[Found]:
         """Templates that differ in nothing but what one value happened to begin or end with become one."""
-        kept: list[tuple[Found, Trigrams]] = []
-        for one in sorted(found, key=lambda f: (-len(f.members), f.members)):
-            said = trigrams(one.patterns)
-            for i, (other, others) in enumerate(kept):
+        kept: list[_Said] = []
+        for one in map(_said, sorted(found, key=lambda f: (-len(f.members), f.members))):
+            for i, other in enumerate(kept):
                 if self._says_as_much(other, one):
-                    kept[i] = (Found(other.patterns, sorted({*one.members, *other.members})), others)
+                    members = sorted({*one.found.members, *other.found.members})
+                    kept[i] = other._replace(found=Found(other.found.patterns, members))
                     break
-                most = max(len(said), len(others))
-                if len(said & others) >= min(SAME * most, most - 1):
-                    both = self._fit(sorted({*one.members, *other.members}))
+                most = max(len(one.trigrams), len(other.trigrams))
+                if len(one.trigrams & other.trigrams) >= min(SAME * most, most - 1):
+                    both = self._fit(sorted({*one.found.members, *other.found.members}))
                     if self._is_one(both, one, other):
-                        kept[i] = (Found(both.patterns, sorted(both.values)), trigrams(both.patterns))
+                        kept[i] = _said(Found(both.patterns, sorted(both.values)))
                         break
             else:
-                kept.append((one, said))
-        return [found for found, _ in kept]
+                kept.append(one)
+        return [said.found for said in kept]
 
-    def _says_as_much(self, other: Found, one: Found) -> bool:
+    def _says_as_much(self, other: _Said, one: _Said) -> bool:
         """Whether all rows of a template fit another one, which has nearly as much fixed text."""
-        enough = sum(map(fixed_words, other.patterns)) >= MOST * sum(map(fixed_words, one.patterns))
-        return enough and self._rows_of(other.patterns).issuperset(one.members)
+        enough = other.words >= MOST * one.words
+        return enough and self._rows_of(other.found.patterns).issuperset(one.found.members)
 
-    def _is_one(self, both: Fit, *found: Found) -> bool:
-        least = min(sum(map(fixed_words, f.patterns)) for f in found)
+    def _is_one(self, both: Fit, *found: _Said) -> bool:
+        least = min(said.words for said in found)
         enough = not both.misfits and sum(map(fixed_words, both.patterns)) >= SAME * least
         return enough and not parts_of(both.patterns, both.values, self._system)
 

@@ -251,7 +251,8 @@ def grouped(values: dict[int, str], key: Callable[[str, int], str], size: int) -
 
 def head(value: str, size: int) -> str:
     """The first `size` tokens."""
-    return "".join(match[0] for match in islice(TOKEN.finditer(value[: 40 * size]), size))
+    found = next(islice(TOKEN.finditer(value[: 40 * size]), size - 1, None), None)
+    return value[: found.end() if found else 40 * size]
 
 
 def tail(value: str, size: int) -> str:

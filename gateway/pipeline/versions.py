@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -53,14 +53,30 @@ class Use(NamedTuple):
 def place(new: Sequence[Use], known: Sequence[Use]) -> list[PromptTemplate]:
     """The new templates with task and version, in the order in which they came into use, those that quote last."""
     placed = [(use, wording(use.template)) for use in known]
+    telling: dict[object, list[int]] = defaultdict(list)
+    for at, (_, said) in enumerate(placed):
+        _note(said, at, telling)
     for use in sorted(new, key=_turn):
         said = wording(use.template)
-        task = agreed(use.hints) or _quoted(use, placed) or _origin(use, said, placed)
+        near = sorted({at for sign in _signs(said) for at in telling.get(sign, ())})
+        _note(said, len(placed), telling)
+        task = agreed(use.hints) or _quoted(use, placed) or _origin(use, said, [placed[at] for at in near])
         task = task or slug(use.template, {earlier.template.task for earlier, _ in placed})
         versions = [u.template.version for u, _ in placed if u.template.task == task]
         template = msgspec.structs.replace(use.template, task=task, version=1 + max(versions, default=0))
         placed.append((use._replace(template=template), said))
     return [use.template for use, _ in placed[len(known) :]]
+
+
+def _signs(said: Wording) -> Iterator[object]:
+    """What two templates have at least one of in common where they may be of one task."""
+    yield from said.all
+    yield said.messages[-1:]
+
+
+def _note(said: Wording, at: int, telling: dict[object, list[int]]) -> None:
+    for sign in _signs(said):
+        telling[sign].append(at)
 
 
 def _turn(use: Use) -> tuple[bool, float, float, tuple[str, ...]]:
@@ -96,8 +112,6 @@ def _origin(use: Use, said: Wording, placed: Sequence[tuple[Use, Wording]]) -> s
 
 def _kinship(earlier: Use, before: Wording, later: Use, after: Wording) -> float:
     """How much wording two templates share; 0 where it is not enough to be one task's."""
-    if before.all.isdisjoint(after.all) and before.messages[-1:] != after.messages[-1:]:
-        return 0.0
     share = likeness(before, after)
     if share >= _threshold(earlier, later) or (share > 0 and containment(before, after) >= CONTAINED):
         return share if later.first > earlier.last or _same_inputs(before, after) else 0.0
@@ -248,4 +262,5 @@ def _trigrams(template: PromptTemplate, *, local: bool) -> Trigrams:
 
 
 def _jaccard(left: Trigrams, right: Trigrams) -> float:
-    return len(left & right) / len(left | right) if left | right else 1.0
+    both = len(left & right)
+    return both / (len(left) + len(right) - both) if left or right else 1.0
