@@ -168,7 +168,12 @@ def _trees(column: Sequence[TextPattern]) -> tuple[Prefixes, Prefixes]:
 
 def _rank(template: PromptTemplate, is_replaced: bool) -> _Rank:
     """Smaller is better: none that is replaced, the most fixed text, then the latest version."""
-    return (is_replaced, -sum(map(len, template.literals)), -template.version, template.task)
+    return (is_replaced, -fixed_size(template), -template.version, template.task)
+
+
+def fixed_size(template: PromptTemplate) -> int:
+    """Characters of fixed text: of two templates that match a request, the one with more is its own."""
+    return sum(map(len, template.literals))
 
 
 def show(template: PromptTemplate) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gateway.domain import layout
 from gateway.domain.layout import Unreadable
-from gateway.domain.matching import TemplateIndex
+from gateway.domain.matching import TemplateIndex, fixed_size
 from gateway.domain.template import PromptTemplate
 from gateway.pipeline.grouping import Seen, mine_bucket
 from gateway.pipeline.records import Recorded
 from gateway.pipeline.splitting import spread
-from gateway.pipeline.versions import Use, place
+from gateway.pipeline.versions import Use, in_order, place
 
 __all__ = ["Inference", "Recorded", "infer"]
 
@@ -39,18 +39,50 @@ def infer(
     """
     ordered = sorted(requests, key=lambda request: (request.ts, request.id))
     before = _assign(ordered, () if unexplained else known)
-    new: list[Use] = []
-    left = [request for request in ordered if before[request.id] is None]
+    rounds = list(_rounds([request for request in ordered if before[request.id] is None]))
+    new = sorted((use for one in rounds for use in one.uses), key=in_order)
+    templates = place(new, _uses(known, ordered, before))
+    named = {id(use.template): template for use, template in zip(new, templates, strict=True)}
+    assignments: dict[str, tuple[str, int] | None] = {}
+    for n, one in enumerate(rounds):
+        later = TemplateIndex([use.template for other in rounds[n + 1 :] for use in other.uses])
+        assignments.update(_named(one.explained, named, later))
+    rest = [request for request in ordered if request.id not in assignments]
+    assignments.update(_assign(rest, templates if unexplained else [*known, *templates]))
+    return Inference(templates, {request.id: assignments[request.id] for request in ordered})
+
+
+class _Round(NamedTuple):
+    """Templates found in some of the requests, and those of all the others that one of them explains."""
+
+    uses: list[Use]
+    explained: list[tuple[Recorded, PromptTemplate]]
+
+
+def _rounds(left: list[Recorded]) -> Iterator[_Round]:
+    """Some of the requests are mined, then some of those that this does not explain, until there is nothing new."""
     while left:
         batch = spread(left, BATCH)
         found = _mine(batch)
-        new += found
         if not found or len(batch) == len(left):
-            break
+            yield _Round(found, [])
+            return
         index = TemplateIndex([use.template for use in found])
-        left = [request for request in left if index.match(request.body) is None]
-    templates = place(new, _uses(known, ordered, before))
-    return Inference(templates, _assign(ordered, templates if unexplained else [*known, *templates]))
+        matches = [(request, index.match(request.body)) for request in left]
+        yield _Round(found, [(request, match.template) for request, match in matches if match is not None])
+        left = [request for request, match in matches if match is None]
+
+
+def _named(
+    explained: Sequence[tuple[Recorded, PromptTemplate]], named: dict[int, PromptTemplate], later: TemplateIndex
+) -> Iterator[tuple[str, tuple[str, int]]]:
+    """The assignments of those requests that no other template could claim: none of a later round, and none with as
+    much fixed text, of which the task's name or version decides. The others have to be matched once more."""
+    sizes = Counter(map(fixed_size, named.values()))
+    alone = {key: (t.task, t.version) for key, t in named.items() if sizes[fixed_size(t)] == 1}
+    for request, template in explained:
+        if id(template) in alone and later.match(request.body) is None:
+            yield request.id, alone[id(template)]
 
 
 def _mine(requests: Sequence[Recorded]) -> list[Use]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.domain.matching import Match, TemplateIndex
+from gateway.domain.matching import Match, TemplateIndex, fixed_size
 from gateway.domain.template import PromptTemplate
 from gateway.pipeline.near import NearMisses
 from gateway.stores.sqlite import SqliteStore
@@ -62,9 +62,9 @@ class Known:
         if old is None or new is None:
             found = old or new
         else:
-            found = max(old, new, key=lambda match: (_size(match.template), match.template.version))
+            found = max(old, new, key=lambda match: (fixed_size(match.template), match.template.version))
         if old is not None and old.template.name in self._new:  # replaced since: what would be found without it?
-            if new is not None and _size(new.template) >= _size(old.template):
+            if new is not None and fixed_size(new.template) >= fixed_size(old.template):
                 return new
             self._build()
             return self._index.match(body)
@@ -80,10 +80,6 @@ class Known:
     def is_proposed(self, template: PromptTemplate) -> bool:
         """Whether it was found in few requests and may still change."""
         return self.standing[template.name].state == "proposed"
-
-
-def _size(template: PromptTemplate) -> int:
-    return sum(map(len, template.literals))
 
 
 def fingerprint(store: SqliteStore) -> tuple[tuple[str, int, int], ...]:

@@ -56,7 +56,7 @@ def place(new: Sequence[Use], known: Sequence[Use]) -> list[PromptTemplate]:
     telling: dict[object, list[int]] = defaultdict(list)
     for at, (_, said) in enumerate(placed):
         _note(said, at, telling)
-    for use in sorted(new, key=_turn):
+    for use in sorted(new, key=in_order):
         said = wording(use.template)
         near = sorted({at for sign in _signs(said) for at in telling.get(sign, ())})
         _note(said, len(placed), telling)
@@ -79,7 +79,7 @@ def _note(said: Wording, at: int, telling: dict[object, list[int]]) -> None:
         telling[sign].append(at)
 
 
-def _turn(use: Use) -> tuple[bool, float, float, tuple[str, ...]]:
+def in_order(use: Use) -> tuple[bool, float, float, tuple[str, ...]]:
     """In the order in which they came into use; what quotes a template comes behind all that may be quoted."""
     return bool(use.quotes), use.first, use.last, use.template.literals
 

@@ -253,6 +253,11 @@ def test_few_shot_examples_as_messages_are_template() -> None:
 def test_many_requests_are_mined_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.pipeline.infer.BATCH", 40)
     groups = [intents(100), urgencies(100), queries(5)]
-    inference = infer([request for group in groups for request in group])
+    requests = [request for group in groups for request in group]
+    inference = infer(requests)
+    index = TemplateIndex(inference.templates)
+    live = {request.id: match.template.name for request in requests if (match := index.match(request.body))}
+    named = {key: f"{place[0]}@{place[1]}" for key, place in inference.assignments.items() if place is not None}
+    assert named == live  # whichever batch explained them
     assert [len(tasks(inference, group)) for group in groups] == [1, 1, 1]
     assert len({request for group in groups for request in tasks(inference, group)} - {None}) >= 2
