@@ -24,12 +24,12 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from betting import Audits, Flags, ManyBets, Numbers
 from numpy.typing import NDArray
 
 from gateway.config.settings import TaskPolicy
 from gateway.pipeline.alarms import (
     ALARM_AT,
-    CHANGE_WARNING,
     CHANGED_AT,
     COST_SCALE,
     REFERENCE,
@@ -49,10 +49,7 @@ from gateway.pipeline.alarms import (
 )
 from gateway.pipeline.canary import HARM_AT, steps
 from gateway.pipeline.matchrate import MatchRate
-from gateway.pipeline.sequential import ODDS, WARNING, WEIGHTS
 
-Flags = NDArray[np.bool_]
-Numbers = NDArray[np.float64]
 REQUESTS, LOOK, LABELS = 7000, 25, 12
 OUTAGE = 250
 """Requests of six hours."""
@@ -93,30 +90,6 @@ PROMISED = Expected(
 """What the gate knew: of 400 held-out rows it answered 83 %; 5 % of its answers may differ."""
 
 
-class Bets:
-    """One test, in many weeks side by side."""
-
-    def __init__(self, weeks: int) -> None:
-        self.wealth, self.logs = np.zeros((weeks, len(ODDS))), np.zeros((weeks, len(ODDS)))
-
-    def observe(self, which: Flags, value: Numbers, allowed: Numbers | float) -> None:
-        """One observation each, of those weeks `which` have one."""
-        odds, mean = np.array([ODDS]), np.reshape(allowed, (-1, 1))
-        meant = odds * mean / (1 + (odds - 1) * mean)
-        at_0, at_1 = (1 - meant) / (1 - mean), meant / mean
-        factor = np.where(which[:, None], at_0 + value[:, None] * (at_1 - at_0), 1.0)
-        self.wealth = np.where(which[:, None], np.minimum((self.wealth + 1) * factor, 1e8), self.wealth)
-        self.logs += np.log(factor)
-
-    @property
-    def change(self) -> Numbers:
-        return np.asarray(self.wealth @ np.array(WEIGHTS))
-
-    @property
-    def excess(self) -> Numbers:
-        return np.asarray(np.exp(np.minimum(self.logs, 700)) @ np.array(WEIGHTS))
-
-
 TESTS = (Kind.AGREEMENT, Kind.ERRORS, Kind.LATENCY, Kind.COST, Kind.INPUT_DRIFT)
 
 
@@ -142,10 +115,10 @@ class Weeks:
         held_out = PROMISED.rows * PROMISED.answered
         self.differed = self.dice.binomial(round(held_out), world.differs, weeks).astype(float)
         self.started, self.held_out = self.differed.copy(), held_out
-        self.tests, self.usual = {kind: Bets(weeks) for kind in TESTS}, Bets(weeks)
+        self.tests, self.usual = {kind: ManyBets(weeks) for kind in TESTS}, ManyBets(weeks)
         self.asked, self.answered = np.zeros(weeks), np.zeros(weeks)
         self.seen, self.audits = np.zeros(weeks), np.zeros(weeks)
-        self.raised = np.zeros(weeks, dtype=bool)
+        self.closer = Audits(weeks)
         self.step, self.pairs = np.zeros(weeks, dtype=int), np.zeros(weeks)
         self.lived = np.zeros(weeks)
         self.reference, self.window = np.zeros((weeks, LABELS), int), np.zeros((weeks, LABELS), int)
@@ -171,7 +144,7 @@ class Weeks:
         silent = down & (world.down == "incumbent")
         is_asked = self.alive & (first < STEPS[self.step]) & ~(silent & (handed_over | failed))
         answered = ~handed_over & ~failed
-        audited = fourth < np.where(self.trial | self.raised, 1.0, POLICY.audit / 100)
+        audited = fourth < self.closer.share(POLICY.audit / 100, self.trial)
         return Events(
             asked=is_asked, answered=answered, failed=failed, slow=fifth < world.slow,
             cost=world.cost * self.dice.exponential(size=weeks), compared=is_asked & answered & audited & ~silent,
@@ -188,11 +161,7 @@ class Weeks:
         wrong = on.differs.astype(float)
         self.tests[Kind.AGREEMENT].observe(on.compared, wrong, allowed)
         self.usual.observe(on.compared, wrong, likely)
-        suspicion = np.maximum(
-            self.tests[Kind.AGREEMENT].change * allowed / WARNING, self.usual.change * likely / CHANGE_WARNING
-        )
-        raised = np.where(self.raised, suspicion >= 0.5, suspicion >= 1)
-        self.raised = np.where(on.compared, raised, self.raised)
+        self.closer.weigh(on.compared, self.tests[Kind.AGREEMENT].change * allowed, self.usual.change * likely)
         for counts, more in ((self.differed, on.compared & on.differs), (self.seen, on.compared),
                              (self.pairs, on.compared), (self.audits, on.compared)):  # fmt: skip
             counts += more
@@ -239,7 +208,7 @@ class Weeks:
             harm = kind in (Kind.AGREEMENT, Kind.LATENCY)
             fatal = over & alive & (harm | (trial & (kind is Kind.ERRORS)))
             self.back[fatal] = np.where(trial[fatal], "canary", "week")
-        on = self.alive & (self.step < len(STEPS) - 1) & (self.pairs >= POLICY.canary_pairs) & ~self.raised
+        on = self.alive & (self.step < len(STEPS) - 1) & (self.pairs >= POLICY.canary_pairs) & ~self.closer.raised
         self.step += on
         self.pairs[on] = 0
 
@@ -284,7 +253,7 @@ def check(world: Quiet, requests: int = 3000) -> None:
         assert np.isclose(bets.change, many.tests[kind].change[0], rtol=1e-6), kind
         assert np.isclose(bets.excess, many.tests[kind].excess[0], rtol=1e-6), kind
     assert np.isclose(watched.usual.change, many.usual.change[0], rtol=1e-6)
-    assert watched.raised == many.raised[0]
+    assert watched.raised == many.closer.raised[0]
 
 
 def line(name: str, weeks: int) -> str:

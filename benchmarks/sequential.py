@@ -13,10 +13,10 @@ import random
 import sys
 
 import numpy as np
-from numpy.typing import NDArray
+from betting import Audits, Flags, ManyBets, Numbers
 
+from gateway.config import TaskPolicy
 from gateway.pipeline.alarms import (
-    CHANGE_WARNING,
     CHANGED_AT,
     REFERENCE,
     ROLLBACK_AT,
@@ -27,78 +27,66 @@ from gateway.pipeline.alarms import (
     Kind,
     Watched,
     alarms,
+    audits_wanted,
     compared,
     label_shift,
 )
-from gateway.pipeline.canary import HARM_AT
-from gateway.pipeline.sequential import ODDS, WARNING, WEIGHTS
-
-Flags = NDArray[np.bool_]
-Numbers = NDArray[np.float64]
+from gateway.pipeline.canary import HARM_AT, steps
 
 
 class Runs:
-    """Many runs side by side. `wealth` (runs, bets) against what is allowed, `usual` against what was found before:
-    `held_out` rows, and all audits since. `held_out` 0: only what is allowed counts."""
+    """Many runs side by side. `bets` against what is allowed, `usual` against what was found before: `held_out`
+    rows, and all audits since. `held_out` 0: only what is allowed counts."""
 
     def __init__(self, runs: int, allowed: float, audit: float, seed: int, *, before: float = 0.0,
                  held_out: int = 0) -> None:  # fmt: skip
-        self.allowed, self.audit, self.held_out = allowed, audit, held_out
-        self.wealth = np.zeros((runs, len(ODDS)))
-        self.usual = np.zeros((runs, len(ODDS)))
-        self.raised = np.zeros(runs, dtype=bool)
+        self.allowed, self.audit, self.held_out, self.before = allowed, audit, held_out, before
+        self.bets, self.usual = ManyBets(runs), ManyBets(runs)
+        self.closer = Audits(runs)
         self.dice = np.random.default_rng(seed)
-        self.differed = self.dice.binomial(held_out, before, runs) + 0.5
-        self.seen = np.full(runs, held_out + 1.0)
+        self.differed, self.seen = np.zeros(runs), np.zeros(runs)
+        self.learn(np.ones(runs, dtype=bool))
+
+    def learn(self, which: Flags) -> None:
+        """What the held-out rows say of these runs' candidates."""
+        self.differed[which] = self.dice.binomial(self.held_out, self.before, int(which.sum())) + 0.5
+        self.seen[which] = self.held_out + 1.0
 
     def request(self, wrong: float) -> Flags:
         """One request each, answered wrongly with this probability; which of them were audited."""
-        runs = len(self.wealth)
-        audited: Flags = self.dice.random(runs) < np.where(self.raised, 1.0, self.audit)
+        runs = len(self.seen)
+        audited: Flags = self.dice.random(runs) < self.closer.share(self.audit)
         self.compared(audited, self.dice.random(runs) < wrong)
         return audited
 
     def compared(self, audited: Flags, differs: Flags) -> None:
         """The same after these answers, those of them that were audited."""
-        likely = np.minimum(self.differed / self.seen, self.allowed)[:, None]
-        bets = (self.wealth + 1) * _payoffs(np.array([[self.allowed]]), differs[:, None])
-        usual = (self.usual + 1) * _payoffs(likely, differs[:, None])
-        self.wealth = np.where(audited[:, None], bets, self.wealth)
-        self.usual = np.where(audited[:, None], usual, self.usual) if self.held_out else self.usual
+        likely = np.minimum(self.differed / self.seen, self.allowed)
+        wrong = differs.astype(float)
+        self.bets.observe(audited, wrong, self.allowed)
+        if self.held_out:
+            self.usual.observe(audited, wrong, likely)
         self.differed += audited & differs
         self.seen += audited
-        suspicion = np.maximum(self.evidence * self.allowed / WARNING, self.change * likely[:, 0] / CHANGE_WARNING)
-        self.raised = np.where(self.raised, suspicion >= 0.5, suspicion >= 1)
-
-    @property
-    def evidence(self) -> Numbers:
-        return np.asarray(self.wealth @ np.array(WEIGHTS))
-
-    @property
-    def change(self) -> Numbers:
-        return np.asarray(self.usual @ np.array(WEIGHTS))
+        self.closer.weigh(audited, self.bets.change * self.allowed, self.usual.change * likely)
 
     @property
     def over(self) -> Flags:
         """Which are rolled back."""
-        return np.asarray(self.evidence >= np.where(self.change >= CHANGED_AT, WORSE_AT, ROLLBACK_AT))
+        limit = np.where(self.usual.change >= CHANGED_AT, WORSE_AT, ROLLBACK_AT)
+        return np.asarray(self.bets.change >= limit)
 
     def begin_anew(self, which: Flags) -> None:
-        """Rolled back, and a candidate of the same kind in its place."""
-        self.wealth[which] = self.usual[which] = 0.0
+        """Rolled back, and a candidate of the same kind in its place, with held-out rows of its own."""
+        self.bets.begin_anew(which)
+        self.usual.begin_anew(which)
+        self.learn(which)
 
 
-def _payoffs(allowed: Numbers, differs: Flags) -> Numbers:
-    """What each bet of 1 becomes."""
-    odds = np.array([ODDS])
-    meant = odds * allowed / (1 + (odds - 1) * allowed)
-    return np.where(differs, meant / allowed, (1 - meant) / (1 - allowed))
-
-
-def false_alarms(runs: int, allowed: float, share: float, audits: int) -> tuple[float, float]:
+def false_alarms(runs: int, allowed: float, share: float, audits: int, held_out: int) -> tuple[float, float]:
     """(share of runs with a rollback, audits for each rollback), over so many audits of candidates that are wrong
     with probability `share` all the time."""
-    state = Runs(runs, allowed, 1.0, 1, before=share, held_out=HELD_OUT)
+    state = Runs(runs, allowed, 1.0, 1, before=share, held_out=held_out)
     alarms, hit = 0, np.zeros(runs, dtype=bool)
     for _ in range(audits):
         state.request(share)
@@ -131,19 +119,20 @@ def delays(
     return taken, audited / BEFORE
 
 
-HELD_OUT, TRIAL = 400, 150
-"""Held-out rows that a candidate answered itself, and answers that were compared in its canary."""
+POLICY = TaskPolicy()
+HELD_OUT, TRIAL = (160, 400), POLICY.canary_pairs * len(steps(POLICY))
+"""Held-out rows that a candidate answered itself (a fifth of 800 and of 2,000 recorded requests), and answers that
+are compared in its canary."""
 BEFORE, MOST = 2000, 20_000
 
 
 def canaries(runs: int, allowed: float, wrong: float, pairs: int) -> tuple[float, float]:
     """(share of candidates that are taken back within so many compared answers, median of how many it took)."""
     dice, found = np.random.default_rng(3), np.full(runs, np.inf)
-    logs = np.zeros((runs, len(ODDS)))
+    bets = ManyBets(runs)
     for number in range(1, pairs + 1):
-        logs += np.log(_payoffs(np.array([[allowed]]), (dice.random(runs) < wrong)[:, None]))
-        harm = np.exp(np.minimum(logs, 700)) @ np.array(WEIGHTS) >= HARM_AT
-        found = np.where(harm & np.isinf(found), number, found)
+        bets.observe(np.ones(runs, dtype=bool), (dice.random(runs) < wrong).astype(float), allowed)
+        found = np.where((bets.excess >= HARM_AT) & np.isinf(found), number, found)
     hit = np.isfinite(found)
     return float(hit.mean()), float(np.median(found[hit])) if hit.any() else float("nan")
 
@@ -201,8 +190,8 @@ def check(allowed: float) -> None:
         watched = compared(watched, float(not wrong), None, expected)
         state.compared(np.array([True]), np.array([wrong]))
         real = [watched.tests[Kind.AGREEMENT].change, watched.usual.change]
-        assert np.allclose([state.evidence[0], state.change[0]], real, rtol=1e-6)
-        assert bool(state.raised[0]) == watched.raised
+        assert np.allclose([state.bets.change[0], state.usual.change[0]], real, rtol=1e-6)
+        assert state.closer.share(0.1)[0] == max(10.0, audits_wanted(watched, trial=False)) / 100
         told = any(alarm.kind is Kind.AGREEMENT for alarm in alarms("t", watched, expected, canary=False))
         assert bool(state.over[0]) == told
 
@@ -220,13 +209,15 @@ def main() -> None:
     audits = 10_000 if given.quick else 100_000
     say(f"margin {margin:.0%}, rollback at evidence {ROLLBACK_AT:,.0f}; {given.runs} runs, {audits:,} audits each")
     for share in (margin, 0.8 * margin, 0.5 * margin):
-        rate, each = false_alarms(given.runs, margin, share, audits)
-        say(f"  wrong {share:.1%}: {rate:.1%} of runs rolled back, one in {each:,.0f} audits")
+        for held_out in HELD_OUT:
+            rate, each = false_alarms(given.runs, margin, share, audits, held_out)
+            rows = f"{held_out} held-out rows"
+            say(f"  wrong {share:.1%}, {rows}: {rate:.1%} of runs rolled back, one in {each:,.0f} audits")
     tell_delays(given.runs, margin, audit)
     tell_bounds(margin)
-    say("canaries taken back within 50, 100 and 150 compared answers, and after how many (median):")
+    say(f"canaries taken back within 50, {TRIAL} and 150 compared answers, and after how many (median):")
     for wrong in (0.4 * margin, margin, 2 * margin, 4 * margin, 0.3, 0.5, 1.0):
-        found = [canaries(20 * given.runs, margin, wrong, pairs) for pairs in (50, 100, 150)]
+        found = [canaries(20 * given.runs, margin, wrong, pairs) for pairs in (50, TRIAL, 150)]
         say(f"  wrong {wrong:.0%}: {', '.join(f'{hit:.1%}' for hit, _ in found)}; {found[-1][1]:.0f}")
     windows = 10 * given.runs
     say(f"windows of {WINDOW} labels with an alarm, of {windows:,} (labels that have moved):")
@@ -243,15 +234,18 @@ def tell_delays(runs: int, margin: float, audit: float) -> None:
                (0.01, 1.0)]  # fmt: skip
     for before, after in changes:
         told = []
-        for held_out in (HELD_OUT, 0):
+        for held_out in (*HELD_OUT, 0):
             taken, share = delays(runs, margin, audit, before, after, held_out=held_out, most=MOST)
             low, high = np.quantile(taken, [0.5, 0.9])
-            told.append(f"{low:,.0f}, {high:,.0f} ({share:.1%} of requests audited before)")
-        say(f"  {before:.1%} -> {after:.1%}: {told[0]}; by what is allowed alone: {told[1]}")
+            rows = f"with {held_out} held-out rows" if held_out else "by what is allowed alone"
+            told.append(f"{rows} {low:,.0f}, {high:,.0f} ({share:.1%} audited before)")
+        say(f"  {before:.1%} -> {after:.1%}: {'; '.join(told)}")
     say("a change that is still allowed: rolled back within 7,000 requests")
     for after in (0.7 * margin, 0.8 * margin, margin):
-        taken, _ = delays(runs, margin, audit, half, after, held_out=HELD_OUT, most=7000)
-        say(f"  {half:.1%} -> {after:.1%}: {np.isfinite(taken).mean():.1%}")
+        hit = [np.isfinite(delays(runs, margin, audit, half, after, held_out=rows, most=7000)[0]).mean()
+               for rows in HELD_OUT]  # fmt: skip
+        told = [f"{share:.1%} with {rows} held-out rows" for share, rows in zip(hit, HELD_OUT, strict=True)]
+        say(f"  {half:.1%} -> {after:.1%}: {', '.join(told)}")
 
 
 def tell_bounds(margin: float) -> None:

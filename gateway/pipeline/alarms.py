@@ -16,18 +16,20 @@ import msgspec
 from gateway.pipeline.bounds import agreement_low
 from gateway.pipeline.canary import HARM_AT
 from gateway.pipeline.scores import Measure
-from gateway.pipeline.sequential import Bets, Interval, interval, observed
+from gateway.pipeline.sequential import SETTLED, Bets, Interval, interval, observed
 
 ROLLBACK_AT = 1e5
 """Evidence of a change at which a candidate is rolled back: at the very edge of the margin that takes 100,000
 audits on average at the least."""
-CHANGED_AT = 3e5
+CHANGED_AT = 1.2e5
 """Evidence that a candidate's answers differ more often than they used to, be it within the margin."""
 WORSE_AT = 5e3
 """Then so much evidence against the margin itself is enough: one that has changed and stands at the very edge is
 rolled back after 5,000 audits on average at the least, one that has not after 100,000."""
 CHANGE_WARNING = 10.0
-"""When a change is suspected (`sequential.WARNING` for evidence against what is usual)."""
+"""When a change is suspected (`sequential.WARNING` for evidence against what is usual): then all is audited."""
+UNEASY, UNEASY_AUDITS = 0.4, 40.0
+"""At so much of what raises a suspicion, so many percent are audited: what begins to decay is suspected sooner."""
 ALARM_AT = 1e6
 """The same for tests of every request."""
 SLOW = 0.05
@@ -117,7 +119,8 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     `exchanges` that was read, `open` are rows before it that were under way. `asked` and `answered` count its
     requests, older ones less and less. `reference` and `window` are labels of answers that were compared. `judged`:
     what was left of a judge's day, and when that was (seconds since the epoch); None: all of it. `usual`: bets on
-    answers that differ more often than before.
+    answers that differ more often than before. `suspicion`: how near the evidence is to one (1), and `raised`
+    whether there is one, until that is settled.
     """
 
     promotion: str
@@ -131,6 +134,7 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     reference: dict[str, int] = {}
     window: dict[str, int] = {}
     shift: float = 1.0
+    suspicion: float = 0.0
     raised: bool = False
     judged: tuple[float, float] | None = None
     usual: Bets = Bets()
@@ -204,13 +208,20 @@ def compared(watched: Watched, agrees: float, label: str | None, expected: Expec
     likely = usual_difference(watched, expected)
     usual = watched.usual if likely is None else observed(watched.usual, 1.0 - agrees, likely)
     least = allowed - expected.alike  # where no two answers are the same, evidence comes and goes more easily
-    if watched.raised:
-        raised = not (bets.is_settled(least) and usual.is_settled(likely or 0.0, CHANGE_WARNING))
-    else:
-        raised = bets.warns(least) or usual.warns(likely or 0.0, CHANGE_WARNING)
-    tests = {**watched.tests, Kind.AGREEMENT: bets}
-    after = msgspec.structs.replace(watched, tests=tests, usual=usual, pairs=watched.pairs + 1, raised=raised)
+    suspicion = max(bets.suspicion(least), usual.suspicion(likely or 0.0, CHANGE_WARNING))
+    after = msgspec.structs.replace(
+        watched, tests={**watched.tests, Kind.AGREEMENT: bets}, usual=usual, pairs=watched.pairs + 1,
+        suspicion=suspicion, raised=suspicion >= (SETTLED if watched.raised else 1.0),
+    )  # fmt: skip
     return after if label is None else _labelled(after, label)
+
+
+def audits_wanted(watched: Watched, *, trial: bool) -> float:
+    """Percent of the candidate's answers that should be audited for what is known of it; 0: as its route says.
+    `trial`: it is one that takes its steps, of which each answer is compared."""
+    if watched.raised or trial:
+        return 100.0
+    return UNEASY_AUDITS if watched.suspicion >= UNEASY else 0.0
 
 
 def _labelled(watched: Watched, label: str) -> Watched:

@@ -3,6 +3,8 @@ what is known of candidates by them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -65,10 +67,18 @@ def outcome(row: Recorded, candidate: str) -> Outcome | None:
     return Outcome(False, failed, row.latency_ms, row.cost_usd)
 
 
-def pair(store: SqliteStore, copy: Recorded, candidate: str) -> Pair | None:
-    """A copy and the client's own exchange; None where that is not in the store, yet or any more."""
-    found = store.exchanges("id IN (?, ?)", [copy.id, copy.copy_of])
-    return _pair(found[0], found[1], candidate) if len(found) == 2 else None
+def pairs(store: SqliteStore, copies: Sequence[Recorded], candidate: str) -> dict[str, Pair]:
+    """Each copy and the client's own exchange, by the copy's id; without those of which one is not in the store,
+    yet or any more. Read together: rows beside each other have their bodies in one block."""
+    ids = [one for copy in copies for one in (copy.id, copy.copy_of)]
+    if not ids:
+        return {}
+    found = {e.id: e for e in store.each_exchange("id IN (SELECT value FROM json_each(?))", [json.dumps(ids)])}
+    return {
+        copy.id: _pair(found[copy.id], found[copy.copy_of], candidate)
+        for copy in copies
+        if copy.id in found and copy.copy_of is not None and copy.copy_of in found
+    }
 
 
 def _pair(one: Exchange, other: Exchange, candidate: str) -> Pair:

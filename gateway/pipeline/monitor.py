@@ -23,10 +23,11 @@ from gateway.pipeline.alarms import (
     Watched,
     alarms,
     asked,
+    audits_wanted,
     compared,
     is_over,
 )
-from gateway.pipeline.audits import Pair, outcome, pair, remembered
+from gateway.pipeline.audits import Pair, outcome, pairs, remembered
 from gateway.pipeline.canary import candidate_of, label_of
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.gate import promise
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 FORGOTTEN_SECONDS = 900.0
 """An exchange that is under way for so long, or whose other half has not come, is waited for no longer."""
 MOST_OPEN = 5000
+ROWS_AT_ONCE = 100
+"""So many rows are read together, and then their evidence is weighed."""
 _SHORT = 200
 """A label is no longer than this; a longer answer is not one of a closed set."""
 
@@ -64,6 +67,10 @@ class Seen(NamedTuple):
     @property
     def label(self) -> str:
         return label_of(candidate_of(self.route))
+
+    @property
+    def audits(self) -> float:
+        return audits_wanted(self.watched, trial=self.trial)
 
 
 def look_after(shop: Workshop, now: float | None = None) -> None:
@@ -89,9 +96,9 @@ def look_after(shop: Workshop, now: float | None = None) -> None:
             known[task] = _told(shop, task, None, known.get(task))
             continue
         still = {row["id"] for row in promote.standing(shop.store, task)}
-        if shop.config.policy(task).audit:
-            wanted = (one for one in seen if one.row["id"] in still and (one.watched.raised or one.trial))
-            audits |= dict.fromkeys((one.label for one in wanted), 100.0)
+        least = shop.config.policy(task).audit
+        wanted = {one.label: one.audits for one in seen if least and one.row["id"] in still}
+        audits |= {label: percent for label, percent in wanted.items() if percent > least}
         known[task] = _told(shop, task, seen[0].watched, known.get(task))
     home = shop.store.path.parent
     try:
@@ -169,20 +176,41 @@ def _begun(shop: Workshop, row: Row, watched: Watched | None) -> Watched:
 
 
 def _read(shop: Workshop, task: str, seen: Seen, now: float) -> Watched:
-    """All that has come since, counted once; what is under way is looked at again."""
-    watched = seen.watched
+    """All that has come since, counted once, up to what is a reason to go back; what is under way is looked at
+    again."""
+    watched, policy = seen.watched, shop.config.policy(task)
     rows = audited.recorded_since(shop.store, task, watched.mark, watched.open)
-    waiting: list[int] = []
+    left = {row.rowid for row in rows if row.rowid in watched.open}
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        watched, waiting = _told_of(shop, task, part, seen._replace(watched=watched), now)
+        left = left.difference(row.rowid for row in part).union(waiting)
+        watched = msgspec.structs.replace(watched, mark=max(watched.mark, part[-1].rowid))
+        if _is_harmful(task, watched, seen, policy):
+            break
+    return msgspec.structs.replace(watched, open=tuple(sorted(left)[-MOST_OPEN:]))
+
+
+def _told_of(
+    shop: Workshop, task: str, rows: Sequence[Recorded], seen: Seen, now: float
+) -> tuple[Watched, list[int]]:
+    """What is known with these rows, and those of them to wait for."""
+    watched, waiting = seen.watched, list[int]()
+    copies = [row for row in rows if row.copy_of is not None and row.latency_ms is not None]
+    both = pairs(shop.store, copies, seen.label)
     for row in rows:
-        young = now - row.started_at < FORGOTTEN_SECONDS
-        after = _counted(shop, task, row, seen._replace(watched=watched), now)
+        after = _counted(shop, task, row, both.get(row.id), seen._replace(watched=watched), now)
         if after.is_over:
             watched = after.watched
         else:
             watched = msgspec.structs.replace(watched, judged=after.watched.judged)
-            waiting += [row.rowid] if young else []
-    mark = max([watched.mark, *(row.rowid for row in rows)])
-    return msgspec.structs.replace(watched, mark=mark, open=tuple(waiting[-MOST_OPEN:]))
+            waiting += [row.rowid] if now - row.started_at < FORGOTTEN_SECONDS else []
+    return watched, waiting
+
+
+def _is_harmful(task: str, watched: Watched, seen: Seen, policy: TaskPolicy) -> bool:
+    trial = _on_trial(seen.row, watched, policy)
+    return any(one.action == "rollback" for one in alarms(task, watched, seen.expected, canary=trial))
 
 
 class _Counted(NamedTuple):
@@ -192,13 +220,12 @@ class _Counted(NamedTuple):
     is_over: bool = True
 
 
-def _counted(shop: Workshop, task: str, row: Recorded, seen: Seen, now: float) -> _Counted:
-    """What is known with this exchange."""
+def _counted(shop: Workshop, task: str, row: Recorded, both: Pair | None, seen: Seen, now: float) -> _Counted:
+    """What is known with this exchange; `both`: it and what it is a copy of."""
     if row.latency_ms is None:
         return _Counted(seen.watched, is_over=False)
     after = _Counted(seen.watched)
     if row.copy_of is not None:
-        both = pair(shop.store, row, seen.label)
         if both is None:
             return _Counted(seen.watched, is_over=False)
         after = _compared(shop, task, both, row, seen, now)

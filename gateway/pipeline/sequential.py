@@ -24,8 +24,10 @@ great harm within a few observations."""
 WEIGHTS = (0.2, 0.4, 0.2, 0.2)
 WARNING = 5.0
 """Evidence is a warning when a change would have begun about so many allowed events ago."""
+SETTLED = 0.5
+"""A warning is over at so much of what raises one."""
 _LEAST = 1e-6
-_MOST = 1e8
+MOST = 1e8
 """Beyond any limit: more would only take longer to be forgotten when all is well again."""
 
 
@@ -51,13 +53,14 @@ class Bets(msgspec.Struct, frozen=True):
         ever reaches 1 / alpha with a probability of at most alpha (Ville's inequality)."""
         return math.fsum(w * math.exp(min(log, 700.0)) for w, log in zip(WEIGHTS, self.logs, strict=True))
 
-    def warns(self, allowed: float, warning: float = WARNING) -> bool:
-        """Whether the evidence is more than what comes and goes by chance, and worth a closer look."""
-        return self.change * max(allowed, _LEAST) >= warning
+    def suspicion(self, allowed: float, warning: float = WARNING) -> float:
+        """How near the evidence is to a warning. From 1 on it is more than what comes and goes by chance, and worth
+        a closer look."""
+        return self.change * max(allowed, _LEAST) / warning
 
-    def is_settled(self, allowed: float, warning: float = WARNING) -> bool:
+    def is_settled(self, allowed: float) -> bool:
         """Whether a warning is over: half of what raises one, so that it does not flicker."""
-        return self.change * max(allowed, _LEAST) < warning / 2
+        return self.suspicion(allowed) < SETTLED
 
 
 def observed(bets: Bets, value: float, allowed: float) -> Bets:
@@ -74,7 +77,7 @@ def observed(bets: Bets, value: float, allowed: float) -> Bets:
     return Bets(
         seen=bets.seen + 1,
         total=bets.total + value,
-        restarted=tuple([min((w + 1) * f, _MOST) for w, f in zip(bets.restarted, factors, strict=True)]),
+        restarted=tuple([min((w + 1) * f, MOST) for w, f in zip(bets.restarted, factors, strict=True)]),
         logs=tuple([log + more for log, more in zip(bets.logs, logs, strict=True)]),
     )
 

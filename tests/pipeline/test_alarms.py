@@ -18,6 +18,7 @@ from gateway.pipeline.alarms import (
     alarms,
     allowed_difference,
     asked,
+    audits_wanted,
     compared,
     is_over,
     usual_difference,
@@ -108,12 +109,27 @@ def test_suspicion_raises_the_audits_until_it_is_settled() -> None:
     assert not audited([1.0] * 100, suspicious).raised
 
 
-def requests_until_rollback(seed: int, before: float, after: float, audit: float = 0.1, most: int = 20_000) -> int:
-    """Requests from the change to the rollback, of a candidate that answers all; 1,000 came before the change."""
+def test_before_there_is_a_suspicion_some_more_is_audited() -> None:
+    calm = audited([1.0] * 300)
+    assert audits_wanted(calm, trial=False) == 0  # as the route says
+    assert audits_wanted(calm, trial=True) == 100
+    uneasy = audited([0.0, 0.0], calm)
+    assert (uneasy.raised, audits_wanted(uneasy, trial=False)) == (False, 40)
+    suspicious = audited([0.0], uneasy)
+    assert (suspicious.raised, audits_wanted(suspicious, trial=False)) == (True, 100)
+    assert audits_wanted(audited([1.0] * 100, suspicious), trial=False) == 0
+
+
+def requests_until_rollback(
+    seed: int, before: float, after: float, audit: float = 0.1, most: int = 20_000, rows: int = 0
+) -> int:
+    """Requests from the change to the rollback, of a candidate that answers all; its canary and 2,000 more came
+    before the change, and so many held-out `rows`."""
     dice, watched = random.Random(seed), FRESH
-    promised = Expected(margin=0.05, error_rate=0.02)
-    for number in range(-1000, most):
-        if dice.random() < (1.0 if watched.raised else audit):
+    differed = sum(dice.random() < before for _ in range(rows)) / rows if rows else None
+    promised = Expected(margin=0.05, error_rate=0.02, differed=differed, rows=rows)
+    for number in range(-2075, most):
+        if dice.random() < max(audit, audits_wanted(watched, trial=number < -2000) / 100):
             right = dice.random() >= (before if number < 0 else after)
             watched = compared(watched, float(right), None, promised)
             if number >= 0 and alarms("mail", watched, promised, canary=False):
@@ -125,6 +141,11 @@ def test_five_points_too_many_are_rolled_back_within_a_thousand_requests_at_ten_
     """The median, whether all was well before or it was just allowed."""
     for before in (0.01, 0.05):
         assert median(requests_until_rollback(seed, before, 0.1) for seed in range(31)) < 1000
+
+
+def test_five_points_worse_than_before_are_found_within_a_thousand_even_if_half_of_them_are_allowed() -> None:
+    """From 2.5 to 7.5 where 5 are allowed, with as few held-out rows as a first training has."""
+    assert median(requests_until_rollback(seed, 0.025, 0.075, rows=160) for seed in range(41)) < 1000
 
 
 def test_a_candidate_that_keeps_the_promise_is_left_alone() -> None:

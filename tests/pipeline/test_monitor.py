@@ -156,6 +156,17 @@ def test_one_that_slips_is_rolled_back_with_the_figures_that_say_so(life: Life) 
     assert watched_candidates(life.store.path.parent) == {}
 
 
+def test_what_was_bad_is_taken_back_however_much_came_after_it_before_anybody_looked(life: Life) -> None:
+    """A machine that is busy looks late: the rows are weighed as they came, not only after the last of them."""
+    life.promote()
+    life.record(life.audits(*[True] * 100, *[False] * 40, *[True] * 900))
+    life.look()
+    assert life.share is None
+    (alarm,) = life.store.rows("alarms")
+    assert alarm["kind"] == "agreement"
+    assert json.loads(alarm["figures"])["seen"] < 200
+
+
 def test_suspicion_has_everything_audited_until_it_is_settled(life: Life) -> None:
     home = life.store.path.parent
     life.promote()
