@@ -48,14 +48,15 @@ from gateway.pipeline.gate import decide
 from gateway.pipeline.monitor import look_after
 from gateway.providers.openai import chat_completion
 from gateway.proxy.router import Attempt, Incoming, Plan, Switchboard
-from gateway.stores.audited import open_alarms
+from gateway.stores.audited import open_alarms, served_tasks
 from gateway.stores.sqlite import SqliteStore
 
 MODEL = "gpt-6-luna"
 REQUESTS_A_DAY = 1000
 DAY = 86_400.0
 BATCH = 25
-"""So many requests come between two looks of the worker."""
+"""So many requests come between two turns of the worker. It looks after the candidates that serve after each one:
+for real it does so every second, and a request comes every 86 seconds."""
 INCUMBENT_MS, CANDIDATE_MS = 800.0, 60.0
 
 
@@ -122,6 +123,8 @@ class World:
             self.ask(self.rng.choice(texts))
             if self.numbers % BATCH == 0:
                 self.work()
+            elif served_tasks(self.store):
+                self.watch()
 
     def ask(self, row: Labelled) -> None:
         """One request of the app, and the copies that the gateway makes of it."""
@@ -189,12 +192,15 @@ class World:
     # --- the worker --------------------------------------------------------------------------------------
 
     def work(self) -> None:
-        """What the worker does every few seconds, and the relay when a file has changed."""
-        with self.store.transaction():
-            self.store.absorb("simulated", 0, self.waiting)
-        self.waiting.clear()
+        """What the worker does every few seconds."""
+        self._record_all()
         self.discovery.step()
         turn_all(self.shop)
+        self.watch()
+
+    def watch(self) -> None:
+        """What the worker does every second, and the relay when a file has changed."""
+        self._record_all()
         look_after(self.shop, self.now)
         home = self.store.path.parent
         seen = tuple(fingerprint(one) for one in (self.files.routes, home / "withheld.json", home / "audits.json"))
@@ -203,6 +209,11 @@ class World:
             self.board, self.models = build_switchboard(self.files, self.shop.config)
         for alarm in open_alarms(self.store, self.task):
             self.known.add(alarm["kind"])
+
+    def _record_all(self) -> None:
+        with self.store.transaction():
+            self.store.absorb("simulated", 0, self.waiting)
+        self.waiting.clear()
 
     @property
     def task(self) -> str:
