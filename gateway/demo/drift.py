@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from gateway.dashboard.facts import flips
 from gateway.demo.client import App, Call, Reply
 from gateway.demo.messages import Labelled
 from gateway.demo.prompts import Prompt
@@ -28,8 +29,9 @@ from gateway.stores.sqlite import SqliteStore
 BATCH = 50
 MOST_REQUESTS = 12_000
 AT_ONCE = 16
-ROWS = 600
-"""So many messages of each prompt are labelled by the incumbent before there is a training."""
+ROWS = 900
+"""So many messages of each prompt are labelled by the incumbent before there is a training: of 600 too few are held
+out, and a good candidate is refused every other time."""
 ROUTE_SECONDS = 1.0
 
 
@@ -76,11 +78,11 @@ class Tale:
         self.events: list[Event] = []
         self._told: set[str] = set()
 
-    def note(self, what: str) -> None:
-        """Once for each sentence."""
-        if what in self._told:
+    def note(self, what: str, about: str | None = None) -> None:
+        """Once for each thing that it is `about`; for each sentence where that is not said."""
+        if (about or what) in self._told:
             return
-        self._told.add(what)
+        self._told.add(about or what)
         event = Event(seconds=round(time.monotonic() - self.started, 1), requests=self.sent, what=what)
         self.events.append(event)
         self.say(f"{what} ({self.sent:,} requests sent)")
@@ -97,15 +99,18 @@ class Tale:
     def look(self) -> None:
         """What the worker has done meanwhile."""
         for template in self.store.templates():
-            rows = self.store.rows("templates", "name = ?", [template.name])
-            if rows and rows[-1]["state"] == "trusted":
+            found = self.store.rows("templates", "name = ?", [template.name])
+            if found and found[-1]["state"] == "trusted":
                 self.note(f"prompt found: {template.name}, {template.fixed_words} fixed words")
         for row in self.store.rows("datasets"):
-            self.note(f"dataset {row['id']}: {row['train_rows']} rows to train on")
-        for one in self.store.finetunes("state = 'succeeded'"):
-            self.note(f"trained {one.model}")
-        for row in self.store.rows("promotions", "state = 'done'"):
-            self.note(f"{_ACTIONS.get(row['action'], row['action'])} {row['target'] or row['task']}")
+            rows = f"{row['train_rows']} rows to learn from, {row['validation_rows']} to judge by"
+            self.note(f"dataset built: {rows}", row["id"])
+        for row in self.store.rows("evaluations"):
+            trained = self.store.finetunes("dataset = ? AND state = 'succeeded'", [row["dataset"]])
+            self.note(f"{len(trained)} candidates trained, and judged beside the prompted model", row["id"])
+        for flip in reversed(flips(self.store)):
+            verb = _ACTIONS.get(flip.action, flip.action)
+            self.note(f"{verb}: {flip.reason}", f"{flip.action} {flip.at}")
 
     async def until(self, prompt: Prompt, texts: Sequence[Labelled], holds: Callable[[], bool]) -> list[Reply]:
         """Go on asking until it holds.
@@ -122,7 +127,10 @@ class Tale:
         return replies
 
 
-_ACTIONS = {"promote": "promoted", "advance": "more traffic for", "rollback": "rolled back", "refuse": "refused"}
+_ACTIONS = {
+    "promote": "route flipped", "advance": "next step", "rollback": "rolled back",
+    "refuse": "not flipped",
+}  # fmt: skip
 
 
 async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None]) -> None:
