@@ -322,6 +322,17 @@ def test_a_bad_file_fails_the_job_while_it_is_validated(client: openai.OpenAI) -
     assert "Line 11: the last message must be from the assistant" in failed.error.message
 
 
+def test_the_next_file_is_bad_on_demand_and_the_one_after_it_is_not(api: FakeOpenAI, client: openai.OpenAI) -> None:
+    api.fail_next_file("line 3 holds an emoji that we do not like")
+    file = uploaded(client)
+    doomed, fine = (client.fine_tuning.jobs.create(model=MODEL, training_file=file) for _ in range(2))
+    failed = client.fine_tuning.jobs.retrieve(doomed.id)
+    assert failed.error is not None
+    assert (failed.status, failed.error.code) == ("failed", "invalid_training_file")
+    assert failed.error.message == "line 3 holds an emoji that we do not like"
+    assert client.fine_tuning.jobs.retrieve(fine.id).status != "failed"
+
+
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [

@@ -112,7 +112,7 @@ class TaskPolicy(Section):
 
     min_rows: int = Field(500, ge=50, description="stripped rows before the first training")
     retrain_growth: float = Field(2.0, gt=1, description="train again when the rows have grown by this factor")
-    answer_agreement: float = Field(0.95, gt=0, le=1, description="agreement asked of the answers it dares give")
+    answer_agreement: float = Field(0.95, gt=0, description="agreement asked of the answers it dares give")
     margin: float = Field(0.05, gt=0, lt=1, description="how much worse than the incumbent is still acceptable")
     share: float = Field(95.0, gt=0, le=100, description="percent of requests for a promoted candidate")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence of the interval bounds")
@@ -147,6 +147,16 @@ class TaskPolicy(Section):
         if self.measure == "judge" and self.judge is None:
             raise ValueError("measure: judge needs a judge; name one like openai/gpt-4.1-mini")
         return self
+
+    @pydantic.field_validator("answer_agreement")
+    @classmethod
+    def _can_be_shown(cls, value: float) -> float:
+        if value >= 1:
+            raise ValueError(
+                "no number of rows can show that every answer agrees, so nothing would ever be answered; the next "
+                "best is 0.99 (299 rows without a mistake show it with a confidence of 0.95)"
+            )
+        return value
 
     @pydantic.field_validator("judge", "sibling")
     @classmethod

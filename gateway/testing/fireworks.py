@@ -68,7 +68,6 @@ class FakeFireworks(FakeOpenAI):
         self._checking: dict[str, Steps] = {}
         self._tunes: dict[str, _Moving] = {}
         self._loaded: dict[str, _Moving] = {}
-        self._file_dooms: list[str] = []
         self._wrong: dict[str, str] = {}
 
     @property
@@ -80,10 +79,6 @@ class FakeFireworks(FakeOpenAI):
     def api_url(self) -> str:
         """Below it are the accounts."""
         return f"{self.root}/v1"
-
-    def fail_next_file(self, message: str) -> None:
-        """The next dataset that is uploaded is found to be invalid, for this reason."""
-        self._file_dooms.append(message)
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
@@ -141,7 +136,7 @@ class FakeFireworks(FakeOpenAI):
 
     def _fill(self, name: str, content: bytes) -> None:
         self.contents[name] = content
-        self._wrong[name] = self._file_dooms.pop(0) if self._file_dooms else self._wrong_rows(name)
+        self._wrong[name] = self.next_wrong() or self._wrong_rows(name)
         self._checking[name] = Steps(["UPLOADING", "READY"], max(1, self.checks))
 
     async def _sign(self, request: web.Request) -> web.Response:

@@ -59,6 +59,7 @@ class FakeOpenAI(FakeServer):
         self.contents: dict[str, bytes] = {}
         self._jobs: dict[str, Job] = {}
         self._dooms: list[dict[str, Any]] = []
+        self._file_dooms: list[str] = []
         self._ids = 0
 
     @property
@@ -69,6 +70,15 @@ class FakeOpenAI(FakeServer):
     def fail_next_job(self, code: str, message: str, *, param: str | None = None) -> None:
         """The next job that is created runs to its end and then fails with this error."""
         self._dooms.append({"code": code, "message": message, "param": param})
+
+    def fail_next_file(self, message: str) -> None:
+        """The next file that is checked is found to be invalid, for this reason: here when a job begins with it, at
+        services that check what is uploaded then."""
+        self._file_dooms.append(message)
+
+    def next_wrong(self) -> str:
+        """Why the file that is checked now is to be invalid; "" where it is not."""
+        return self._file_dooms.pop(0) if self._file_dooms else ""
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
@@ -215,7 +225,11 @@ class FakeOpenAI(FakeServer):
         """A file that is refused ends a job when it is validated, an injected error when it has run."""
         for param in ("training_file", "validation_file"):
             content = self.contents.get(body.get(param) or "")
-            if content is not None and (error := invalid_file(content, param=param)):
+            if content is None:
+                continue
+            if wrong := self.next_wrong():
+                return 1, {"code": f"invalid_{param}", "message": wrong, "param": param}
+            if error := invalid_file(content, param=param):
                 return 1, error
         return (len(self.states) - 1, self._dooms.pop(0)) if self._dooms else None
 

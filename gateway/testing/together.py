@@ -59,11 +59,6 @@ class FakeTogether(FakeOpenAI):
         self._checking: dict[str, Steps] = {}
         self._wrong: dict[str, str] = {}
         self._tunes: dict[str, _Tune] = {}
-        self._file_dooms: list[str] = []
-
-    def fail_next_file(self, message: str) -> None:
-        """The next file that is uploaded is found to be invalid, for this reason."""
-        self._file_dooms.append(message)
 
     @property
     def jobs(self) -> list[dict[str, Any]]:
@@ -128,7 +123,7 @@ class FakeTogether(FakeOpenAI):
             raise Refusal(404, f"No such File object: {file_id}")
         shown = self.files[file_id]
         if file_id not in self._checking:
-            wrong = self._file_dooms.pop(0) if self._file_dooms else wrong_row(self.contents[file_id])
+            wrong = self.next_wrong() or wrong_row(self.contents[file_id])
             end, self._wrong[file_id] = "INVALID_FORMAT" if wrong else "COMPLETED", wrong
             self._checking[file_id] = Steps(["PENDING", "RUNNING", end], max(1, self.checks))
         steps, wrong = self._checking[file_id], self._wrong[file_id]

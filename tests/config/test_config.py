@@ -97,6 +97,10 @@ stroe: {}
         ("auth: {admin_token_env: UNPROMPT_TEST_UNSET}\n",
          "gateway.yaml:1: auth.admin_token_env: the environment variable UNPROMPT_TEST_UNSET is not set; export it"
          " before starting"),
+        ("tasks: {default: {answer_agreement: 1.0}}\n",
+         "gateway.yaml:1: tasks.default.answer_agreement: no number of rows can show that every answer agrees, so"
+         " nothing would ever be answered; the next best is 0.99 (299 rows without a mistake show it with a"
+         " confidence of 0.95) (found 1.0)"),
         ("tasks:\n  7: {}\n", "gateway.yaml:2: tasks[7]: input should be a valid string (found 7)"),
         ("x: !!python/object/apply:os.system ['true']\n",
          "gateway.yaml:1: not valid YAML: could not determine a constructor for the tag"
