@@ -10,20 +10,24 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
 from gateway.json_answers import AnswerForm, shaped
-from gateway.student import ModelFileError, Prediction, TextClassifier, log_odds
+from gateway.student import Encoders, ModelFileError, Prediction, TextClassifier, log_odds
+from gateway.student.wording import Wording
 from gateway.tagging import OUTSIDE, Chain, Lattice, Segment, Tokens, Verdict, agreed, features, segments
 
 MAGIC = b"UNPRTAGG"
 MAX_TOKENS = 200
 """Longer texts are not answered: reading one would hold up the relay for milliseconds."""
-_VERSION = 2
+NOTHING = 0.15
+"""The most support of an answer without any value, that of the most usual text: nothing has to be found for it, so
+that any text at all could get it."""
+_VERSION = 3
 _PREFIX = struct.Struct("<8sH32sI")  # magic, version, SHA-256 of all that follows it, length of the header
 
 
@@ -52,12 +56,15 @@ class Choice(msgspec.Struct, frozen=True):
 
 class Reading(msgspec.Struct, frozen=True):
     """What was read out of a text: the answer, signs of how sure it is (see `SIGNS`), and `support` as far as
-    the classifiers tell it."""
+    the classifiers tell it. `outside` are the words that are in no value, `empty` says that there is no value at
+    all, none that was chosen either."""
 
     answer: str
     signs: tuple[float, ...]
     known: float
     support: float
+    outside: tuple[str, ...] = ()
+    empty: bool = False
 
 
 SIGNS = ("any", "chains", "least", "choice", "unsurest", "dropped", "known", "length")
@@ -72,7 +79,9 @@ class Extractor:
 
     The `chains` have the same tags and were trained on different features. `lexicon` holds the phrases that were
     values, each with its fields. `sureness` are the coefficients of a logistic curve over `SIGNS`; `known` the
-    ascending, evenly spaced quantiles of the share of known features in unseen texts.
+    ascending, evenly spaced quantiles of the share of known features in unseen texts. `wording` is that of the
+    training texts outside of their values, `strange` the same quantiles of how strange unseen texts without a
+    value were; where there were none, an answer without a value has no support.
     """
 
     form: AnswerForm
@@ -81,13 +90,26 @@ class Extractor:
     lexicon: Mapping[str, tuple[str, ...]]
     sureness: tuple[float, ...]
     known: tuple[float, ...]
+    wording: Wording = field(default_factory=Wording)
+    strange: tuple[float, ...] = ()
 
     def predict(self, text: str) -> Prediction:
         """The answer for any text at all, the empty one included; without support where it is too long."""
         reading = self.read(text)
         chance = 1 / (1 + float(np.exp(-np.clip(np.dot(self.sureness, reading.signs), -50, 50))))
+        return Prediction(reading.answer, chance, self.support(reading))
+
+    def support(self, reading: Reading, without: Sequence[str] = ()) -> float:
+        """How much speaks for this text being of the kind that was learnt (0..1, see `Prediction`). `without`: of a
+        training text that is to count as unseen, the words outside of its values."""
         rank = float(np.searchsorted(self.known, reading.known, side="right")) / len(self.known)
-        return Prediction(reading.answer, chance, min(rank, reading.support))
+        found = min(rank, reading.support)
+        if not reading.empty:
+            return found
+        if not self.strange:
+            return 0.0
+        stranger = np.searchsorted(self.strange, self.wording.strangeness(reading.outside, without))
+        return min(found, NOTHING * (1 - float(stranger) / len(self.strange)))
 
     def read(self, text: str) -> Reading:
         """The likeliest answer, and what tells how sure it is."""
@@ -110,7 +132,8 @@ class Extractor:
         unsurest = log_odds(min((segment.chance for segment in found), default=1.0))
         chances = log_odds(verdict.mean), log_odds(verdict.least)
         signs = 1.0, *chances, odds, unsurest, dropped, known, np.log1p(len(tokens.spans))
-        return Reading(answer, tuple(map(float, signs)), known, support)
+        empty = not found and not values
+        return Reading(answer, tuple(map(float, signs)), known, support, tokens.outside(found), empty)
 
     def _verdict(self, tokens: Tokens, chosen: Sequence[str]) -> tuple[Verdict, float]:
         """What the chains agree on, and the share of features that they know."""
@@ -136,22 +159,25 @@ class Extractor:
             lexicon=dict(self.lexicon),
             sureness=self.sureness,
             known=self.known,
+            wording=self.wording,
+            strange=self.strange,
         )
         head = json.dumps(msgspec.to_builtins(header), sort_keys=True).encode()
         blob = b"".join([head, *parts, *files])
         return _PREFIX.pack(MAGIC, _VERSION, hashlib.sha256(blob).digest(), len(head)) + blob
 
     @classmethod
-    def from_bytes(cls, blob: bytes) -> Extractor:
-        """The student that `to_bytes` wrote.
+    def from_bytes(cls, blob: bytes, encoders: Encoders = lambda name: None) -> Extractor:
+        """The student that `to_bytes` wrote; `encoders` gives its classifiers the embedding of a name.
 
         Raises:
             ModelFileError: not such a file, of another version, cut short or altered.
+            EmbeddingMissing: a classifier of it needs an embedding that `encoders` does not have.
         """
         head_size = _checked_header_size(blob)
         try:
             header = msgspec.convert(json.loads(blob[_PREFIX.size : _PREFIX.size + head_size]), _Header)
-            return _assemble(header, blob[_PREFIX.size + head_size :])
+            return _assemble(header, blob[_PREFIX.size + head_size :], encoders)
         except ModelFileError:
             raise
         except (msgspec.ValidationError, ValueError) as error:
@@ -171,6 +197,8 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     lexicon: dict[str, tuple[str, ...]]
     sureness: tuple[float, ...]
     known: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
+    wording: Wording
+    strange: tuple[float, ...]
 
 
 def _checked_header_size(blob: bytes) -> int:
@@ -186,7 +214,7 @@ def _checked_header_size(blob: bytes) -> int:
     return int(head_size)
 
 
-def _assemble(header: _Header, body: bytes) -> Extractor:
+def _assemble(header: _Header, body: bytes, encoders: Encoders) -> Extractor:
     """Cut the body into its parts. Raises ValueError when they do not fit."""
     ends = np.cumsum([*(size for _, _, size in header.chains), *(size for _, size in header.choices)])
     if len(body) != ends[-1]:
@@ -199,10 +227,13 @@ def _assemble(header: _Header, body: bytes) -> Extractor:
     ]
     _check(header)
     choices = [
-        Choice(field, TextClassifier.from_bytes(part))
+        Choice(field, TextClassifier.from_bytes(part, encoders))
         for (field, _), part in zip(header.choices, parts[count:], strict=True)
     ]
-    return Extractor(header.form, tuple(chains), tuple(choices), header.lexicon, header.sureness, header.known)
+    return Extractor(
+        header.form, tuple(chains), tuple(choices), header.lexicon, header.sureness, header.known, header.wording,
+        header.strange,
+    )  # fmt: skip
 
 
 def _packed(chain: Chain) -> bytes:

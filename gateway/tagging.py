@@ -54,6 +54,12 @@ class Tokens:
         """Each token in small letters."""
         return [self.text[start:end].lower() for start, end in self.spans]
 
+    def outside(self, found: Sequence[Segment]) -> tuple[str, ...]:
+        """The words that are in none of these values, any number as `0`; without signs."""
+        taken = {place for one in found for place, span in enumerate(self.spans) if _overlap(span, one)}
+        left = (word for place, word in enumerate(self.words) if place not in taken and word[0].isalnum())
+        return tuple("0" if word.isdigit() else word for word in left)
+
 
 def pattern_of(word: str) -> str:
     """The kinds of characters in a word, repeats once: `Xx`, `d`, `x`."""
@@ -270,6 +276,10 @@ class Segment(msgspec.Struct, frozen=True):
     start: int
     end: int
     chance: float
+
+
+def _overlap(span: tuple[int, int], one: Segment) -> bool:
+    return span[0] < one.end and one.start < span[1]
 
 
 def segments(tokens: Tokens, tags: Sequence[str], chances: Sequence[float]) -> list[Segment]:

@@ -38,8 +38,9 @@ class EmbeddedModel(msgspec.Struct, frozen=True):
     @property
     def heavy(self) -> bool:
         """Whether an answer takes milliseconds, which the event loop must not be held up for."""
-        encoder = self.student.encoder if isinstance(self.student, TextClassifier) else None
-        return encoder is not None and encoder.heavy
+        student = self.student
+        own = [student] if isinstance(student, TextClassifier) else [one.classifier for one in student.choices]
+        return any(one.encoder is not None and one.encoder.heavy for one in own)
 
     @classmethod
     def load(cls, folder: Path, model: str) -> EmbeddedModel:
@@ -53,7 +54,7 @@ class EmbeddedModel(msgspec.Struct, frozen=True):
         try:
             blob = file.read_bytes()
             if blob.startswith(MAGIC):
-                return cls(Extractor.from_bytes(blob))
+                return cls(Extractor.from_bytes(blob, embeddings.find))
             return cls(TextClassifier.from_bytes(blob, embeddings.find))
         except OSError as error:
             known = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else ""

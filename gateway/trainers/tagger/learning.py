@@ -7,7 +7,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gateway.domain.dataset import Row
 from gateway.extraction import MAX_TOKENS, SIGNS, Choice, Extractor, Reading
 from gateway.json_answers import AnswerForm
+from gateway.student.wording import Wording
 from gateway.tagging import OUTSIDE, Chain, Lexicon, Segment, Tokens, features, phrase, segments
 from gateway.trainers import classifier
 from gateway.trainers.classifier import fit_curve
@@ -91,7 +92,7 @@ def train(rows: Sequence[Row], options: Options) -> Trained:
     read = [reading for reading in readings if reading is not None]
     everything = np.ones(len(rows), dtype=np.bool_)
     student = _student(form, examples, chosen, everything, _choices(rows, labels, everything), options)
-    return _measured(student, read, [row.output for row in rows])
+    return _measured(student, read, [row.output for row in rows], [_outside(example) for example in examples])
 
 
 def _folds(size: int, fields: int, options: Options) -> list[NDArray[np.bool_]]:
@@ -278,20 +279,27 @@ def _chain(
 # --- how sure it is ---------------------------------------------------------------------------------------
 
 
-def _measured(student: Extractor, read: Sequence[Reading], outputs: Sequence[str]) -> Trained:
+def _outside(example: Example) -> tuple[str, ...]:
+    """The words of a row that are in none of its values."""
+    return example.tokens.outside(_marked(example))
+
+
+def _measured(
+    student: Extractor, read: Sequence[Reading], outputs: Sequence[str], outside: Sequence[tuple[str, ...]]
+) -> Trained:
     right = np.array([same(reading.answer, output) for reading, output in zip(read, outputs, strict=True)])
     signs = np.array([reading.signs for reading in read])
     prior = np.array(student.sureness)
     curve = fit_curve(signs, right.astype(np.float64), prior)
     known = np.array([reading.known for reading in read])
     quantiles = np.quantile(known, np.linspace(0, 1, _QUANTILES))
-    student = Extractor(
-        student.form, student.chains, student.choices, student.lexicon, tuple(map(float, curve)),
-        tuple(map(float, quantiles)),
+    wording = Wording.of(outside)
+    student = replace(
+        student, sureness=tuple(map(float, curve)), known=tuple(map(float, quantiles)), wording=wording,
+        strange=_strange(wording, read, outside),
     )  # fmt: skip
     sure = 1 / (1 + np.exp(-np.clip(signs @ curve, -50, 50)))
-    rank = np.searchsorted(np.sort(known), known, side="right") / len(known)
-    support = np.minimum(rank, [reading.support for reading in read])
+    support = [student.support(reading, own) for reading, own in zip(read, outside, strict=True)]
     usual = Counter(outputs).most_common(1)[0][1]
     metrics = {
         "rows": len(read),
@@ -307,6 +315,16 @@ def _measured(student: Extractor, read: Sequence[Reading], outputs: Sequence[str
         "right": right.astype(int).tolist(),
     }
     return Trained(student, metrics, cross_fit)
+
+
+def _strange(wording: Wording, read: Sequence[Reading], outside: Sequence[tuple[str, ...]]) -> tuple[float, ...]:
+    """Quantiles of how strange the rows are in which no value was found, each beside all others."""
+    found = [
+        wording.strangeness(reading.outside, own)
+        for reading, own in zip(read, outside, strict=True)
+        if reading.empty
+    ]
+    return tuple(np.quantile(found, np.linspace(0, 1, _QUANTILES)).tolist()) if found else ()
 
 
 def same(one: str, other: str) -> bool:
