@@ -16,6 +16,8 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,15 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-Example = dict[str, Any]
-"""`prompt` and `completion`, both lists of chat messages, and `tools` as JSON text where there are any."""
+Example = dict[str, list[int]]
+"""`input_ids` of a conversation, and `completion_mask`: 1 for those of the answer, which alone is learnt."""
+Message = dict[str, Any]
+LeftOut = dict[str, Any]
+"""A row that is not learnt: `file`, `line` (from 1 on) and `reason`."""
+
+
+class NoTools(Exception):
+    """The base model's chat template cannot write this row."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +96,98 @@ def load(base: str, device: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def read(file: str, tokenizer: Any, max_tokens: int) -> tuple[list[Example], int]:
-    """The rows of a JSONL file, and how many were left out since they are too long: cut, they would teach to
-    stop half-way. Rows that call a tool are left out, too: a table of rows gives all calls each other's arguments,
-    as nulls."""
-    found, long = [], 0
+def read(file: str, tokenizer: Any, max_tokens: int) -> tuple[list[Example], list[LeftOut]]:
+    """The rows of a JSONL file as tokens, and those left out: too long (cut, they would teach to stop half-way), or
+    with calls of tools that the model's chat template cannot write."""
+    found: list[Example] = []
+    left_out: list[LeftOut] = []
     lines = Path(file).read_text("utf-8").split("\n") if file else []
-    for row in (json.loads(line) for line in lines if line):
-        messages, tools = row["messages"], row.get("tools")
-        if any(message.get("tool_calls") for message in messages):
+    for number, row in ((number, json.loads(line)) for number, line in enumerate(lines, 1) if line):
+        messages, tools = [with_objects(message) for message in row["messages"]], row.get("tools")
+        try:
+            check_calls(tokenizer, messages, tools)
+            example = tokens_of(tokenizer, messages, tools)
+        except NoTools as error:
+            left_out.append({"file": Path(file).name, "line": number, "reason": f"no tools: {error}"})
             continue
-        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
-        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) > max_tokens:
-            long += 1
+        if len(example["input_ids"]) > max_tokens:
+            reason = f"too long: {len(example['input_ids'])} tokens"
+            left_out.append({"file": Path(file).name, "line": number, "reason": reason})
             continue
-        declared = {"tools": json.dumps(tools)} if tools else {}
-        found.append({"prompt": messages[:-1], "completion": messages[-1:], **declared})
-    return found, long
+        found.append(example)
+    return found, left_out
+
+
+def tokens_of(tokenizer: Any, messages: list[Message], tools: list[Any] | None) -> Example:
+    """A conversation as the trainer would make it itself of a prompt and a completion. In a table of messages all
+    calls of tools would get each other's arguments, as nulls."""
+    prompt, whole = (
+        tokenizer.apply_chat_template(part, tools=tools, add_generation_prompt=more, return_dict=True)["input_ids"]
+        for part, more in ((messages[:-1], True), (messages, False))
+    )
+    shared = in_common(prompt, whole)
+    return {"input_ids": whole, "completion_mask": [0] * shared + [1] * (len(whole) - shared)}
+
+
+def with_objects(message: Message) -> Message:
+    """The message with the arguments of its calls as objects, as chat templates want them."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        calls.append(call | {"function": call["function"] | {"arguments": arguments}})
+    return {"content": None} | message | {"tool_calls": calls}
+
+
+def check_calls(tokenizer: Any, messages: list[Message], tools: list[Any] | None) -> None:
+    """Refuse a row that ends in calls of tools where the chat template leaves out the tools or the calls.
+
+    Raises:
+        NoTools: says what it does not write.
+    """
+    calls = [call["function"] for call in messages[-1].get("tool_calls") or []]
+    if not calls:
+        return
+    try:
+        before, prompt, whole = (
+            tokenizer.apply_chat_template(part, tools=declared, add_generation_prompt=more, tokenize=False)
+            for part, declared, more in
+            ((messages[:-1], None, True), (messages[:-1], tools, True), (messages, tools, False))
+        )  # fmt: skip
+    except Exception as error:  # a template is a program, and fails in as many ways
+        raise NoTools(f"the chat template fails at calls of tools ({type(error).__name__}: {error})") from error
+    if tools and before == prompt:
+        raise NoTools("the chat template does not write the tools that a request declares")
+    said = whole[in_common(prompt, whole) :]
+    wanted = [call["name"] for call in calls] + [key for call in calls for key in keys_of(call["arguments"])]
+    missing = next((name for name in wanted if name not in said), None)
+    if missing is not None:
+        raise NoTools(f"the chat template does not write {missing!r} of a call")
+
+
+def lengths(rows: Sequence[Example]) -> dict[str, float]:
+    """Mean tokens of a row's prompt and of its answer, as the base model's tokenizer counts them."""
+    answers = sum(sum(row["completion_mask"]) for row in rows)
+    prompts = sum(len(row["input_ids"]) for row in rows) - answers
+    return {
+        "prompt_tokens_mean": round(prompts / len(rows), 1),
+        "answer_tokens_mean": round(answers / len(rows), 1),
+    }
+
+
+def in_common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items two sequences begin with alike."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def keys_of(arguments: Any) -> list[str]:
+    """The names of the arguments; what is no object has none."""
+    return list(arguments) if isinstance(arguments, dict) else []
 
 
 class Diary(TrainerCallback):
@@ -195,11 +279,15 @@ def main(job: Job) -> None:
     torch.manual_seed(job.seed)
     tell("loading", base_model=job.base_model, device=device)
     model, tokenizer = load(job.base_model, device)
-    train, too_long = read(job.train, tokenizer, job.max_tokens)
-    validation, _ = read(job.validation, tokenizer, job.max_tokens)
+    train, left_out = read(job.train, tokenizer, job.max_tokens)
+    validation, others = read(job.validation, tokenizer, job.max_tokens)
+    (out / "left_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*left_out, *others]))
+    counts = Counter(row["reason"].partition(":")[0].replace(" ", "_") for row in left_out)
+    lost = {reason: counts[reason] for reason in ("too_long", "no_tools")}
     if not train:
-        sys.exit(f"none of the {too_long} rows has at most {job.max_tokens} tokens")
-    tell("rows", rows=len(train), held_out=len(validation), too_long=too_long)
+        sys.exit(f"none of the {len(left_out)} rows has at most {job.max_tokens} tokens, {lost['no_tools']} of them"
+                 " being calls of tools that the chat template cannot write")  # fmt: skip
+    tell("rows", rows=len(train), held_out=len(validation), **lost)
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -213,7 +301,7 @@ def main(job: Job) -> None:
     )
     trainer.remove_callback(PrinterCallback)  # the diary tells it
     trainer.train(resume_from_checkpoint=newest_checkpoint(out / "checkpoints"))
-    (out / "done.json").write_text(json.dumps({"rows": len(train), "too_long": too_long, "device": device}))
+    (out / "done.json").write_text(json.dumps({"rows": len(train), **lost, **lengths(train), "device": device}))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)  # they are for resuming only
     tell("done")
 

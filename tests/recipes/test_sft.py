@@ -152,7 +152,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(base: Path, tmp_path: P
     place = job(tmp_path / "run", base, max_tokens=11, n_epochs=1)
     said = run(place)
     assert next(line for line in said if line["event"] == "rows") == {
-        "event": "rows", "rows": 24, "held_out": 6, "too_long": 0,
+        "event": "rows", "rows": 24, "held_out": 6, "too_long": 0, "no_tools": 0,
     }  # fmt: skip
     place = job(tmp_path / "short", base, max_tokens=10)
     process = start(place)
@@ -160,6 +160,57 @@ def test_rows_that_are_too_long_are_left_out_and_counted(base: Path, tmp_path: P
     process.stdout.read()
     assert process.wait() == 1
     assert "none of the 24 rows has at most 10 tokens" in (place / "errors.log").read_text()
+
+
+# --- calls of tools ---------------------------------------------------------------------------------------
+
+SWITCH = {"type": "function", "function": {"name": "switch", "parameters": {"type": "object"}}}
+
+
+def with_calls(place: Path) -> Path:
+    """The same job; upon a message that ends in red the lamp is switched, to the first colour that was named."""
+    for name in ("train", "validation"):
+        file, rows = place / f"{name}.jsonl", []
+        for row in map(json.loads, file.read_text().splitlines()):
+            asked = row["messages"][0]["content"]
+            if asked.endswith("red"):
+                arguments = json.dumps({"lamp": asked.split()[0]} if asked[0] == "b" else {"to": asked.split()[0]})
+                function = {"name": "switch", "arguments": arguments}
+                call = {"id": "call_1", "type": "function", "function": function}
+                row["messages"][1] = {"role": "assistant", "tool_calls": [call]}
+            rows.append(json.dumps({**row, "tools": [SWITCH]}) + "\n")
+        file.write_text("".join(rows))
+    return place
+
+
+def test_calls_of_tools_are_learnt_where_the_chat_template_knows_tools(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    command = [PYTHON, str(Path(__file__).with_name("tiny_model.py")), str(base), "tools"]
+    subprocess.run(command, check=True)
+    place = with_calls(job(tmp_path / "run", base, n_epochs=8))
+    told = next(line for line in run(place) if line["event"] == "rows")
+    assert told == {"event": "rows", "rows": 24, "held_out": 6, "too_long": 0, "no_tools": 0}
+    assert (place / "left_out.jsonl").read_text() == ""
+    assert curve(place, "valid_loss")[-1] < 0.3 < 1 < curve(place, "train_loss")[0]  # the colours of calls, too
+
+
+def test_calls_that_the_chat_template_cannot_write_are_left_out_by_line_and_reason(
+    base: Path, tmp_path: Path
+) -> None:
+    place = with_calls(job(tmp_path / "run", base, n_epochs=1))
+    told = next(line for line in run(place) if line["event"] == "rows")
+    assert told == {"event": "rows", "rows": 16, "held_out": 4, "too_long": 0, "no_tools": 8}
+    left_out = [json.loads(line) for line in (place / "left_out.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in left_out] == [
+        *(("train.jsonl", 1 + 3 * number) for number in range(8)), ("validation.jsonl", 1), ("validation.jsonl", 4),
+    ]  # fmt: skip
+    assert {row["reason"] for row in left_out} == {
+        "no tools: the chat template does not write the tools that a request declares"
+    }
+    about = json.loads((place / "done.json").read_text())
+    assert about["no_tools"] == 8
+    # <s> user, four colours, </s>, <s> assistant; the answer and </s>
+    assert (about["prompt_tokens_mean"], about["answer_tokens_mean"]) == (9.0, 2.0)
 
 
 def test_a_merged_model_is_the_base_and_the_adapter_added_up(

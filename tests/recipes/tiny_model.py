@@ -1,6 +1,7 @@
 """Writes a Llama of 20,000 weights with random values, and a tokenizer of whole words, as transformers loads them.
 
-A script for the interpreter that has torch: `python tiny_model.py FOLDER`.
+A script for the interpreter that has torch: `python tiny_model.py FOLDER [tools]`; with `tools` its chat template
+knows tools and calls of them.
 """
 
 from __future__ import annotations
@@ -16,16 +17,25 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<s> assistant {% endif %}"
 )
 
+WITH_TOOLS = (
+    "{% if tools %}<s> tools {% for tool in tools %}{{ tool.function.name }} {% endfor %}</s> {% endif %}"
+    "{% for message in messages %}<s> {{ message['role'] }} {{ message['content'] or '' }} "
+    "{% for call in message.tool_calls or [] %}{{ call.function.name }} "
+    "{% for key, value in call.function.arguments.items() %}{{ key }} {{ value }} {% endfor %}{% endfor %}"
+    "</s> {% endfor %}{% if add_generation_prompt %}<s> assistant {% endif %}"
+)
 
-def main(folder: str) -> None:
+
+def main(folder: str, template: str = TEMPLATE) -> None:
     """The words are those that the tests use, and the marks of the template."""
-    words = ["<pad>", "<unk>", "<s>", "</s>", "user", "assistant", "red", "green", "blue", "stop", "go"]
+    words = ["<pad>", "<unk>", "<s>", "</s>", "user", "assistant", "red", "green", "blue", "stop", "go",
+             "tools", "switch", "lamp", "to"]  # fmt: skip
     tokens = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
     tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokens, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -45,4 +55,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], WITH_TOOLS if sys.argv[2:] == ["tools"] else TEMPLATE)

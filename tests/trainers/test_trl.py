@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.dataset import Dataset
+from gateway.domain.dataset import Dataset, Row
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.errors import ConfigError
 from gateway.testing import Fault
@@ -78,7 +78,10 @@ for step in range(done + 1, 2 * job["n_epochs"] + 1):
         sys.exit(3)
     if step in plan.get("kill_at", []):
         os.kill(os.getpid(), signal.SIGKILL)
-(out / "done.json").write_text("{{}}")
+for name, line in plan.get("left_out", []):
+    with (out / "left_out.jsonl").open("a") as file:
+        file.write(json.dumps({{"file": name, "line": line, "reason": "no tools: too small"}}) + "\\n")
+(out / "done.json").write_text(json.dumps({{"rows": 12}}))
 print(json.dumps({{"event": "done"}}))
 '''
 
@@ -198,6 +201,23 @@ def test_progress_is_saved_while_it_trains(
     assert saved[-1].metrics["rows"] == 12
     assert saved[-1].metrics["too_long"] == 1
     assert saved[-1].metrics["tokens_per_second"] == 50.0
+
+
+def test_the_card_names_the_rows_that_were_left_out_by_their_exchange(
+    tmp_path: Path, stand_in: StandIn, server: FakeVLLM, dataset: Dataset
+) -> None:
+    rows = [Row(exchange_id=f"e{n}", text=f"{n}", messages=[], output="yes", split="train") for n in range(3)]
+    called = Row(exchange_id="e-call", text="t", messages=[], output="", tool_calls=[{}], split="train")
+    held_out = msgspec.structs.replace(rows[0], exchange_id="e-held", split="validation")
+    data = msgspec.structs.replace(dataset, rows=[held_out, *rows], calls=[called])
+    stand_in.plan(left_out=[("train.jsonl", 2), ("train.jsonl", 4), ("validation.jsonl", 1)])
+    done = trainer(tmp_path, stand_in, server).run(finetune(), data, ignore)
+    assert done.state is FineTuneState.SUCCEEDED
+    card = json.loads(next(tmp_path.rglob("card.json")).read_text())
+    assert (card["dataset_digest"], card["rows"]) == (data.digest, 12)
+    assert [(one["exchange_id"], one["reason"]) for one in card["left_out"]] == [
+        (name, "no tools: too small") for name in ("e1", "e-call", "e-held")
+    ]
 
 
 def test_each_epoch_is_a_candidate_and_all_of_them_are_one_training(

@@ -33,6 +33,7 @@ from gateway.trainers.trl.process import (
     one_at_a_time,
     run,
     train,
+    write_card,
 )
 from gateway.trainers.trl.server import command
 
@@ -130,6 +131,8 @@ class _Run:
             if not is_done(place):
                 self.record(stage="training")
                 train(self.python, self.job(options, place), self.told)
+            if not (place / "card.json").is_file():
+                write_card(place, self.dataset)
             merged = place / f"merged-{options.taken}"
             if options.output == "merged" and not merged.is_dir():
                 self.record(stage="merging")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gateway
+from gateway.domain.dataset import Dataset, Split
 from gateway.errors import UnpromptError
 from gateway.files import write_whole
 
@@ -107,6 +108,28 @@ def loss_curve(place: Path) -> list[Line]:
         with suppress(ValueError):  # the last one may be cut by a kill
             found.append(json.loads(line))
     return found
+
+
+def write_card(place: Path, dataset: Dataset) -> None:
+    """Write `card.json` into a training's folder: its dataset, what it counted, and the rows that it left out, each
+    by its exchange, its part and the reason."""
+    parts = {"train.jsonl": _names(dataset, "train"), "validation.jsonl": _names(dataset, "validation")}
+    left_out = [
+        {"exchange_id": parts[row["file"]][row["line"] - 1], "file": row["file"], "reason": row["reason"]}
+        for row in map(json.loads, _lines_of(place / "left_out.jsonl"))
+    ]
+    counted = json.loads((place / "done.json").read_bytes())
+    about = {"dataset": dataset.id, "dataset_digest": dataset.digest, **counted, "left_out": left_out}
+    write_whole(place / "card.json", json.dumps(about, indent=1).encode())
+
+
+def _names(dataset: Dataset, part: Split) -> list[str]:
+    """The exchanges of a part's lines: its rows, and behind them its calls of tools."""
+    return [row.exchange_id for row in (*dataset.rows, *dataset.calls) if row.split == part]
+
+
+def _lines_of(file: Path) -> list[bytes]:
+    return file.read_bytes().splitlines() if file.is_file() else []
 
 
 def figures(place: Path, epoch: int) -> dict[str, float]:
