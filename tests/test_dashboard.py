@@ -79,6 +79,39 @@ def test_one_task_with_its_prompt_and_texts_that_stay_texts(shop: Workshop) -> N
     assert [link for link in read.links if not link.startswith("/unprompt/")] == []
 
 
+def test_who_has_a_model_of_its_own_has_it_also_while_the_next_one_is_trained(shop: Workshop) -> None:
+    served(shop)
+    assert "1 with a model of their own" in Tags(pages.board(facts.board(shop.store, shop.config))).text
+    shop.store.put("jobs", {
+        "id": "cycle-mail-2", "kind": "cycle", "task": "mail", "state": "running", "step": "finetune", "detail": {},
+        "created_at": 2000.0, "updated_at": 2000.0,
+    })  # fmt: skip
+    text = Tags(pages.board(facts.board(shop.store, shop.config))).text
+    assert "in work: finetune" in text
+    assert "1 with a model of their own" in text
+    shop.store.put("promotions", {
+        "id": "p3", "task": "mail", "action": "rollback", "state": "done", "decision": "null", "created_at": 3000.0,
+    })  # fmt: skip
+    assert "0 with a model of their own" in Tags(pages.board(facts.board(shop.store, shop.config))).text
+
+
+def test_a_decision_leads_to_the_report_that_it_was_made_on(shop: Workshop) -> None:
+    """The store names a dataset's folder from where it stands itself, so that both can be moved together."""
+    served(shop)
+    assert not [link for link in Tags(pages.board(facts.board(shop.store, shop.config))).links if "reports" in link]
+    folder = shop.store.path.parent / "datasets" / "mail" / "mail-1"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_bytes(b"the report")
+    shop.store.put("evaluations", {"id": "eval-1", "task": "mail", "dataset": "mail-1", "report": {},
+                                   "created_at": 1.0})  # fmt: skip
+    shop.store.put("datasets", {
+        "id": "mail-1", "task": "mail", "template": "mail@1", "directory": "datasets/mail/mail-1", "digest": "",
+        "train_rows": 0, "validation_rows": 0, "card": {}, "created_at": 1.0,
+    })  # fmt: skip
+    assert "/unprompt/reports/eval-1" in Tags(pages.board(facts.board(shop.store, shop.config))).links
+    assert facts.report(shop.store, "eval-1") == b"the report"
+
+
 def test_an_alarm_and_what_audits_say(shop: Workshop) -> None:
     served(shop)
     found = facts.board(shop.store, shop.config)

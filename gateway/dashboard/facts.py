@@ -15,6 +15,7 @@ from gateway.errors import TaskError
 from gateway.pipeline.explain import Explanation, explain
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.overview import overview
+from gateway.pipeline.promote import newest
 from gateway.pipeline.report import FILE
 from gateway.pipeline.savings import Saved, savings
 from gateway.raised import Told, watched_candidates
@@ -38,10 +39,12 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """All tasks. `rows` are those of `unprompt tasks --json`; `days` what was answered on each, newest last: the
-    day's beginning (seconds since the epoch, UTC), requests, those of them stripped."""
+    """All tasks. `rows` are those of `unprompt tasks --json`; `served` of them have a candidate promoted. `days` is
+    what was answered on each, newest last: the day's beginning (seconds since the epoch, UTC), requests, those of
+    them stripped."""
 
     rows: list[dict[str, Any]]
+    served: int
     told: dict[str, Told]
     saved: dict[str, Saved]
     days: list[tuple[float, int, int]]
@@ -67,8 +70,10 @@ def board(store: SqliteStore, config: Config) -> Board:
         if entry.served in ("stripped", "whole"):
             asked[entry.day] += entry.exchanges
             stripped[entry.day] += entry.exchanges * (entry.served == "stripped")
+    rows = overview(store, config)
     return Board(
-        rows=overview(store, config),
+        rows=rows,
+        served=sum(newest(store, row["name"]) is not None for row in rows),
         told=watched_candidates(store.path.parent),
         saved=savings(book),
         days=[(day * _DAY, asked[day], stripped[day]) for day in sorted(asked)],
@@ -126,7 +131,7 @@ def report_file(store: SqliteStore, evaluation: str) -> Path | None:
     """The page of an evaluation; None where there is none."""
     rows = store.rows("evaluations", "id = ?", [evaluation])
     datasets = store.rows("datasets", "id = ?", [rows[-1]["dataset"]]) if rows else []
-    file = Path(datasets[-1]["directory"]) / FILE if datasets else None
+    file = store.path.parent / datasets[-1]["directory"] / FILE if datasets else None
     return file if file is not None and file.is_file() else None
 
 

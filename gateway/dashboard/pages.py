@@ -130,10 +130,9 @@ def _totals(found: Board) -> Markup:
     stripped = sum(row["stripped"] for row in found.rows)
     usd = [saved.usd for saved in found.saved.values() if saved.usd is not None]
     seconds = [saved.seconds for saved in found.saved.values() if saved.seconds is not None]
-    served = sum(row["next"].startswith("served by") for row in found.rows)
     return _tiles(
         [
-            ("Tasks", f"{len(found.rows):,}", f"{served:,} with a model of their own"),
+            ("Tasks", f"{len(found.rows):,}", f"{found.served:,} with a model of their own"),
             (
                 "Requests of tasks",
                 f"{asked:,}",
@@ -211,8 +210,8 @@ def _bars(bars: Sequence[tuple[str, float, float, str]]) -> Markup:
             el("rect", x=at, y=high - part, width=width, height=part, class_="filled"),
         ))  # fmt: skip
         if number % max(1, len(bars) // 10) == 0:
-            drawn.append(el("text", name, x=at + width / 2, y=high + 16, class_="tick middle"))
-    return el("svg", *drawn, viewBox=f"0 0 {wide:g} {high + 22:g}", role="img")
+            drawn.append(el("text", name, x=at + width / 2, y=high + 24, class_="tick middle"))
+    return el("svg", *drawn, viewBox=f"0 0 {wide:g} {high + 32:g}", role="img")
 
 
 # --- decisions ---------------------------------------------------------------------------------------------
