@@ -115,7 +115,7 @@ def _checks(best: Score, report: Report, policy: TaskPolicy) -> list[Check]:
     incumbent = report.incumbent
     checks = [
         Check("held-out rows", best.rows, policy.min_held_out, best.rows >= policy.min_held_out),
-        Check("answers something (share of requests)", best.answered, 0.0, best.answered > 0),
+        Check("answers requests itself (share, above the limit)", best.answered, 0.0, best.answered > 0),
         *_quality(best, report, policy),
         *_confirmation(best, report, policy),
         *_gold(best, policy),
@@ -289,8 +289,11 @@ def _against_itself(best: Score, report: Report, policy: TaskPolicy) -> str:
         )
     if _is_beside_itself(best, report, policy):
         return f"{said}; that is the yardstick."
-    if found.rows < LEAST_AGAIN or found.value < LEAST_ITSELF or best.difference_low is None:
-        return f"{said}: too few rows, or too little, to be the yardstick."
+    if found.rows < LEAST_AGAIN or found.value < LEAST_ITSELF:
+        why = "too few rows" if found.rows < LEAST_AGAIN else "too seldom"
+        return f"{said}: {why} to be the yardstick."
+    if best.difference_low is None:
+        return f"{said}: no yardstick for this candidate, which hands some requests over or answers too few rows."
     return f"{said}; agreement with what it answered shows enough without that."
 
 

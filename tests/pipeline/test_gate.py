@@ -83,7 +83,7 @@ def test_without_a_candidate_nothing_is_promoted() -> None:
     [
         ({"agreement_low": 0.949}, "agreement, lower bound"),
         ({"agreement_requests": 0.9}, "agreement, each input as often as it was asked"),
-        ({"answered": 0.0}, "answers something (share of requests)"),
+        ({"answered": 0.0}, "answers requests itself (share, above the limit)"),
         ({"cost_ratio_high": 0.91}, "cost, ratio to the incumbent, upper bound"),
         ({"cost_ratio_high": None}, "cost, ratio to the incumbent, upper bound"),
         ({"latency_ratio_high": 1.21}, "p95 latency, ratio to the incumbent, upper bound"),
@@ -162,12 +162,20 @@ def test_what_the_app_asked_twice_stands_in_for_asking_again_and_the_record_says
     assert not judged_by({"twice": twice}, but(alike, difference_low=None)).promote
 
 
-@pytest.mark.parametrize("again", [but(AGAIN, rows=49), but(AGAIN, quality=0.79)])
-def test_an_incumbent_asked_too_little_or_too_moody_is_no_yardstick(again: Score) -> None:
+@pytest.mark.parametrize(
+    ("again", "why"), [(but(AGAIN, rows=49), "too few rows"), (but(AGAIN, quality=0.79), "too seldom")]
+)
+def test_an_incumbent_asked_too_little_or_too_moody_is_no_yardstick(again: Score, why: str) -> None:
     alike = but(GOOD, quality=0.92, quality_low=0.88, difference_low=0.1)
     decision = judged_by({"baselines": [again]}, alike)
     assert refusals(decision)[0] == "agreement, lower bound"
-    assert "too few rows, or too little" in decision.notes[-1]
+    assert decision.notes[-1].endswith(f": {why} to be the yardstick.")
+
+
+def test_what_the_app_asked_twice_is_no_yardstick_for_one_that_hands_over_and_the_record_says_that() -> None:
+    twice = Itself(rows=240, value=1.0, source="asked twice by the app")
+    note = judged_by({"twice": twice}, but(GOOD, difference_low=None)).notes[-1]
+    assert note.endswith("no yardstick for this candidate, which hands some requests over or answers too few rows.")
 
 
 def test_the_newer_rows_can_refute_what_the_validation_rows_say() -> None:
