@@ -28,7 +28,7 @@ WORSE_AT = 5e3
 rolled back after 5,000 audits on average at the least, one that has not after 100,000."""
 CHANGE_WARNING = 10.0
 """When a change is suspected (`sequential.WARNING` for evidence against what is usual): then all is audited."""
-UNEASY, UNEASY_AUDITS = 0.4, 40.0
+UNEASY, UNEASY_AUDITS = 0.3, 30.0
 """At so much of what raises a suspicion, so many percent are audited: what begins to decay is suspected sooner."""
 ALARM_AT = 1e6
 """The same for tests of every request."""

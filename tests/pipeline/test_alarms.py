@@ -114,7 +114,7 @@ def test_before_there_is_a_suspicion_some_more_is_audited() -> None:
     assert audits_wanted(calm, trial=False) == 0  # as the route says
     assert audits_wanted(calm, trial=True) == 100
     uneasy = audited([0.0, 0.0], calm)
-    assert (uneasy.raised, audits_wanted(uneasy, trial=False)) == (False, 40)
+    assert (uneasy.raised, audits_wanted(uneasy, trial=False)) == (False, 30)
     suspicious = audited([0.0], uneasy)
     assert (suspicious.raised, audits_wanted(suspicious, trial=False)) == (True, 100)
     assert audits_wanted(audited([1.0] * 100, suspicious), trial=False) == 0
