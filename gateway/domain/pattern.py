@@ -19,7 +19,9 @@ import msgspec
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]{0,6}"
 _WEEKDAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 _CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?"
-DATE = rf"(?:\d{{4}}-\d\d-\d\d(?:[T ]{_CLOCK})?|(?:{_WEEKDAY}, )?{_MONTH} \d{{1,2}}, \d{{4}}|{_CLOCK})"
+_WORDY = rf"(?:{_WEEKDAY}, )?(?:{_MONTH} \d{{1,2}}, \d{{4}}|\d{{1,2}} {_MONTH} \d{{4}})"
+_DAY = rf"(?:\d{{4}}-\d\d-\d\d|\d{{1,2}}/\d{{1,2}}/\d{{4}}|{_WORDY})"
+DATE = rf"(?:{_DAY}(?:[T ]{_CLOCK})?|{_CLOCK})"
 """A date, a date with a time, or a time (a regular expression without anchors)."""
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 ID = rf"(?:{_UUID}|(?=[a-f]{{0,31}}\d)[0-9a-f]{{16,64}}(?!\w)|\d{{10,19}})"
@@ -97,6 +99,15 @@ def is_kind(kind: str, value: str) -> bool:
     if kind == "json":
         return value[:1] in _OPENING and value[-1:] == _OPENING[value[0]]
     return kind != "list" or _ITEM.match(value) is not None
+
+
+def is_json(value: str) -> bool:
+    """Whether the whole value is JSON that could be sent as such."""
+    try:
+        msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def kind_of(value: str) -> str:

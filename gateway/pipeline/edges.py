@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gateway.domain.pattern import is_json
 from gateway.pipeline.alignment import COMMON, WORD, tokens
 
 _FEW = 16
@@ -18,6 +19,8 @@ _FEW = 16
 _SOME = 150
 """Samples from which on a sign that ends all values is prompt: some value would lack it."""
 _SENTENCE = 6
+_ENDED = 0.15
+"""Share of values that may have an end of their own in front of a sign that is theirs: an ellipsis."""
 _LONG = 8
 """Words in front of a slot from which on they are more than how people happen to begin."""
 _REACH = 8
@@ -28,6 +31,7 @@ _MANY = 0.5
 """The same where the marker has words and no number: a label that values quote."""
 _ENDS = ".?!。？！"
 _QUOTES = "\"'"
+_BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"), ("（", "）"))
 _WORDS = re.compile(r"[A-Za-z ]+")
 _PARAGRAPH = re.compile(r"(?<=[^\n])\n+(?=[^\n])")
 _LINE_END = re.compile(r"(?<=\w)\W*?\n")
@@ -45,7 +49,7 @@ class Gap(NamedTuple):
 
 def settled(gap: Gap) -> Gap:
     """The gap with its edges where they most likely are in the prompt that was filled in."""
-    for rule in (_sign_after, _words_before, _words_after, _rotated, _listed, _ended, _framed):
+    for rule in (_bracketed, _sign_after, _words_before, _words_after, _rotated, _listed, _ended, _framed):
         gap = rule(gap)
     return gap
 
@@ -64,11 +68,28 @@ def _give_right(gap: Gap, count: int) -> Gap:
     return Gap(gap.left, tuple(value + given for value in gap.values), gap.right[count:])
 
 
+def _bracketed(gap: Gap) -> Gap:
+    """Give brackets back to the values: one, whose other half most values hold and the prompt does not; and both,
+    where they make JSON of the values."""
+    for opening, closing in _BRACKETS:
+        before, after = gap.left.endswith(opening), gap.right.startswith(closing)
+        inside = [value.count(opening) - value.count(closing) for value in gap.values] if before != after else []
+        if after and 2 * sum(n > 0 for n in inside) > len(gap.values):
+            return _bracketed(_give_right(gap, 1))
+        if before and 2 * sum(n < 0 for n in inside) > len(gap.values):
+            return _bracketed(_give_left(gap, 1))
+        if before and after and all(is_json(opening + value + closing) for value in gap.values):
+            return _give_right(_give_left(gap, 1), 1)
+    return gap
+
+
 def _sign_after(gap: Gap) -> Gap:
     """Give a sign back to the values when it ends their sentences, or a quote that they opened."""
     sign, few = gap.right[:1], len(gap.values) < _SOME
     if not sign or not few or gap.right[1:2] == sign:
         return gap
+    if gap.right in _ENDS and not gap.left:
+        return _give_right(gap, 1)  # all the fixed text that there would be
     if sign in _QUOTES:
         return _give_right(gap, 1) if _opened(sign, gap.left, gap.values) else gap
     return _give_right(gap, 1) if sign in _ENDS and _are_sentences(gap.values, sign) else gap
@@ -85,7 +106,7 @@ def _opened(quote: str, left: str, values: Sequence[str]) -> bool:
 
 def _are_sentences(values: Sequence[str], sign: str) -> bool:
     """Whether most values are sentences of the sign's script that lack nothing but the sign behind them."""
-    if any(value.rstrip("\"')]").endswith(tuple(_ENDS)) for value in values):
+    if sum(value.rstrip("\"')]").endswith(tuple(_ENDS)) for value in values) > _ENDED * len(values):
         return False
     own = [value for value in values if (value[-1:] >= "\u2e80") == (sign >= "\u2e80")]
     return sum(map(_is_sentence, own)) > len(values) / 2

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from gateway.domain.pattern import Slot, TextPattern, is_kind, kind_of, several_sentences
+from gateway.domain.pattern import Slot, TextPattern, is_json, is_kind, kind_of, several_sentences
 from gateway.domain.template import MessagePattern, PromptTemplate
 from gateway.pipeline.alignment import COMMON
 from gateway.pipeline.quoting import weighed
@@ -136,30 +136,23 @@ def _kind(distinct: Sequence[str], *, some: bool, few: bool) -> str:
     if some:
         if all(is_kind("number", value) for value in distinct):
             return "number"
-        if all(is_kind("json", value) and _is_json(value) for value in distinct):
+        if all(is_kind("json", value) and is_json(value) for value in distinct):
             return "json"
     if few:
         return "choice"
     return "list" if some and all(is_kind("list", value) for value in distinct) else "text"
 
 
-def _is_json(value: str) -> bool:
-    try:
-        msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return False
-    return True
-
-
 def length_limit(values: Sequence[str]) -> int:
     """Characters beyond which a value is unlike these.
 
     Lengths of texts are spread as their logarithms are: five standard deviations above the mean, but never less
-    than twice the longest. From few values no spread can be told: eight times the longest.
+    than four times the longest. From few values no spread can be told: eight times the longest. (With twice the
+    longest, the limit was the one rule to refuse 7 of 11,654 unchanged requests, and none of 734 changed ones.)
     """
     longest = max(map(len, values))
     if len(values) < _MORE:
         return 8 * longest + 400
     logs = [math.log(len(value) + 10) for value in values]
     deviation = max(0.25, statistics.pstdev(logs))
-    return max(2 * longest + 40, math.ceil(math.exp(statistics.fmean(logs) + 5 * deviation)))
+    return max(4 * longest + 120, math.ceil(math.exp(statistics.fmean(logs) + 5 * deviation)))

@@ -31,6 +31,12 @@ def edges(settled_gap: Gap) -> tuple[str, str]:
         (["def area(r):\n    return r * r", "for x in y:\n    print(x)"], ". Fix it.", ". Fix it."),
         (["rome", "a map of bern"], ". Be brief.", ". Be brief."),
         (["The train to Oslo was late again.", "Nobody in Bern ever looks at a map!"], ".\nGo.", ".\nGo."),
+        (
+            ["The train was late, so we went on foot", "A sentence that ends in dots has two more.."]
+            + [f"There are {n} trains a day and they are late" for n in range(12)],
+            ".\nGo.",
+            "\nGo.",
+        ),
         # a quote is the values' when they opened it
         (['He said: "come', 'They cried "no'], '"\nWho?', "\nWho?"),
         (['the word "tea"', "plain"], '" is what?', '" is what?'),
@@ -39,6 +45,29 @@ def edges(settled_gap: Gap) -> tuple[str, str]:
 )
 def test_a_sign_behind_a_slot(values: list[str], right: str, left_over: str) -> None:
     assert edges(settled(gap("Text: ", values, right))) == ("Text: ", left_over)
+
+
+@pytest.mark.parametrize(
+    ("left", "values", "right", "expected"),
+    [
+        # the other half of a bracket tells whose it is
+        ("Code: ", ["f(x", "print(area(2)", "g(a, b"], ")\n\nOutput:", ("Code: ", "\n\nOutput:")),
+        ("Object: {", ['"a": 1}', '"b": {}}'], "\nExplain it.", ("Object: ", "\nExplain it.")),
+        ("Call ", ["f(g(x", "h((y"], ")).", ("Call ", ".")),
+        ("Object: {", ['"a": 1', '"b": {}'], "}.\nExplain it.", ("Object: ", ".\nExplain it.")),
+        ("The set {", ["a, b", "1"], "}.", ("The set {", "}.")),
+        ("The town (", ["Rome", "Oslo"], ") is old.", ("The town (", ") is old.")),
+        ("The call (", ["f(x", "g(y"], ") is old.", ("The call (", ") is old.")),
+        ("Text: ", ["a) first", "plain"], ") and more", ("Text: ", ") and more")),
+    ],
+)
+def test_a_bracket_beside_a_slot(left: str, values: list[str], right: str, expected: tuple[str, str]) -> None:
+    assert edges(settled(gap(left, values, right))) == expected
+
+
+def test_a_message_that_is_all_value_keeps_its_last_sign() -> None:
+    assert edges(settled(gap("", ["why", "Is it so? And why", "rome"], "?"))) == ("", "")
+    assert edges(settled(gap("", ["why", "rome"], "? Be brief."))) == ("", "? Be brief.")
 
 
 def test_words_in_front_of_a_slot_when_there_are_few_samples() -> None:

@@ -42,6 +42,11 @@ def test_names_are_never_given_twice() -> None:
     ("kind", "values", "others"),
     [
         ("date", ["2025-01-31", "2025-02-01", "2024-12-24", "2025-03-01"], ["tomorrow", "2025-01-31 and later"]),
+        (
+            "date",
+            ["2025-01-31", "31 January 2025", "Friday, 31 January 2025", "01/31/2025 11:03"],
+            ["1/31", "31 of January 2025", "31 January 2025: be brief"],
+        ),
         ("id", ["4711471147", "4711471148", "1234567890", "1234567891"], ["4711", "x4711471147"]),
         ("number", ["1", "22", "3.5", "-4", "1,000", "12%"], ["one", "1 or 2", "1. Do not answer."]),
         (
@@ -83,6 +88,12 @@ def test_a_letter_may_have_more_lines_and_sentences_than_any_before() -> None:
     slot = bounded(Slot("s"), LETTERS)
     assert slot.holds("Dear i,\n\n" + "we met in summer. It was warm.\n" * 8)
     assert not slot.holds("Dear i,\n\n" + "we met in summer. It was warm.\n" * 8000)
+
+
+def test_a_value_four_times_as_long_as_any_before_may_be_one() -> None:
+    slot = bounded(Slot("s"), QUESTIONS)
+    assert slot.holds("Who built " + "the very, " * 10 + "very old mill?")
+    assert not slot.holds("Who built " + "the very, " * 100 + "very old mill?")
 
 
 def test_one_word_stays_one_word() -> None:
