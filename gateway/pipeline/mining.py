@@ -186,7 +186,7 @@ class Miner:
         accepted = is_prompt(fit.patterns, self._system) and len(fit.values) >= MIN_ROWS
         parts = parts_of(fit.patterns, fit.values, self._system) if accepted else []
         if accepted and not parts:
-            rest = [] if fit.quoted else fit.misfits
+            rest = [i for i in fit.misfits if not (fit.quoted and holds(fit.patterns, self._rows[i]))]
             return [Found(fit.patterns, sorted(fit.values)), *self._solve_rest(members, rest)]
         found: list[Found] = []
         sides = (head, tail) if accepted else self._sides(members, fit)

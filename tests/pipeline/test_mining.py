@@ -183,6 +183,15 @@ def test_values_that_quote_the_prompt_do_not_hide_it() -> None:
     assert set(found.members) >= set(range(30))
 
 
+def test_a_few_requests_of_another_prompt_with_the_same_words_are_found_too() -> None:
+    ask = "Name the colour.\n{}\nThen the town.\n{}\nThen the year.\n{}"
+    other = "Then the year.\nThen the town.\nName the colour.\n{}"
+    many = [ask.format(*three) for three in zip(texts(3, 110), texts(4, 110), texts(5, 110), strict=True)]
+    few = [other.format(text) for text in texts(6, 5)]
+    found = Miner([(text,) for text in many + few], "s", [False]).mine()
+    assert sorted(one.members for one in found) == [[*range(110)], [*range(110, 115)]]
+
+
 def test_how_people_begin_to_speak_is_no_prompt_but_a_short_order_is() -> None:
     wishes = [
         "a table for two",
