@@ -103,8 +103,9 @@ class Answering:
         try:
             if head is None:
                 self._take(None, piece, done)
-            elif done and head.length is not None and self._is_plain(head):
-                self._pass_whole(head, piece)
+            elif done and head.length is not None and len(piece) < LARGE and self._is_plain(head):
+                if not (self._has_others and self._goes_elsewhere(head, piece, done)):
+                    self._pass_whole(head, piece)
             else:
                 self._take(head, piece, done)
         except Exception:
@@ -143,20 +144,17 @@ class Answering:
     # --- a piece --------------------------------------------------------------------------------------
 
     def _is_plain(self, head: Head) -> bool:
-        """Whether nothing can become of this answer but that the client gets it as it is."""
-        return (
-            self._attempts is None
-            and self._number + 1 >= len(self._plan.attempts)
-            and self._taker is None
-            and (self._blanker is None or head.status < 400)
-        )
+        """Whether this answer, where it is taken, leaves for the client as it is."""
+        return self._taker is None and (self._blanker is None or head.status < 400)
+
+    @property
+    def _has_others(self) -> bool:
+        """Whether another answer may be asked for, or it matters to others what this one says."""
+        return self._attempts is not None or self._number + 1 < len(self._plan.attempts)
 
     def _pass_whole(self, head: Head, body: bytes) -> None:
         """A plain answer that came in one piece: what `_take` does with one, in the fewest steps."""
         now = time.perf_counter()
-        if len(body) >= LARGE:
-            self._take(head, body, True)
-            return
         self._answering = True
         recording = self._recording
         recording.answered(head)

@@ -223,7 +223,7 @@ class Exchanging(Answering):
 
     def _is_another_wanted(self, head: Head, piece: bytes) -> bool:
         attempt = self._plan.attempts[self._number]
-        home = is_home(self._house, self._asked, attempt)
+        home = not attempt.stripped and is_home(self._house, self._asked, attempt)
         return is_unacceptable(head, piece, stripped=attempt.stripped, home=home)
 
     def _goes_elsewhere(self, head: Head, piece: bytes, done: bool) -> bool:

@@ -30,11 +30,11 @@ def outgoing(sender: Sender, asked: Asked, plan: Plan, attempt: Attempt, length:
     lines = asked.lines.get(upstream)
     if lines is None:
         lines = asked.lines[upstream] = header_lines(_headers(sender, asked, attempt))
-    path = asked.paths.get(upstream)
-    if path is None or attempt.model != plan.model:  # a model can stand in the path
-        path = _path(sender, asked, plan, attempt)
-        if attempt.model == plan.model:
-            asked.paths[upstream] = path
+    # a model can stand in the path; those that are not the client's own are a route's, and few
+    place = upstream if attempt.model == plan.model else f"{upstream}/{attempt.model}"
+    path = asked.paths.get(place)
+    if path is None:
+        path = asked.paths[place] = _path(sender, asked, plan, attempt)
     return Outgoing(
         method=head.method,
         path=path,

@@ -33,7 +33,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One upstream to ask, and the exact body for it. `text` is the stripped input, None when whole.
+    """One upstream to ask, and the exact body for it. `text`: the stripped input, for models in this process.
 
     `streamed` and `wants_usage` (of a stream) say in which form a model in this process must answer.
     """
@@ -211,7 +211,7 @@ def _stripped(target: Target, request: Incoming, inputs: Inputs, parsed: dict[st
         model=model,
         body=rewrite(request.body or b"", model=model, messages=inputs.messages),
         stripped=True,
-        text=inputs.text,
+        text=inputs.text if target.upstream == LOCAL else None,
         streamed=request.streamed,
         wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
         min_confidence=target.min_confidence,

@@ -208,11 +208,12 @@ def test_a_key_that_stands_twice_makes_a_request_unreadable(
     body: dict[str, Any], key: str, data: st.DataObject
 ) -> None:
     """Two readers may each take the other one, so what is left away here could be obeyed there."""
-    text = json.dumps(body)
+    between = data.draw(st.sampled_from([", ", ","]))
+    text = json.dumps(body, separators=(between, between.replace(",", ":")))
     places = [at for at, letter in enumerate(text) if letter == "{"]
     at = data.draw(st.sampled_from(places)) + 1
-    comma = "" if text[at] == "}" else ", "
-    doubled = f'{text[:at]}"{key}": "twice"{comma}{text[at:]}'
+    comma = "" if text[at] == "}" else between
+    doubled = f'{text[:at]}"{key}"{between.replace(",", ":")}"twice"{comma}{text[at:]}'
     found = read_chat(doubled.encode())
     if found is not None:  # it was no second one: then every reader sees the same
         assert json.loads(doubled, object_pairs_hook=_once) == found
@@ -228,6 +229,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def test_an_ordinary_request_is_read(messages: list[dict[str, Any]], temperature: float) -> None:
     body = {"model": "m", "messages": messages, "temperature": temperature}
     assert read_chat(json.dumps(body, ensure_ascii=False).encode()) == body
+
+
+@given(st.lists(MESSAGE, max_size=3))
+def test_a_request_as_openais_client_writes_it_is_read_whatever_its_texts_say(
+    messages: list[dict[str, Any]],
+) -> None:
+    """Without spaces, what was read and written again tells that nothing stands there twice."""
+    body = {"model": "m", "messages": [{"role": "system", "content": "content"}, *messages]}
+    assert read_chat(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()) == body
+    assert read_chat(json.dumps(body, ensure_ascii=False).encode()) is None  # with spaces it could be a second key
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"messages":1}', b'{"m\\u0065ssages":[]}', b"[" * 5000])
