@@ -3,7 +3,8 @@
 For each seed a student is trained on 80 % of N rows drawn from the train rows, its threshold is chosen from those
 same rows (cross-fitted) for the promised agreement, and it meets all test rows and the texts of the other files,
 which it should leave alone. `kept`: in how many seeds at least the promised share of its answers to test rows
-was right.
+was right. `--refit`: from all N rows instead, as a candidate would be that is trained once more, on what judged it
+too.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--gate", action="store_true", help="a threshold that N / 5 held-out rows will confirm, too"
     )
+    parser.add_argument("--refit", action="store_true", help="learn from all N rows, those held out too")
     arguments = parser.parse_args()
     options = Options(features=arguments.features, head=arguments.head, embedding=arguments.embedding)
     policy = TaskPolicy(answer_agreement=arguments.target)
@@ -109,7 +111,9 @@ def main() -> None:
         for size in arguments.sizes:
             lines = []
             for seed in range(arguments.seeds):
-                rows = random.Random(seed).sample(files[name]["train"], int(size * 0.8))
+                rows = random.Random(seed).sample(
+                    files[name]["train"], size if arguments.refit else int(size * 0.8)
+                )
                 test = files[name]["test"]
                 lines.append(one_seed(rows, test, foreign, options, encoder, policy, seed, gate=arguments.gate))
             sys.stdout.write(line(name, size, lines, arguments.target) + "\n")

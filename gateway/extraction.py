@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from gateway.json_answers import AnswerForm, shaped
 from gateway.student import Encoders, ModelFileError, Prediction, TextClassifier, log_odds
 from gateway.student.wording import Wording
-from gateway.tagging import OUTSIDE, Chain, Lattice, Segment, Tokens, Verdict, agreed, features, segments
+from gateway.tagging import OUTSIDE, Chain, Lattice, Segment, Tokens, Verdict, agreed, features, phrase, segments
 
 MAGIC = b"UNPRTAGG"
 MAX_TOKENS = 200
@@ -56,21 +56,50 @@ class Choice(msgspec.Struct, frozen=True):
 
 class Reading(msgspec.Struct, frozen=True):
     """What was read out of a text: the answer, signs of how sure it is (see `SIGNS`), and `support` as far as
-    the classifiers tell it. `outside` are the words that are in no value, `empty` says that there is no value at
+    the classifiers tell it. `strange` is the wording outside of the values, `empty` says that there is no value at
     all, none that was chosen either."""
 
     answer: str
     signs: tuple[float, ...]
     known: float
     support: float
-    outside: tuple[str, ...] = ()
+    strange: float = 0.0
     empty: bool = False
 
 
-SIGNS = ("any", "chains", "least", "choice", "unsurest", "dropped", "known", "length")
+class Usual(msgspec.Struct, frozen=True):
+    """What training rows are like: the wording of their texts outside of the values, and in how many of them just
+    these fields have a value (see `pattern`)."""
+
+    wording: Wording = Wording()
+    patterns: dict[str, int] = {}
+
+
+class Own(msgspec.Struct, frozen=True):
+    """What a training row is like itself, for it to count as unseen: its words outside of values, its pattern."""
+
+    outside: tuple[str, ...] = ()
+    pattern: str | None = None
+
+
+NOBODYS = Own()
+
+
+def pattern(fields: Collection[int], chosen: Mapping[int, str]) -> str:
+    """Which fields of an answer have a value that is in the text, and what was chosen for the others (as JSON)."""
+    named = [str(field) for field in sorted(fields)]
+    return " ".join([*named, *(f"{field}={value}" for field, value in sorted(chosen.items()) if value)])
+
+
+SIGNS = (
+    "any", "chains", "least", "choice", "unsurest", "dropped", "known", "length", "strange", "values", "met", "new",
+    "pattern",
+)  # fmt: skip
 """1; the log-odds of all tags together on the mean of the chains and by the one that doubts most, of the unsurest
 choice and of the unsurest token of a value; values found beyond the one that a field can hold; the share of known
-features; the logarithm of the number of tokens."""
+features; the logarithm of the number of tokens; the wording's strangeness; the logarithm of the number of values,
+the share of them that training rows had for the same field, and how many they had not; the logarithm of the number
+of training rows in which just these fields have a value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +108,8 @@ class Extractor:
 
     The `chains` have the same tags and were trained on different features. `lexicon` holds the phrases that were
     values, each with its fields. `sureness` are the coefficients of a logistic curve over `SIGNS`; `known` the
-    ascending, evenly spaced quantiles of the share of known features in unseen texts. `wording` is that of the
-    training texts outside of their values, `strange` the same quantiles of how strange unseen texts without a
-    value were; where there were none, an answer without a value has no support.
+    ascending, evenly spaced quantiles of the share of known features in unseen texts, `strange` those of how
+    strange unseen texts without a value were; where there were none, an answer without a value has no support.
     """
 
     form: AnswerForm
@@ -90,7 +118,7 @@ class Extractor:
     lexicon: Mapping[str, tuple[str, ...]]
     sureness: tuple[float, ...]
     known: tuple[float, ...]
-    wording: Wording = field(default_factory=Wording)
+    usual: Usual = field(default_factory=Usual)
     strange: tuple[float, ...] = ()
 
     def predict(self, text: str) -> Prediction:
@@ -99,20 +127,19 @@ class Extractor:
         chance = 1 / (1 + float(np.exp(-np.clip(np.dot(self.sureness, reading.signs), -50, 50))))
         return Prediction(reading.answer, chance, self.support(reading))
 
-    def support(self, reading: Reading, without: Sequence[str] = ()) -> float:
-        """How much speaks for this text being of the kind that was learnt (0..1, see `Prediction`). `without`: of a
-        training text that is to count as unseen, the words outside of its values."""
+    def support(self, reading: Reading) -> float:
+        """How much speaks for a text being of the kind that was learnt (0..1, see `Prediction`)."""
         rank = float(np.searchsorted(self.known, reading.known, side="right")) / len(self.known)
         found = min(rank, reading.support)
         if not reading.empty:
             return found
         if not self.strange:
             return 0.0
-        stranger = np.searchsorted(self.strange, self.wording.strangeness(reading.outside, without))
+        stranger = np.searchsorted(self.strange, reading.strange)
         return min(found, NOTHING * (1 - float(stranger) / len(self.strange)))
 
-    def read(self, text: str) -> Reading:
-        """The likeliest answer, and what tells how sure it is."""
+    def read(self, text: str, own: Own = NOBODYS) -> Reading:
+        """The likeliest answer, and what tells how sure it is. `own`: of a training row that counts as unseen."""
         tokens = Tokens.of(text)
         chosen = [choice.classifier.predict(text) for choice in self.choices]
         odds = min((float(log_odds(one.probability)) for one in chosen), default=log_odds(1.0))
@@ -131,9 +158,27 @@ class Extractor:
         answer, dropped = written(self.form, tokens, found, values)
         unsurest = log_odds(min((segment.chance for segment in found), default=1.0))
         chances = log_odds(verdict.mean), log_odds(verdict.least)
-        signs = 1.0, *chances, odds, unsurest, dropped, known, np.log1p(len(tokens.spans))
-        empty = not found and not values
-        return Reading(answer, tuple(map(float, signs)), known, support, tokens.outside(found), empty)
+        strange = self.usual.wording.strangeness(tokens.outside(found), own.outside)
+        signs = (
+            1.0, *chances, odds, unsurest, dropped, known, np.log1p(len(tokens.spans)), strange,
+            *self._met(tokens, found), self._pattern(found, chosen, own),
+        )  # fmt: skip
+        return Reading(answer, tuple(map(float, signs)), known, support, strange, not found and not values)
+
+    def _met(self, tokens: Tokens, found: Sequence[Segment]) -> tuple[float, float, int]:
+        """The signs `values`, `met` and `new`."""
+        met = [str(one.field) in self.lexicon.get(phrase(tokens.text[one.start : one.end]), ()) for one in found]
+        return float(np.log1p(len(met))), sum(met) / len(met) if met else 1.0, len(met) - sum(met)
+
+    def _pattern(self, found: Sequence[Segment], chosen: Sequence[Prediction], own: Own) -> float:
+        """The sign `pattern`."""
+        picked = {
+            choice.field: one.label
+            for choice, one in zip(self.choices, chosen, strict=True)
+            if choice.field is not None
+        }
+        made = pattern({one.field for one in found}, picked)
+        return float(np.log1p(self.usual.patterns.get(made, 0) - (made == own.pattern)))
 
     def _verdict(self, tokens: Tokens, chosen: Sequence[str]) -> tuple[Verdict, float]:
         """What the chains agree on, and the share of features that they know."""
@@ -159,7 +204,7 @@ class Extractor:
             lexicon=dict(self.lexicon),
             sureness=self.sureness,
             known=self.known,
-            wording=self.wording,
+            usual=self.usual,
             strange=self.strange,
         )
         head = json.dumps(msgspec.to_builtins(header), sort_keys=True).encode()
@@ -197,7 +242,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     lexicon: dict[str, tuple[str, ...]]
     sureness: tuple[float, ...]
     known: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
-    wording: Wording
+    usual: Usual
     strange: tuple[float, ...]
 
 
@@ -231,7 +276,7 @@ def _assemble(header: _Header, body: bytes, encoders: Encoders) -> Extractor:
         for (field, _), part in zip(header.choices, parts[count:], strict=True)
     ]
     return Extractor(
-        header.form, tuple(chains), tuple(choices), header.lexicon, header.sureness, header.known, header.wording,
+        header.form, tuple(chains), tuple(choices), header.lexicon, header.sureness, header.known, header.usual,
         header.strange,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gateway.domain.dataset import Row
-from gateway.extraction import MAX_TOKENS, NOTHING, SIGNS, Choice, Extractor, written
+from gateway.extraction import MAX_TOKENS, NOBODYS, NOTHING, SIGNS, Choice, Extractor, Own, Usual, pattern, written
 from gateway.json_answers import AnswerForm, Field
 from gateway.student import EmbeddingMissing, ModelFileError
 from gateway.student.wording import Wording
@@ -108,10 +108,10 @@ WORDING = Wording.of([("a", "table", "please"), ("a", "table", "inside"), ("is",
 
 def test_a_text_without_a_value_is_answered_only_where_its_words_are_known() -> None:
     """Half of the texts without a value that it was tried on were at most 1.1 strange, the others up to 2.5."""
-    student = replace(hand_made(), known=(0.0,), wording=WORDING, strange=(0.5, 1.1, 1.8, 2.5))
+    student = replace(hand_made(), known=(0.0,), usual=Usual(WORDING), strange=(0.5, 1.1, 1.8, 2.5))
     usual, foreign = student.read("a table inside"), student.read("my card was declined abroad")
-    assert (usual.empty, usual.outside) == (True, ("a", "table", "inside"))
-    assert WORDING.strangeness(usual.outside) < 1.1 < 2.5 < WORDING.strangeness(foreign.outside)
+    assert usual.empty
+    assert usual.strange < 1.1 < 2.5 < foreign.strange
     assert student.support(usual) > NOTHING / 2 > SUPPORT_FLOOR
     assert student.support(foreign) == 0.0
     assert not student.read("4 of us, my card was declined").empty
@@ -119,8 +119,25 @@ def test_a_text_without_a_value_is_answered_only_where_its_words_are_known() -> 
 
 
 def test_where_no_text_without_a_value_was_learnt_none_is_answered_so() -> None:
-    student = replace(hand_made(), known=(0.0,), wording=WORDING)
+    student = replace(hand_made(), known=(0.0,), usual=Usual(WORDING))
     assert (student.predict("a table inside").support, student.predict("a table for 4").support) == (0.0, 1.0)
+
+
+def test_values_that_were_met_and_patterns_that_were_usual_are_signs() -> None:
+    usual = Usual(WORDING, {pattern({1}, {}): 7, pattern({0, 1}, {}): 2, pattern(set(), {0: "true", 1: ""}): 1})
+    assert usual.patterns == {"1": 7, "0 1": 2, "0=true": 1}
+    student = replace(hand_made(), usual=usual)
+
+    def signs(text: str, own: Own = NOBODYS) -> dict[str, float]:
+        return dict(zip(SIGNS, student.read(text, own).signs, strict=True))
+
+    ann = signs("a table for Ann and Bob")  # of the two, the lexicon has Ann
+    assert ann["values"] == pytest.approx(np.log(3))
+    assert (ann["met"], ann["new"]) == (0.5, 1)
+    assert ann["pattern"] == pytest.approx(np.log(8))
+    assert signs("a table for Ann and Bob", Own(pattern="1"))["pattern"] == pytest.approx(np.log(7))
+    assert signs("a table for 4")["pattern"] == 0.0  # no row had people and no names
+    assert signs("a table")["met"] == 1.0
 
 
 def test_a_training_text_is_as_strange_as_if_it_had_not_been_learnt() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.domain.dataset import Row
-from gateway.extraction import MAX_TOKENS, SIGNS, Choice, Extractor, Reading
+from gateway.extraction import MAX_TOKENS, SIGNS, Choice, Extractor, Own, Reading, Usual, pattern
 from gateway.json_answers import AnswerForm
 from gateway.student.wording import Wording
 from gateway.tagging import OUTSIDE, Chain, Lexicon, Segment, Tokens, features, phrase, segments
@@ -84,15 +84,17 @@ def train(rows: Sequence[Row], options: Options) -> Trained:
         choosers.append(_choices([row for row, out in zip(rows, held, strict=True) if not out], labels, ~held))
         for place in np.flatnonzero(held).tolist():
             chosen[place] = [choice.classifier.predict(rows[place].text).label for choice in choosers[-1]]
+    own = [_own(example) for example in examples]
+    usual = Usual(Wording.of(one.outside for one in own), dict(Counter(str(one.pattern) for one in own)))
     readings: list[Reading | None] = [None] * len(rows)
     for held, choices in zip(held_out, choosers, strict=True):
-        student = _student(form, examples, chosen, ~held, choices, options)
+        student = replace(_student(form, examples, chosen, ~held, choices, options), usual=usual)
         for place in np.flatnonzero(held).tolist():
-            readings[place] = student.read(rows[place].text)
+            readings[place] = student.read(rows[place].text, own[place])
     read = [reading for reading in readings if reading is not None]
     everything = np.ones(len(rows), dtype=np.bool_)
     student = _student(form, examples, chosen, everything, _choices(rows, labels, everything), options)
-    return _measured(student, read, [row.output for row in rows], [_outside(example) for example in examples])
+    return _measured(replace(student, usual=usual), read, [row.output for row in rows])
 
 
 def _folds(size: int, fields: int, options: Options) -> list[NDArray[np.bool_]]:
@@ -279,27 +281,24 @@ def _chain(
 # --- how sure it is ---------------------------------------------------------------------------------------
 
 
-def _outside(example: Example) -> tuple[str, ...]:
-    """The words of a row that are in none of its values."""
-    return example.tokens.outside(_marked(example))
+def _own(example: Example) -> Own:
+    """What a row is like itself."""
+    marked = _marked(example)
+    return Own(example.tokens.outside(marked), pattern({one.field for one in marked}, example.chosen))
 
 
-def _measured(
-    student: Extractor, read: Sequence[Reading], outputs: Sequence[str], outside: Sequence[tuple[str, ...]]
-) -> Trained:
+def _measured(student: Extractor, read: Sequence[Reading], outputs: Sequence[str]) -> Trained:
     right = np.array([same(reading.answer, output) for reading, output in zip(read, outputs, strict=True)])
     signs = np.array([reading.signs for reading in read])
     prior = np.array(student.sureness)
     curve = fit_curve(signs, right.astype(np.float64), prior)
     known = np.array([reading.known for reading in read])
-    quantiles = np.quantile(known, np.linspace(0, 1, _QUANTILES))
-    wording = Wording.of(outside)
+    strange = [reading.strange for reading in read if reading.empty]
     student = replace(
-        student, sureness=tuple(map(float, curve)), known=tuple(map(float, quantiles)), wording=wording,
-        strange=_strange(wording, read, outside),
-    )  # fmt: skip
+        student, sureness=tuple(map(float, curve)), known=_quantiles(known), strange=_quantiles(strange)
+    )
     sure = 1 / (1 + np.exp(-np.clip(signs @ curve, -50, 50)))
-    support = [student.support(reading, own) for reading, own in zip(read, outside, strict=True)]
+    support = [student.support(reading) for reading in read]
     usual = Counter(outputs).most_common(1)[0][1]
     metrics = {
         "rows": len(read),
@@ -317,14 +316,8 @@ def _measured(
     return Trained(student, metrics, cross_fit)
 
 
-def _strange(wording: Wording, read: Sequence[Reading], outside: Sequence[tuple[str, ...]]) -> tuple[float, ...]:
-    """Quantiles of how strange the rows are in which no value was found, each beside all others."""
-    found = [
-        wording.strangeness(reading.outside, own)
-        for reading, own in zip(read, outside, strict=True)
-        if reading.empty
-    ]
-    return tuple(np.quantile(found, np.linspace(0, 1, _QUANTILES)).tolist()) if found else ()
+def _quantiles(values: Any) -> tuple[float, ...]:
+    return tuple(np.quantile(values, np.linspace(0, 1, _QUANTILES)).tolist()) if len(values) else ()
 
 
 def same(one: str, other: str) -> bool:
