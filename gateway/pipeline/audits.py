@@ -17,6 +17,7 @@ from gateway.pipeline.judge import Comparison, request_text
 from gateway.pipeline.records import recorded
 from gateway.pipeline.scores import Measure
 from gateway.pipeline.scoring import values_of
+from gateway.pipeline.tool_calls import of_choice, shown
 from gateway.stores.audited import Recorded, watch_state
 from gateway.stores.sqlite import SqliteStore
 
@@ -48,7 +49,7 @@ class Pair(NamedTuple):
         if self.candidate is None or self.incumbent is None or request is None:
             return None
         text = request_text(request.body.get("messages") or [])
-        return Comparison(text, _shown(self.candidate), _shown(self.incumbent))
+        return Comparison(text, shown(self.candidate), shown(self.incumbent))
 
 
 def outcome(row: Recorded, candidate: str) -> Outcome | None:
@@ -89,11 +90,6 @@ def _pair(one: Exchange, other: Exchange, candidate: str) -> Pair:
     return Pair(whole) if said is None or wanted is None else Pair(whole, said, wanted)
 
 
-def _shown(answer: str) -> str:
-    """An answer for a reader."""
-    return answer.lstrip("\0")
-
-
 def _is_answered(exchange: Exchange) -> bool:
     return exchange.complete and not exchange.truncated and 200 <= (exchange.status or 0) < 300
 
@@ -106,9 +102,7 @@ def answer_of(exchange: Exchange) -> str | None:
     if read is None or read.error or not read.choices:
         return None
     answer = read.choices[0]
-    if answer.tool_calls:
-        return "\0tool calls: " + "; ".join(f"{call.name}({call.arguments})" for call in answer.tool_calls)
-    return f"\0refusal: {answer.refusal}" if answer.refusal else answer.text
+    return f"\0refusal: {answer.refusal}" if answer.refusal and not answer.tool_calls else of_choice(answer)
 
 
 def remembered(store: SqliteStore, task: str) -> dict[str, Watched]:

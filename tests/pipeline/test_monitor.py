@@ -71,7 +71,7 @@ class Life:
         body = asked(mail()[self.number % 500][0])
         return exchange(self.number, body, reply, started_at=NOW, **columns)
 
-    def served(self, reply: str = "refund", **columns: Any) -> Exchange:
+    def served(self, reply: str | dict[str, Any] = "refund", **columns: Any) -> Exchange:
         """A stripped request that the candidate answered."""
         usual = {"target": "openai/ft:mail-1", "stripped": True, "latency_ms": 120.0, "cost_usd": 0.0001}
         return self.one(reply, **(usual | columns))
@@ -480,6 +480,25 @@ def test_a_text_where_the_incumbent_calls_a_tool_is_another_answer(life: Life) -
     life.promote()
     own = life.served("refund")
     life.record([own, life.whole(tools, copy_of=own.id)])
+    life.look()
+    assert life.state["tests"]["agreement"]["total"] == 1.0
+
+
+def test_the_same_call_of_a_tool_with_its_arguments_in_another_order_is_the_same_answer(life: Life) -> None:
+    def calls(arguments: str) -> dict[str, Any]:
+        call = {
+            "id": f"c{len(arguments)}",
+            "type": "function",
+            "function": {"name": "pay_back", "arguments": arguments},
+        }
+        return answer(None, finish="tool_calls", tool_calls=[call])
+
+    life.promote()
+    same, other = life.served(calls('{"order": 7, "all": true}')), life.served(calls('{"order": 7, "all": true}'))
+    life.record([same, life.whole(calls('{"all":true,"order":7}'), copy_of=same.id)])
+    life.look()
+    assert life.state["tests"]["agreement"]["total"] == 0.0
+    life.record([other, life.whole(calls('{"all":true,"order":8}'), copy_of=other.id)])
     life.look()
     assert life.state["tests"]["agreement"]["total"] == 1.0
 
