@@ -18,7 +18,7 @@ from gateway.config import Config
 from gateway.errors import UnpromptError
 from gateway.pipeline.asking import other_models
 from gateway.pipeline.bench import Bench
-from gateway.pipeline.cycle import Workshop, one_at_a_time, turn_all
+from gateway.pipeline.cycle import DISCOVERY_LOCK, TURN_LOCK, Workshop, one_at_a_time, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.finetune import Elsewhere
 from gateway.pipeline.monitor import look_after
@@ -116,7 +116,8 @@ class Worker:
         recorder = Tended("recorder", self._record, self._died)
         tended = [recorder]
         if self._jobs:
-            tended += [Tended("jobs", self._turn, self._died), Tended("watch", self._look, self._died)]
+            works = {"discovery": self._discover, "jobs": self._turn, "watch": self._look}
+            tended += [Tended(name, life, self._died) for name, life in works.items()]
         if self._serves_adapters():
             tended.append(Tended("adapters", self._load, self._died))
         if self._config.store.keep_days is not None or self._config.store.keep_mb is not None:
@@ -172,7 +173,7 @@ class Worker:
         self._repeat(Repeated(self._keeping(), "retention", KEEP_SECONDS, longest=3600.0))
 
     def _keeping(self) -> Callable[[], object]:
-        """What is older or more than the settings say is deleted; not while a turn reads it."""
+        """What is older or more than the settings say is deleted; not while somebody reads it."""
         kept = self._config.store
         store: SqliteStore | None = None
 
@@ -180,7 +181,10 @@ class Worker:
             nonlocal store
             store = store or SqliteStore(kept.path)
             criteria = Criteria.of_settings(kept.keep_days, kept.keep_mb, time.time())
-            with one_at_a_time(kept.home / ".jobs.lock", wait=True):
+            with (
+                one_at_a_time(kept.home / TURN_LOCK, wait=True),
+                one_at_a_time(kept.home / DISCOVERY_LOCK, wait=True),
+            ):
                 done = prune(store, self._journal, criteria, oldest_first=True)
             if done.exchanges:
                 log.info("retention: %d exchanges deleted", done.exchanges)
@@ -219,6 +223,22 @@ class Worker:
 
         return look
 
+    def _discover(self) -> None:
+        self._repeat(Repeated(self._discovering(), "discovery", self._config.jobs.poll_seconds, longest=300.0))
+
+    def _discovering(self) -> Callable[[], object]:
+        """Beside the turns, too: a prompt that the app ships during a training has its version meanwhile."""
+        discovery: Discovery | None = None
+
+        def discover() -> None:
+            nonlocal discovery
+            discovery = discovery or Discovery(SqliteStore(self._config.store.path))
+            with one_at_a_time(self._config.store.home / DISCOVERY_LOCK, wait=False) as mine:
+                if mine:
+                    discovery.step()
+
+        return discover
+
     def _turn(self) -> None:
         self._repeat(
             Repeated(self._turning(), "the background jobs", self._config.jobs.poll_seconds, longest=300.0)
@@ -226,16 +246,12 @@ class Worker:
 
     def _turning(self) -> Callable[[], object]:
         shop: Workshop | None = None
-        discovery: Discovery | None = None
 
         def turn() -> None:
-            nonlocal shop, discovery
-            if shop is None or discovery is None:
-                shop = msgspec.structs.replace(self._open(), elsewhere=Elsewhere())
-                discovery = Discovery(shop.store)
-            with one_at_a_time(self._config.store.home / ".jobs.lock", wait=False) as mine:
+            nonlocal shop
+            shop = shop or msgspec.structs.replace(self._open(), elsewhere=Elsewhere())
+            with one_at_a_time(self._config.store.home / TURN_LOCK, wait=False) as mine:
                 if mine:
-                    discovery.step()
                     turn_all(shop)
 
         return turn

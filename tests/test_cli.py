@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from stories import asked, exchange, keep, mail, template, traffic
 
 from gateway.cli import main
-from gateway.pipeline.cycle import one_at_a_time
+from gateway.pipeline.cycle import TURN_LOCK, one_at_a_time
 from gateway.stores.sqlite import SqliteStore
 from gateway.testing import FakeOpenAI
 
@@ -389,7 +389,7 @@ def test_commands_that_call_nobody_need_no_key(tmp_path: Path, monkeypatch: pyte
 
 def test_beside_a_worker_that_takes_a_turn_looking_and_going_back_wait_for_nobody(trained: Desk) -> None:
     assert trained.types("promote", "mail").exit_code == 0
-    with one_at_a_time(trained.folder / "data" / ".jobs.lock", wait=False) as mine:
+    with one_at_a_time(trained.folder / "data" / TURN_LOCK, wait=False) as mine:
         assert mine
         assert len(trained.reads("tasks")) == 1
         assert trained.types("rollback", "mail").exit_code == 0

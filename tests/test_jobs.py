@@ -17,6 +17,7 @@ from stories import asked, mail
 from gateway.domain.exchange import Begin, End, Usage
 from gateway.errors import StoreError
 from gateway.jobs import Repeated, Tended
+from gateway.pipeline.cycle import DISCOVERY_LOCK, TURN_LOCK, one_at_a_time
 from gateway.restarts import count_restart, restarts
 from gateway.stores.journal import JournalWriter
 from gateway.stores.sqlite import SqliteStore
@@ -124,6 +125,31 @@ def test_what_is_recorded_gets_a_task_and_the_worker_ends_with_its_relay(house: 
     assert worker.wait(10) == 0
     assert SqliteStore(house.path).count() == 45
     assert not list(house.journal._folder.glob("*.journal"))
+
+
+def test_during_a_training_what_comes_gets_a_task_all_the_same(house: House) -> None:
+    """A training holds the turn, here for as long as the test likes."""
+    with one_at_a_time(house.path.parent / TURN_LOCK, wait=False) as training:
+        assert training
+        house.record(40)
+        worker = house.worker()
+        house.wait_for("task IS NOT NULL", 40)
+        assert worker.stdin is not None
+        worker.stdin.close()
+        assert worker.wait(10) == 0
+
+
+def test_while_a_command_looks_for_templates_itself_the_worker_does_not(house: House) -> None:
+    with one_at_a_time(house.path.parent / DISCOVERY_LOCK, wait=False) as mine:
+        assert mine
+        house.record(40)
+        worker = house.worker()
+        house.wait_for("complete = 1", 40)
+        time.sleep(0.5)
+        assert SqliteStore(house.path).count("looked_at = 0") == 40
+    house.wait_for("task IS NOT NULL", 40)
+    worker.kill()
+    worker.wait(10)
 
 
 def test_killed_again_and_again_it_loses_nothing_and_doubles_nothing(house: House) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.app import Files, Places, workshop
 from gateway.config import load_config
-from gateway.pipeline.cycle import Workshop, one_at_a_time
+from gateway.pipeline.cycle import DISCOVERY_LOCK, TURN_LOCK, Workshop, one_at_a_time
 from gateway.pipeline.discover import Discovery
 from gateway.stores.recorder import Recorder
 
@@ -33,16 +33,16 @@ def print_json(value: Any) -> None:
 def open_shop(
     config: Path | None, *, alone: bool = True, calls: bool = False, discover: bool = True
 ) -> Iterator[Workshop]:
-    """The offline wing with all that is recorded so far. `alone`: not while the worker takes a turn. `calls`: a
-    provider is called, so that its key must be there."""
+    """The offline wing with all that is recorded so far. `alone`: not while the worker takes a turn or looks for
+    templates. `calls`: a provider is called, so that its key must be there."""
     files = Files.beside(config)
     settings = load_config(files.gateway, environment=calls)
     places = Places.of(settings)
-    lock = settings.store.home / ".jobs.lock"
-    with one_at_a_time(lock, wait=False) as free:
+    turn, discovery = settings.store.home / TURN_LOCK, settings.store.home / DISCOVERY_LOCK
+    with one_at_a_time(turn, wait=False) as free:
         if not free and alone:
             click.echo("the worker is taking a turn; waiting for it", err=True)
-    with one_at_a_time(lock, wait=alone) as free:
+    with one_at_a_time(turn, wait=alone), one_at_a_time(discovery, wait=alone) as free:
         shop = workshop(files, settings, say=lambda sentence: click.echo(sentence, err=True))
         try:
             Recorder(places.journal, shop.store).drain()

@@ -27,7 +27,12 @@ from gateway.pipeline.gate import Check, Decision, decide
 from gateway.stores.audited import last_call_to_retrain
 from gateway.stores.sqlite import SqliteStore
 
-__all__ = ["Workshop", "evaluation", "one_at_a_time", "turn", "turn_all"]
+__all__ = ["DISCOVERY_LOCK", "TURN_LOCK", "Workshop", "evaluation", "one_at_a_time", "turn", "turn_all"]
+
+TURN_LOCK = ".jobs.lock"
+"""In the store's folder: who holds it takes turns. Taken before the other one by who takes both."""
+DISCOVERY_LOCK = ".discovery.lock"
+"""In the store's folder: who holds it looks for templates."""
 
 log = logging.getLogger(__name__)
 
