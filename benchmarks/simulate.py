@@ -32,7 +32,7 @@ from typing import Any
 import click
 import msgspec
 
-from gateway.app import Files, build_switchboard, fingerprint, price_book
+from gateway.app import Files, build_switchboard, price_book
 from gateway.config import load_config
 from gateway.demo.messages import Labelled, descriptions, messages
 from gateway.demo.prompts import Prompt, few_shot
@@ -40,6 +40,7 @@ from gateway.domain.dataset import Row
 from gateway.domain.exchange import Exchange, Usage, id_maker
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.route import LOCAL
+from gateway.files import fingerprint
 from gateway.pipeline import canary, dataset, evaluate, promote
 from gateway.pipeline.asking import Answered
 from gateway.pipeline.cycle import Workshop, turn_all

@@ -26,6 +26,7 @@ from gateway.domain.route import LOCAL, RouteTable, Target
 from gateway.domain.template import PromptTemplate
 from gateway.errors import ConfigError, UnpromptError
 from gateway.feedback import FeedbackDesk
+from gateway.files import fingerprint
 from gateway.loopback import asking_through
 from gateway.metrics import LoopWatch, Metrics, Sheet
 from gateway.pipeline.asking import Asking
@@ -363,15 +364,6 @@ def price_book(config: Config) -> PriceBook:
     """The user's prices and the library's; a model in this process costs nothing per token."""
     own = config.prices() | {(LOCAL, "*"): Price(input=0.0, output=0.0)}
     return PriceBook(own, {name: p.protocol for name, p in config.providers.items()})
-
-
-def fingerprint(file: Path) -> tuple[int, ...] | None:
-    """Changes whenever the file does, also where a symbolic link is swapped; None where there is none."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def workshop(

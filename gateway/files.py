@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and are there after a power failure."""
+"""Files that are never seen half-written, are there after a power failure, and are known to have changed."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def fingerprint(file: Path) -> tuple[int, ...] | None:
+    """Changes whenever the file does, also where a symbolic link is swapped; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -3,7 +3,6 @@ turns the flywheel. Stopped or killed anywhere, it goes on from what the store s
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import sys
@@ -16,6 +15,7 @@ import msgspec
 
 from gateway.config import Config
 from gateway.errors import UnpromptError
+from gateway.garbage import spare_what_is_loaded
 from gateway.pipeline.asking import other_models
 from gateway.pipeline.bench import Bench
 from gateway.pipeline.cycle import DISCOVERY_LOCK, TURN_LOCK, Workshop, one_at_a_time, turn_all
@@ -90,13 +90,6 @@ class Tended:
         return self._thread is None or not self._thread.is_alive()
 
 
-def _tune_interpreter() -> None:
-    """As in the relay: what is loaded stays, and the recorder's rows are no garbage. To look it all through again
-    and again took a tenth of what recording costs."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-
-
 class Worker:
     """Some threads, so that a long training holds up neither recording nor the watch; the main thread looks after
     them."""
@@ -112,7 +105,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         threading.Thread(target=self._watch_parent, daemon=True).start()
-        _tune_interpreter()
+        spare_what_is_loaded()
         recorder = Tended("recorder", self._record, self._died)
         tended = [recorder]
         if self._jobs:

@@ -13,8 +13,10 @@ from typing import Any
 
 import msgspec
 
-from gateway.app import App, Files, Loaded, Places, fingerprint
+from gateway.app import App, Files, Loaded, Places
 from gateway.errors import UnpromptError
+from gateway.files import fingerprint
+from gateway.garbage import spare_what_is_loaded
 from gateway.metrics import Metrics, Sheet, retire
 from gateway.pulse import Pulse, Watchdog, tell_where_on_request
 from gateway.workers import Seat, Supervisor, Told, bind, keep_running
@@ -109,8 +111,7 @@ SWITCH_SECONDS = 0.0005
 
 def _tune_interpreter() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.freeze()  # what is loaded stays: looking it through again and again costs a tenth of each request
-    gc.set_threshold(50_000, 20, 50)
+    spare_what_is_loaded()
 
 
 # --- several ---------------------------------------------------------------------------------------------

@@ -109,6 +109,13 @@ class House:
         raise AssertionError(f"{SqliteStore(self.path).count(where)} of {count} within 30 s")
 
 
+def ended(worker: subprocess.Popen[bytes]) -> int:
+    """Its exit status when its relay has died, however it did."""
+    assert worker.stdin is not None
+    worker.stdin.close()
+    return worker.wait(10)
+
+
 @pytest.fixture
 def house(tmp_path: Path) -> House:
     return House(tmp_path)
@@ -120,9 +127,7 @@ def test_what_is_recorded_gets_a_task_and_the_worker_ends_with_its_relay(house: 
     house.wait_for("task IS NOT NULL", 40)
     house.record(5)
     house.journal.close()
-    assert worker.stdin is not None
-    worker.stdin.close()  # the relay died, however it did
-    assert worker.wait(10) == 0
+    assert ended(worker) == 0
     assert SqliteStore(house.path).count() == 45
     assert not list(house.journal._folder.glob("*.journal"))
 
@@ -134,9 +139,7 @@ def test_during_a_training_what_comes_gets_a_task_all_the_same(house: House) -> 
         house.record(40)
         worker = house.worker()
         house.wait_for("task IS NOT NULL", 40)
-        assert worker.stdin is not None
-        worker.stdin.close()
-        assert worker.wait(10) == 0
+        assert ended(worker) == 0
 
 
 def test_while_a_command_looks_for_templates_itself_the_worker_does_not(house: House) -> None:
@@ -255,6 +258,4 @@ def test_jobs_that_end_their_thread_again_and_again_hold_up_no_recording(house: 
     assert set(restarts(journal)) <= {"jobs", "watch"}
     house.record(5)
     house.wait_for("complete = 1", 25)
-    assert worker.stdin is not None
-    worker.stdin.close()
-    assert worker.wait(10) == 0
+    assert ended(worker) == 0
