@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from gateway.demo.story import Options, Say, gateway_at, plot, recorded, stats_o
 from gateway.errors import TaskError
 from gateway.stores.sqlite import SqliteStore
 
-BATCH = 50
+BATCH, FIRST, MEASURED = 150, 50, 200
 MOST_REQUESTS = 12_000
-AT_ONCE = 16
-ROWS = 900
-"""So many messages of each prompt are labelled by the incumbent before there is a training: of 600 too few are held
-out, and a good candidate is refused every other time."""
+RATE = 60.0
+"""Requests a second."""
+ROWS = 1_500
+"""So many messages of each prompt are labelled by the incumbent before there is a training: of 900 so few are held
+out that a good candidate is refused every other time."""
+GROWTH = 5.0
+"""The app asks so much that the rows double during a training; the next one shall be for its second prompt."""
 ROUTE_SECONDS = 1.0
 
 
@@ -71,8 +75,8 @@ def shift(options: Options) -> Shift:
 class Tale:
     """The app's requests so far, and what was seen to happen."""
 
-    def __init__(self, app: App, store: SqliteStore, say: Say, rng: random.Random) -> None:
-        self.app, self.store, self.say, self.rng = app, store, say, rng
+    def __init__(self, app: App, store: SqliteStore, say: Say) -> None:
+        self.app, self.store, self.say = app, store, say
         self.started = time.monotonic()
         self.sent = 0
         self.events: list[Event] = []
@@ -87,11 +91,11 @@ class Tale:
         self.events.append(event)
         self.say(f"{what} ({self.sent:,} requests sent)")
 
-    async def ask(self, prompt: Prompt, texts: Sequence[Labelled], count: int = BATCH) -> list[Reply]:
+    async def ask(self, prompt: Prompt, texts: Iterator[Labelled], count: int = BATCH) -> list[Reply]:
         """So many requests with this prompt."""
-        chosen = [self.rng.choice(texts) for _ in range(count)]
+        chosen = islice(texts, count)
         calls = [Call(messages=prompt.request(row.text), expected=prompt.answer(row.label)) for row in chosen]
-        replies = await self.app.ask(calls, at_once=AT_ONCE)
+        replies = await self.app.ask_at(calls, rate=RATE)
         self.sent += count
         self.look()
         return replies
@@ -112,7 +116,7 @@ class Tale:
             verb = _ACTIONS.get(flip.action, flip.action)
             self.note(f"{verb}: {flip.reason}", f"{flip.action} {flip.at}")
 
-    async def until(self, prompt: Prompt, texts: Sequence[Labelled], holds: Callable[[], bool]) -> list[Reply]:
+    async def until(self, prompt: Prompt, texts: Iterator[Labelled], holds: Callable[[], bool]) -> list[Reply]:
         """Go on asking until it holds.
 
         Raises:
@@ -147,8 +151,8 @@ async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None
         async with gateway_at(home) as url, App(f"{url}/v1", options.model) as app:
             store = SqliteStore(home / "data" / "unprompt.db")
             try:
-                tale = Tale(app, store, say, random.Random(options.seed))
-                figures = await _acts(told, tale, home)
+                tale = Tale(app, store, say)
+                figures = await _acts(told, tale, home, random.Random(options.seed))
                 await recorded(home)
                 seen = await stats_of(upstream)
                 figures["wrong_strips"] += seen.get("altered", 0) + seen.get("bare", 0)
@@ -157,21 +161,22 @@ async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None
                 store.close()
 
 
-async def _acts(told: Shift, tale: Tale, home: Path) -> dict[str, Any]:
+async def _acts(told: Shift, tale: Tale, home: Path, rng: random.Random) -> dict[str, Any]:
     routes = home / "config" / "routes.yaml"
+    early, late, held_out = (_endless(rows, rng) for rows in (told.early, told.late, told.held_out))
     tale.note("the app goes live with its first prompt")
-    await tale.until(told.before, told.early, lambda: len(stripped_by(routes)) > 0)
+    await tale.until(told.before, early, lambda: len(stripped_by(routes)) > 0)
     first = stripped_by(routes)
     await asyncio.sleep(ROUTE_SECONDS)
-    before = await tale.ask(told.before, told.early, 4 * BATCH)
+    before = await tale.ask(told.before, early, MEASURED)
     changed_at = tale.sent
     tale.note("the app ships its second prompt, and messages of new kinds come")
-    at_once = await tale.ask(told.after, told.late)
-    between = at_once + await tale.until(told.after, told.late, lambda: stripped_by(routes) - first != set())
+    at_once = await tale.ask(told.after, late, FIRST)
+    between = at_once + await tale.until(told.after, late, lambda: stripped_by(routes) - first != set())
     promoted_at = tale.sent
     tale.note("the second prompt is served by a model of its own")
     await asyncio.sleep(ROUTE_SECONDS)
-    after = await tale.ask(told.after, told.held_out, 4 * BATCH)
+    after = await tale.ask(told.after, held_out, MEASURED)
     return {
         "before": _figures(before),
         "at_once": _figures(at_once),
@@ -184,6 +189,12 @@ async def _acts(told: Shift, tale: Tale, home: Path) -> dict[str, Any]:
         "rollbacks": tale.store.run("SELECT COUNT(*) FROM promotions WHERE action = 'rollback'").fetchone()[0],
         "seconds": round(time.monotonic() - tale.started, 1),
     }
+
+
+def _endless(rows: Sequence[Labelled], rng: random.Random) -> Iterator[Labelled]:
+    """Each in a random order, and none again before all have come: a message seen before teaches nothing."""
+    while True:
+        yield from rng.sample(rows, len(rows))
 
 
 def stripped_by(routes: Path) -> set[str]:
@@ -207,7 +218,7 @@ def _write_config(home: Path, upstream: str) -> None:
         "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
         "store": {"url": f"sqlite:///{home / 'data' / 'unprompt.db'}"},
         "jobs": {"poll_seconds": 0.5},
-        "tasks": {"default": {"min_rows": ROWS, "share": 100, "canary": [100]}},
+        "tasks": {"default": {"min_rows": ROWS, "share": 100, "canary": [100], "retrain_growth": GROWTH}},
     }
     folder = home / "config"
     folder.mkdir(parents=True, exist_ok=True)

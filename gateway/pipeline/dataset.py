@@ -104,7 +104,8 @@ def scope_of(store: SqliteStore, task: str, policy: TaskPolicy | None = None) ->
     if not templates:
         raise DatasetError(f"task {task}: {found[-1].name} gives no rows: {kept_back[found[-1].name]}")
     students = frozenset(f"{f.upstream}/{f.model}" for f in store.finetunes("state = 'succeeded'"))
-    recent = [row for row in store.answered(task, RECENT) if _target(row) not in students]
+    newest = store.answered(task, max(RECENT, policy.min_rows))
+    recent = [row for row in newest if _target(row) not in students]
     teachers = Counter(Teacher(row["provider"], row["model_requested"], _target(row)) for row in recent)
     teacher = next(iter(teachers.most_common(1)), (Teacher("", None, ""), 0))[0]  # of equals, the newest
     own = [row for row in recent if _target(row) == teacher.target]

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from stories import NEW_SYSTEM, asked, config_in, exchange, keep, mail, template, traffic
 
+from gateway.config import TaskPolicy
 from gateway.pipeline import cycle, evaluate, promote
 from gateway.pipeline.alarms import Alarm, Kind
 from gateway.pipeline.cycle import Workshop, turn
-from gateway.pipeline.dataset import build
+from gateway.pipeline.dataset import build, scope_of
 from gateway.pipeline.promote import rollback, standing
 from gateway.stores.audited import raise_alarm
 
@@ -170,6 +171,14 @@ def test_a_few_requests_with_another_prompt_beside_the_old_one_train_nothing(sho
     another_prompt(shop, 60, start=5000)
     more(shop, 65)
     assert turn(shop, "mail") is None
+
+
+def test_what_is_learnt_for_is_counted_over_as_many_answers_as_make_a_turn_due(shop: Workshop) -> None:
+    """Of the newest 1,000 answers most are to the second prompt, of the newest 1,200 to the first."""
+    keep(shop.store, traffic(650))
+    another_prompt(shop, 550, start=5000)
+    assert scope_of(shop.store, "mail", TaskPolicy(min_rows=100)).templates[0].name == "mail@2"
+    assert scope_of(shop.store, "mail", TaskPolicy(min_rows=1200)).templates[0].name == "mail@1"
 
 
 def test_a_candidate_for_another_prompt_need_not_beat_the_one_that_serves_the_old_one(shop: Workshop) -> None:
