@@ -22,13 +22,18 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back, as the app sees it. `stripped`: the gateway says that the prompt was not sent."""
+    """What came back, as the app sees it. `target`: who served it, as the gateway says (`x-unprompt-target`)."""
 
     text: str = ""
     right: bool = False
     milliseconds: float = 0.0
-    stripped: bool = False
+    target: str = ""
     error: str | None = None
+
+    @property
+    def stripped(self) -> bool:
+        """Whether the gateway says that the prompt was not sent."""
+        return self.target.endswith(" stripped")
 
 
 class App:
@@ -83,7 +88,7 @@ class App:
             text=text,
             right=call.expected is not None and text.strip() == call.expected,
             milliseconds=(time.perf_counter() - started) * 1000,
-            stripped=target.endswith(" stripped"),
+            target=target,
         )
 
     async def _whole(self, call: Call) -> tuple[str, str]:

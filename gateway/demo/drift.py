@@ -166,14 +166,16 @@ async def _acts(told: Shift, tale: Tale, home: Path, rng: random.Random) -> dict
     early, late, held_out = (_endless(rows, rng) for rows in (told.early, told.late, told.held_out))
     tale.note("the app goes live with its first prompt")
     await tale.until(told.before, early, lambda: len(stripped_by(routes)) > 0)
-    first = stripped_by(routes)
+    first = set(stripped_by(routes).values())
     await asyncio.sleep(ROUTE_SECONDS)
     before = await tale.ask(told.before, early, MEASURED)
     changed_at = tale.sent
     tale.note("the app ships its second prompt, and messages of new kinds come")
     at_once = await tale.ask(told.after, late, FIRST)
-    between = at_once + await tale.until(told.after, late, lambda: stripped_by(routes) - first != set())
+    until = await tale.until(told.after, late, lambda: not set(stripped_by(routes).values()) <= first)
     promoted_at = tale.sent
+    own = {target for target, template in stripped_by(routes).items() if template not in first}
+    between = [reply for reply in at_once + until if reply.target not in own]  # of the last ones some come after it
     tale.note("the second prompt is served by a model of its own")
     await asyncio.sleep(ROUTE_SECONDS)
     after = await tale.ask(told.after, held_out, MEASURED)
@@ -197,11 +199,12 @@ def _endless(rows: Sequence[Labelled], rng: random.Random) -> Iterator[Labelled]
         yield from rng.sample(rows, len(rows))
 
 
-def stripped_by(routes: Path) -> set[str]:
-    """The templates whose prompts the routes take away."""
+def stripped_by(routes: Path) -> dict[str, str]:
+    """The templates whose prompts the routes take away, each for the target that is then asked, named as a reply
+    names it."""
     written = yaml.safe_load(routes.read_text("utf-8")) if routes.exists() else None
     targets = [target for route in (written or {}).get("routes") or [] for target in route["targets"]]
-    return {target["strip"] for target in targets if "strip" in target}
+    return {f"{one['upstream']}/{one['model']} stripped": one["strip"] for one in targets if "strip" in one}
 
 
 def _figures(replies: Sequence[Reply]) -> dict[str, Any]:

@@ -25,12 +25,12 @@ def test_some_kinds_of_message_come_only_with_the_second_prompt() -> None:
 
 def test_what_the_routes_take_away(tmp_path: Path) -> None:
     routes = tmp_path / "routes.yaml"
-    assert stripped_by(routes) == set()
+    assert stripped_by(routes) == {}
     targets = [{"upstream": "local", "model": "m", "strip": "mail@2"}, {"upstream": "openai"}]
     routes.write_text(yaml.safe_dump({"routes": [{"name": "mail", "targets": targets}]}))
-    assert stripped_by(routes) == {"mail@2"}
+    assert stripped_by(routes) == {"local/m stripped": "mail@2"}
     routes.write_text("routes:\n")
-    assert stripped_by(routes) == set()
+    assert stripped_by(routes) == {}
 
 
 def test_the_timeline_is_printed_with_what_the_app_saw() -> None:
