@@ -41,7 +41,7 @@ from gateway.domain.exchange import Exchange, Usage, id_maker
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.route import LOCAL
 from gateway.files import fingerprint
-from gateway.pipeline import canary, dataset, evaluate, promote
+from gateway.pipeline import canary, dataset, evaluate, promote, promotions
 from gateway.pipeline.asking import Answered
 from gateway.pipeline.cycle import Workshop, turn_all
 from gateway.pipeline.discover import Discovery
@@ -290,8 +290,8 @@ def promoted(world: World) -> bool:
 
 def all_steps(world: World) -> bool:
     """The candidate has passed all steps of its canary: it gets what the policy's `share` says."""
-    standing = promote.standing(world.store, world.task)
-    return bool(standing) and not promote.steps_left(standing[-1])
+    standing = promotions.standing(world.store, world.task)
+    return bool(standing) and not promotions.steps_left(standing[-1])
 
 
 def quiet(story: Story) -> None:

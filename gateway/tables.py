@@ -14,6 +14,7 @@ from gateway.pipeline.comparison import METRICS
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.intervals import Figure
+from gateway.pipeline.overview import serves
 from gateway.pipeline.predictions import Found
 
 console = Console()
@@ -50,7 +51,7 @@ def tasks(rows: Sequence[dict[str, Any]]) -> Table:
         (f"{row['name']}@{row['version']}", str(row["exchanges"]), str(row["stripped"]), share(row["match_rate"]),
          *([figure(row["saved_usd"])] if saves else []),
          " ".join(filter(None, (row["kind"] and f"{row['kind']};", row["alarm"] and f"ALARM: {row['alarm']};",
-                                row["next"]))))
+                                serves(row) and f"{serves(row)};", row["next"]))).removesuffix(";"))
         for row in rows
     ])  # fmt: skip
 

@@ -89,6 +89,14 @@ def traffic(count: int, *, start: int = 0) -> list[Exchange]:
     return [exchange(start + n, asked(text), label) for n, (text, label) in enumerate(mail()[:count])]
 
 
+def with_the_new_prompt(count: int, *, start: int, form: str = "{}") -> list[Exchange]:
+    """The same mail, asked with the prompt's second version and answered in this form."""
+    return [
+        exchange(start + n, asked(text, system=NEW_SYSTEM), form.format(label), version=2)
+        for n, (text, label) in ((n, mail()[(start + n) % 500]) for n in range(count))
+    ]
+
+
 def keep(store: SqliteStore, exchanges: Sequence[Exchange], *templates: PromptTemplate) -> None:
     """Record exchanges that are assigned to the task already."""
     with store.transaction():

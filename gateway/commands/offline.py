@@ -16,7 +16,7 @@ from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.sweep import Budget
 from gateway.errors import TaskError
-from gateway.pipeline import by_hand, cycle, dataset, finetune, gate, promote, sweep
+from gateway.pipeline import by_hand, canary, cycle, dataset, finetune, gate, promote, promotions, sweep
 from gateway.pipeline.canary import Step
 from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop
@@ -252,7 +252,7 @@ def promote_command(task: str, candidate: str | None, config: Path | None, canar
                 print_json({"decision": decision, "route": None})
             raise SystemExit(0 if decision.promote else 1)
         if not decision.promote and not force:
-            promote.note_refusal(shop.store, decision)
+            promotions.note_refusal(shop.store, decision)
             if as_json:
                 print_json({"decision": decision, "route": None})
             raise click.ClickException("the gate refuses; nothing was changed (--force overrides it)")
@@ -264,7 +264,7 @@ def promote_command(task: str, candidate: str | None, config: Path | None, canar
 
 
 def _in_words(route: dict[str, Any], task: str) -> str:
-    candidate = promote.candidate_of(route)["model"]
+    candidate = canary.candidate_of(route)["model"]
     if route.get("shadow"):
         percent = route["shadow"]["percent"]
         return f"{candidate} is asked {percent:g} % of the requests of {task}, too; no client waits for it"

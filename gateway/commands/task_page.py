@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 from rich.console import Console, RenderableType
@@ -18,6 +19,7 @@ from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, Slot
 from gateway.figures import duration, share
 from gateway.pipeline.differences import Piece, shorten
 from gateway.pipeline.explain import RECENT, Explanation, Tokens, VersionFacts, heading
+from gateway.pipeline.overview import serves
 from gateway.pipeline.revise import Revision
 
 _SLOT = "bold cyan"
@@ -71,7 +73,12 @@ def _title(found: Explanation) -> Text:
     if row["saved_usd"] is not None:
         facts.append(f"{row['saved_usd']:,.2f} USD and {duration(row['saved_seconds'])} saved")
     alarm = [(f"\nALARM: {row['alarm']}", "bold red")] if row["alarm"] else []
-    return Text.assemble((found.template.name, "bold"), f"  {', '.join(facts)}\nnext: {row['next']}", *alarm)
+    return Text.assemble((found.template.name, "bold"), f"  {', '.join(facts)}\n{_now(row)}", *alarm)
+
+
+def _now(row: dict[str, Any]) -> str:
+    """Who serves the task, and what is next."""
+    return "\n".join(filter(None, (serves(row), row["next"] and f"next: {row['next']}")))
 
 
 def _section(title: str, remark: str) -> Iterator[RenderableType]:

@@ -109,7 +109,7 @@ class Desk:
         def make(store: SqliteStore) -> object:
             from gateway.pipeline import by_hand
             from gateway.pipeline.canary import Step
-            from gateway.pipeline.promote import note_refusal
+            from gateway.pipeline.promotions import note_refusal
 
             shop = self._open(store)
             report, decision = by_hand.judged(shop, name, wish.candidate)

@@ -15,7 +15,6 @@ from gateway.errors import TaskError
 from gateway.pipeline.explain import Explanation, explain
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.overview import overview
-from gateway.pipeline.promote import newest
 from gateway.pipeline.report import FILE
 from gateway.pipeline.savings import Saved, savings
 from gateway.raised import Told, watched_candidates
@@ -73,7 +72,7 @@ def board(store: SqliteStore, config: Config) -> Board:
     rows = overview(store, config)
     return Board(
         rows=rows,
-        served=sum(newest(store, row["name"]) is not None for row in rows),
+        served=sum(row["serving"] is not None for row in rows),
         told=watched_candidates(store.path.parent),
         saved=savings(book),
         days=[(day * _DAY, asked[day], stripped[day]) for day in sorted(asked)],

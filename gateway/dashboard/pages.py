@@ -15,6 +15,7 @@ from gateway.domain.template import MessagePattern, PromptTemplate
 from gateway.figures import duration, figure, share
 from gateway.pipeline.explain import heading
 from gateway.pipeline.markup import Child, Markup, el, join
+from gateway.pipeline.overview import serves
 from gateway.pipeline.savings import Saved
 from gateway.raised import Told
 
@@ -44,7 +45,8 @@ def board(found: Board) -> str:
 def task(found: Page) -> str:
     """One task whole."""
     row, template = found.found.row, found.found.template
-    about = f"{row['kind'] or 'kind not known yet'}; next: {row['next']}"
+    facts = (row["kind"] or "kind not known yet", serves(row), row["next"] and f"next: {row['next']}")
+    about = "; ".join(filter(None, facts))
     return _whole(
         row["name"],
         _header(template.name, about, "/unprompt/"),
@@ -156,7 +158,7 @@ def _alarms(rows: Sequence[dict[str, Any]], told: dict[str, Told]) -> Markup | N
 
 def _tasks(found: Board) -> Markup:
     columns = (("task", False), ("requests", True), ("stripped", True), ("fits", True), ("agrees", True),
-               ("saved USD", True), ("next", False))  # fmt: skip
+               ("saved USD", True), ("now and next", False))  # fmt: skip
     return _table(columns, [
         (
             join(el("a", f"{row['name']}@{row['version']}", href=_link(row["name"])),
@@ -166,10 +168,16 @@ def _tasks(found: Board) -> Markup:
             share(row["match_rate"]),
             _agreement(found.told.get(row["name"], Told()))[0],
             _usd(row["saved_usd"]).removesuffix(" USD"),
-            row["next"],
+            _now_and_next(row),
         )
         for row in sorted(found.rows, key=lambda row: -row["exchanges"])
     ])  # fmt: skip
+
+
+def _now_and_next(row: dict[str, Any]) -> Markup:
+    """Who serves the task, and the work in progress beside it."""
+    lines = [line for line in (serves(row), row["next"]) if line]
+    return join(*(el("div", line, class_="sub" if number else None) for number, line in enumerate(lines)))
 
 
 def _agreement(told: Told) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import TaskError
-from gateway.pipeline import canary, evaluate, gate, promote
+from gateway.pipeline import canary, due, evaluate, gate, promote
 from gateway.pipeline.canary import Step
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.gate import Decision
@@ -33,7 +33,8 @@ def judged(shop: Workshop, task: str, candidate: str | None) -> tuple[Report, De
         raise TaskError(f"task {task}: no candidate {candidate!r}; 'unprompt evaluate {task}' lists them")
     first = report.candidates[0].finetune == chosen[0].finetune
     alone = msgspec.structs.replace(report, candidates=report.candidates if first else chosen)
-    return report, gate.decide(alone, shop.config.policy(task), named_of=0 if first else len(report.candidates))
+    decision = gate.decide(alone, shop.config.policy(task), named_of=0 if first else len(report.candidates))
+    return report, decision.but(due.use_of(shop.store, report.template).check)
 
 
 def flip(shop: Workshop, report: Report, decision: Decision, first: Step | None) -> dict[str, Any]:

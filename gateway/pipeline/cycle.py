@@ -6,7 +6,6 @@ import json
 import logging
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,17 +13,16 @@ from typing import Any
 
 import msgspec
 
-from gateway.config import Config, TaskPolicy
+from gateway.config import Config
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.price import PriceBook
 from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
-from gateway.pipeline import canary, dataset, evaluate, finetune, model_lists, promote, sweep
+from gateway.pipeline import canary, dataset, due, evaluate, finetune, model_lists, promote, promotions, sweep
 from gateway.pipeline.asking import Asking, directly
 from gateway.pipeline.bench import Bench
 from gateway.pipeline.finetune import Elsewhere, one_at_a_time
 from gateway.pipeline.gate import Check, Decision, decide
-from gateway.stores.audited import last_call_to_retrain
 from gateway.stores.sqlite import SqliteStore
 
 __all__ = ["DISCOVERY_LOCK", "TURN_LOCK", "Workshop", "evaluation", "one_at_a_time", "turn", "turn_all"]
@@ -36,8 +34,6 @@ DISCOVERY_LOCK = ".discovery.lock"
 
 log = logging.getLogger(__name__)
 
-RETRY_GROWTH = 1.25
-"""A turn that failed is tried again when the data has grown by this factor."""
 RETRY_SECONDS = 60.0
 """What stands outside our power (a file that a person is editing, an upstream that is down) is tried again after
 so long."""
@@ -70,11 +66,11 @@ def turn(shop: Workshop, task: str) -> Decision | None:
     """One turn for one task; None when it is not due, or not over. Stopped anywhere, the next call goes on where
     it was: the job's row holds the dataset and the evaluation, and the candidates hold their own stages."""
     job = _job(shop, task)
-    if job is None or _is_waiting(shop, job):
+    if job is None or _is_over(shop, task, job) or _is_waiting(shop, job):
         return None
     data, job = _dataset(shop, task, job)
     trained = _candidates(shop, data)
-    if trained is None:
+    if trained is None or _is_over(shop, task, job):  # training may take hours
         return None
     job = _note(shop, task, job, "evaluate")
     report, job = _report(shop, task, job, data, trained)
@@ -158,6 +154,21 @@ def _is_waiting(shop: Workshop, job: Job) -> bool:
     return bool(away)
 
 
+def _is_over(shop: Workshop, task: str, job: Job) -> bool:
+    """Whether the turn ends here, since the app has left the version of the prompt that it is about: what still
+    trains is cancelled, and the next turn is for the version in use."""
+    built = shop.store.rows("datasets", "id = ?", [job.get("dataset")])
+    use = due.use_of(shop.store, built[-1]["template"]) if built else None
+    if use is None or not use.is_gone:
+        return False
+    for one in shop.store.finetunes("dataset = ?", [job["dataset"]]):
+        if shop.elsewhere is not None and shop.elsewhere.working(one.id):
+            finetune.ask_to_cancel(shop.store, one)
+    shop.say(f"task {task}: {use.sentence}; this turn ends, the next one is for what is sent")
+    _note(shop, task, job, "done", state="ended", error=use.sentence)
+    return True
+
+
 def _report(
     shop: Workshop, task: str, job: Job, data: Dataset, trained: list[FineTune]
 ) -> tuple[evaluate.Report, Job]:
@@ -189,29 +200,29 @@ def evaluation(shop: Workshop, data: Dataset, trained: list[FineTune]) -> evalua
 
 
 def _fresh(shop: Workshop, decision: Decision, report: evaluate.Report) -> Decision:
-    """The decision, and not to promote what was rolled back before, or is no better than what serves already."""
+    """The decision, and not to promote what was rolled back before, is no better than what serves already, or
+    is for a version of the prompt that the app has left."""
     now = _serving_id(shop, decision.task)
     current = next((score for score in report.candidates if now and score.finetune == now), None)
     checks = []
-    if decision.candidate in promote.taken_back(shop.store, decision.task):
+    if decision.candidate in promotions.taken_back(shop.store, decision.task):
         checks.append(Check("times that it was rolled back", 1.0, 0.0, False))
     elif current is not None and decision.score is not None and decision.candidate != now:
         mine, its = _right(decision.score), _right(current)
         checks.append(Check("answers rightly (share), beside the candidate that serves", mine, its, mine > its))
-    holds = decision.promote and all(check.holds for check in checks)
-    return msgspec.structs.replace(decision, checks=(*decision.checks, *checks), promote=holds)
+    return decision.but(*checks, due.use_of(shop.store, report.template).check)
 
 
 def _serving_id(shop: Workshop, task: str) -> str | None:
     """The fine-tune that serves the task now."""
-    serving = promote.newest(shop.store, task)
-    return promote.candidate(serving) if serving else None
+    serving = promotions.newest(shop.store, task)
+    return promotions.candidate(serving) if serving else None
 
 
 def _stripped_now(shop: Workshop, task: str) -> str | None:
     """The template that the task's newest candidate strips."""
-    serving = promote.newest(shop.store, task)
-    return promote.stripped(serving) if serving else None
+    serving = promotions.newest(shop.store, task)
+    return promotions.stripped(serving) if serving else None
 
 
 def _right(score: evaluate.Score) -> float:
@@ -224,9 +235,9 @@ def _settle(shop: Workshop, report: evaluate.Report, decision: Decision) -> None
     if decision.promote and decision.candidate == _serving_id(shop, decision.task):
         return  # it is there already, and still the best
     if not decision.promote:
-        promote.note_refusal(shop.store, decision)
+        promotions.note_refusal(shop.store, decision)
     elif policy.approve == "ask":
-        promote.note_waiting(shop.store, decision)
+        promotions.note_waiting(shop.store, decision)
         shop.say(f"task {decision.task}: waits for 'unprompt promote {decision.task}' (approve: ask)")
     else:
         promote.promote(
@@ -243,55 +254,14 @@ def _job(shop: Workshop, task: str) -> Job | None:
     Raises:
         DatasetError: the process has died too often during this turn.
     """
-    found = shop.store.rows("jobs", "kind = 'cycle' AND task = ?", [task])
-    last: Job = json.loads(found[-1]["detail"]) if found else {}
-    state = found[-1]["state"] if found else "none"
-    if state == "running":
-        return _resumed(shop, task, last, found[-1]["step"])
+    last = due.last_turn(shop.store, task)
+    if last.state == "running":
+        return _resumed(shop, task, last.detail, last.step)
+    if due.missing(shop.store, task, shop.config.policy(task), last) != 0:
+        return None
     usable = shop.store.answered_count(task)
-    policy = shop.config.policy(task)
-    if usable < policy.min_rows:
-        return None
-    wanted = _wanted(shop, task, policy, last, failed=state == "failed")
-    rows = _rows_of_another_prompt(shop, task, policy, last)
-    if rows:  # the old rows say little of it
-        is_due = rows >= policy.min_rows or usable >= wanted + policy.min_rows
-    else:
-        is_due = usable >= wanted and not _is_on_its_way(shop, task)
-    if not is_due:
-        return None
     fresh = {"id": f"cycle-{task}-{uuid.uuid4().hex[:12]}", "usable": usable, "started_at": time.time()}
     return _note(shop, task, fresh | {"process": _PROCESS, "attempts": 1}, "dataset")
-
-
-def _rows_of_another_prompt(shop: Workshop, task: str, policy: TaskPolicy, last: Job) -> int:
-    """How many of the newest answers are to the version of the prompt that is in use (see `dataset.scope_of`),
-    where that is another one than was trained for last; else 0."""
-    trained = shop.store.rows("datasets", "id = ?", [last.get("dataset")])
-    newest = shop.store.answered(task, policy.min_rows * 5 // 4) if trained else []
-    versions = [row["task_version"] for row in newest if row["task_version"] is not None]
-    used = Counter(versions[: policy.min_rows]).most_common(1)
-    if not used or f"{task}@{used[0][0]}" == trained[-1]["template"]:
-        return 0
-    return versions.count(used[0][0])
-
-
-def _is_on_its_way(shop: Workshop, task: str) -> bool:
-    """Whether a candidate is at a step of its canary: another one would begin all over again."""
-    serving = promote.newest(shop.store, task)
-    return serving is not None and bool(promote.steps_left(serving))
-
-
-def _wanted(shop: Workshop, task: str, policy: TaskPolicy, last: Job, *, failed: bool) -> float:
-    """So many recorded answers make the next turn due: many more than at the last one; fewer where it failed, where
-    the last training is too old, or where an alarm has called for another one since."""
-    had, began = float(last.get("usable", 0)), float(last.get("started_at", 0))
-    is_old = policy.retrain_days is not None and time.time() - began > policy.retrain_days * 86_400
-    if failed:
-        return had * RETRY_GROWTH
-    if is_old or (last and last_call_to_retrain(shop.store, task) > began):
-        return min(had * RETRY_GROWTH, had + policy.min_rows)
-    return had * policy.retrain_growth
 
 
 def _resumed(shop: Workshop, task: str, job: Job, step: str) -> Job:

@@ -270,14 +270,20 @@ def cancel_there(finetune: FineTune, trainer: Trainer, reason: str, save: Progre
     save(finetune.but(error=f"{reason}; not cancelled yet, the service gives no answer"))
 
 
+def ask_to_cancel(store: SqliteStore, finetune: FineTune) -> None:
+    """Have whoever is at this candidate cancel it; waits for nobody."""
+    file = marker(store.path.parent, finetune.id)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+
 def cancel(store: SqliteStore, config: Config, planned: Sequence[FineTune], models: Path,
            progress: Progress = lambda finetune: None) -> list[FineTune]:  # fmt: skip
     """Cancel the candidates that are not over, and wait until they are; the ones that another process is at, by
     asking it to."""
     folder = store.path.parent
     for finetune in planned:
-        marker(folder, finetune.id).parent.mkdir(parents=True, exist_ok=True)
-        marker(folder, finetune.id).touch()
+        ask_to_cancel(store, finetune)
     ended = []
     for finetune in planned:
         with one_at_a_time(folder / "locks" / f"{finetune.id}.lock", wait=True):

@@ -83,6 +83,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         verdict = "passes the gate" if self.promote else f"refused by the gate ({self.failing})"
         return f"{self.score.candidate}: {verdict}"
 
+    def but(self, *more: Check) -> Decision:
+        """The same with more conditions, which must hold, too."""
+        holds = self.promote and all(check.holds for check in more)
+        return msgspec.structs.replace(self, checks=(*self.checks, *more), promote=holds)
+
     @property
     def failing(self) -> str:
         """The conditions that do not hold, with their figures; empty where all do."""

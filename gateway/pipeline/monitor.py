@@ -14,7 +14,7 @@ import yaml
 
 from gateway.config import TaskPolicy
 from gateway.errors import StoreError
-from gateway.pipeline import promote
+from gateway.pipeline import promote, promotions
 from gateway.pipeline.alarms import (
     ACTIONS,
     Alarm,
@@ -31,7 +31,7 @@ from gateway.pipeline.audits import Pair, outcome, pairs, remembered
 from gateway.pipeline.canary import candidate_of, label_of
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.gate import promise
-from gateway.pipeline.promote import steps_left
+from gateway.pipeline.promotions import steps_left
 from gateway.pipeline.routes_text import RouteDict
 from gateway.pipeline.scores import Measure, load_report
 from gateway.pipeline.shutdown import in_use, shutdowns
@@ -95,7 +95,7 @@ def look_after(shop: Workshop, now: float | None = None) -> None:
         if not seen:
             known[task] = _told(shop, task, None, known.get(task))
             continue
-        still = {row["id"] for row in promote.standing(shop.store, task)}
+        still = {row["id"] for row in promotions.standing(shop.store, task)}
         least = shop.config.policy(task).audit
         wanted = {one.label: one.audits for one in seen if least and one.row["id"] in still}
         audits |= {label: percent for label, percent in wanted.items() if percent > least}
@@ -117,12 +117,12 @@ def _told(shop: Workshop, task: str, watched: Watched | None, before: Told | Non
 
 def _look(shop: Workshop, task: str, used: set[str], now: float, troubles: list[Exception]) -> list[Seen]:
     """The task's candidates after this look, the newest first. `used`: the models that have answered lately."""
-    standing = promote.standing(shop.store, task)
+    standing = promotions.standing(shop.store, task)
     if not standing:
         _raise_and_clear(shop, task, [], _ending(shop, task, used, now), now)
         return []
     before = remembered(shop.store, task)
-    seen = [_see(shop, task, row, before.get(row["id"]), now) for row in promote.serving(standing)]
+    seen = [_see(shop, task, row, before.get(row["id"]), now) for row in promotions.serving(standing)]
     after = {row["id"]: before[row["id"]] for row in standing if row["id"] in before}
     after |= {one.row["id"]: one.watched for one in seen}
     if after != before:
@@ -309,8 +309,8 @@ def _raise_and_clear(shop: Workshop, task: str, seen: Sequence[Seen], found: Seq
 
 def _roll_back(shop: Workshop, task: str, one: Seen, alarm: Alarm, now: float) -> None:
     """With all that came after it: a newcomer's canary ends, too, where who serves beside it is taken back."""
-    because = {"alarm": alarm, "candidate": promote.candidate(one.row), "pairs": one.watched.pairs}
-    while any(row["id"] == one.row["id"] for row in promote.standing(shop.store, task)):
+    because = {"alarm": alarm, "candidate": promotions.candidate(one.row), "pairs": one.watched.pairs}
+    while any(row["id"] == one.row["id"] for row in promotions.standing(shop.store, task)):
         promote.rollback(shop.store, shop.config, shop.routes, task, because)
     audited.clear_alarms(shop.store, task, [kind.value for kind in Kind if kind is not Kind.SHUTDOWN], now)
     log.warning("task %s: rolled back: %s", task, alarm.sentence)
@@ -318,7 +318,7 @@ def _roll_back(shop: Workshop, task: str, one: Seen, alarm: Alarm, now: float) -
 
 def _advance(shop: Workshop, task: str, row: Row, watched: Watched) -> None:
     because = {
-        "candidate": promote.candidate(row), "pairs": watched.pairs, "agreement": watched.agreement,
+        "candidate": promotions.candidate(row), "pairs": watched.pairs, "agreement": watched.agreement,
         "evidence": {kind.value: bets.excess for kind, bets in watched.tests.items()},
     }  # fmt: skip
     route = promote.advance(shop.store, shop.config, shop.routes, task, because)

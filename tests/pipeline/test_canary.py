@@ -20,7 +20,8 @@ from gateway.pipeline import promote
 from gateway.pipeline.canary import Step, candidate_of, staged, steps
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
-from gateway.pipeline.promote import advance, rollback, serving, standing, steps_left, taken_back
+from gateway.pipeline.promote import advance, rollback
+from gateway.pipeline.promotions import serving, standing, steps_left, taken_back
 from gateway.pipeline.routes_text import routes_of
 from gateway.stores.sqlite import SqliteStore
 

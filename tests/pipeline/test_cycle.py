@@ -20,7 +20,8 @@ from gateway.pipeline import cycle, dataset, promote, reading
 from gateway.pipeline.cycle import Workshop, turn, turn_all
 from gateway.pipeline.finetune import Elsewhere
 from gateway.pipeline.overview import overview
-from gateway.pipeline.promote import rollback, standing
+from gateway.pipeline.promote import rollback
+from gateway.pipeline.promotions import standing
 from gateway.stores.sqlite import SqliteStore
 from gateway.testing import FakeOpenAI, Fault
 
@@ -58,7 +59,10 @@ def test_recorded_mail_becomes_a_promoted_candidate(shop: Workshop) -> None:
     assert 0 < route["targets"][0]["min_confidence"] < 1
     assert route["fallback"] == {"upstream": "openai", "model": "gpt-6"}
     assert jobs(shop) == [("done", "done")]
-    assert next_step(shop) == f"served by {route['targets'][0]['model']}"
+    (row,) = overview(shop.store, shop.config)
+    assert row["serving"]["model"] == route["targets"][0]["model"]
+    assert (row["serving"]["strip"], row["serving"]["percent"]) == ("mail@1", 95)
+    assert row["next"] == "500 more whole answers until the next training"
     assert turn(shop, "mail") is None
 
 
@@ -85,7 +89,7 @@ def test_a_candidate_that_is_not_good_enough_is_refused_and_noted(shop: Workshop
     (row,) = shop.store.rows("promotions")
     assert (row["action"], json.loads(row["decision"])["promote"]) == ("refuse", False)
     assert not shop.routes.exists()
-    assert next_step(shop) == "candidate refused, waits for more rows"
+    assert next_step(shop) == "candidate refused; 110 more whole answers until the next training"
 
 
 def test_where_a_person_approves_the_candidate_waits(shop: Workshop) -> None:
@@ -210,7 +214,7 @@ def test_a_process_that_dies_again_and_again_in_one_turn_gives_it_up(
         monkeypatch.setattr(cycle, "_PROCESS", f"process {number}")
         turn_all(shop)
     assert jobs(shop) == [("finetune", "failed")]
-    assert next_step(shop) == "given up: the process has died 20 times in step 'finetune'"
+    assert next_step(shop).startswith("given up: the process has died 20 times in step 'finetune'; ")
 
 
 # --- killed ----------------------------------------------------------------------------------------------

@@ -19,14 +19,14 @@ from gateway.config import Config
 from gateway.domain.dataset import Row
 from gateway.domain.exchange import Exchange, id_maker
 from gateway.errors import ConfigError
-from gateway.pipeline import promote
+from gateway.pipeline import promote, promotions
 from gateway.pipeline.asking import Answered, Ask
 from gateway.pipeline.bench import Bench
 from gateway.pipeline.canary import Step
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.monitor import look_after
-from gateway.pipeline.promote import standing
+from gateway.pipeline.promotions import standing
 from gateway.pipeline.routes_text import routes_of
 from gateway.pipeline.savings import savings
 from gateway.pipeline.scores import Measure, Report, Score
@@ -317,7 +317,7 @@ def test_one_that_slips_beside_a_newcomer_takes_both_back_and_only_itself_the_bl
     settled.record(settled.audits(*[False] * 30))
     settled.look()
     assert settled.share is None
-    assert promote.taken_back(settled.store, "mail") == {"ft-1"}
+    assert promotions.taken_back(settled.store, "mail") == {"ft-1"}
     assert [row["action"] for row in settled.store.rows("promotions")] == ["promote"] * 2 + ["rollback"] * 2
 
 

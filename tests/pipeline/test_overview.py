@@ -14,7 +14,7 @@ from stories import asked, exchange, keep, mail, template, traffic
 from gateway.dashboard import facts, pages
 from gateway.pipeline.alarms import Watched
 from gateway.pipeline.cycle import Workshop
-from gateway.pipeline.overview import overview
+from gateway.pipeline.overview import overview, serves
 from gateway.stores.audited import keep_watch_state
 
 
@@ -35,17 +35,21 @@ def test_a_task_that_nobody_has_asked_yet(shop: Workshop) -> None:
     assert row["next"] == "100 more exchanges until training"
 
 
+LATER = "90 more whole answers until the next training"
+
+
 @pytest.mark.parametrize(
     ("jobs", "promotions", "said"),
     [
         ([("running", "finetune", None)], [], "in work: finetune"),
         ([("running", "promote", "routes.yaml is broken")], [], "in work: promote (routes.yaml is broken)"),
-        ([("failed", "dataset", "too few rows")], [], "too few rows"),
-        ([("done", "done", None)], ["promote"], "served by m-promote"),
-        ([("done", "done", None)], ["refuse"], "candidate refused, waits for more rows"),
-        ([("done", "done", None)], ["promote", "rollback"], "rolled back"),
+        ([("failed", "dataset", "too few rows")], [], f"too few rows; {LATER}"),
+        ([("done", "done", None)], ["promote"], LATER),
+        ([("done", "done", None)], ["refuse"], f"candidate refused; {LATER}"),
+        ([("done", "done", None)], ["promote", "rollback"], f"rolled back; {LATER}"),
         ([("done", "done", None)], ["ask"], "m-ask waits for 'unprompt promote mail'"),
-        ([("done", "done", None), ("failed", "dataset", "disk")], ["promote"], "disk"),
+        ([("done", "done", None), ("failed", "dataset", "disk")], ["promote"], f"disk; {LATER}"),
+        ([("done", "done", None), ("ended", "done", "mail@1 is gone")], ["ask"], f"mail@1 is gone; {LATER}"),
     ],
 )
 def test_what_is_next(shop: Workshop, jobs: list[Any], promotions: list[str], said: str) -> None:
@@ -72,17 +76,45 @@ def test_what_its_stripped_requests_saved(shop: Workshop) -> None:
     assert [day["stripped"] for day in row["saved_by_day"]] == [5]
 
 
-def test_how_far_a_canary_is(shop: Workshop) -> None:
+def promotion(
+    name: str, *targets: dict[str, Any], steps: list[Any] | None = None, at: float = 1.0
+) -> dict[str, Any]:
+    """A row of the history: the task's route goes to these targets from then on."""
+    return {
+        "id": name, "task": "mail", "action": "promote", "target": targets[0]["model"], "decision": "null",
+        "created_at": at, "steps": steps or [], "routes_after": yaml.safe_dump({"targets": list(targets)}),
+    }  # fmt: skip
+
+
+LOCAL = {"upstream": "local", "strip": "mail@1"}
+
+
+def test_who_serves_it_is_told_also_while_there_is_work(shop: Workshop) -> None:
     keep(shop.store, traffic(10))
-    local = {"upstream": "local", "strip": "mail@1"}
-    targets = [local | {"model": "mail-2", "weight": 10}, local | {"model": "mail-1", "weight": 85}]
-    shop.store.put("promotions", {
-        "id": "p2", "task": "mail", "action": "promote", "target": "mail-2", "decision": "null", "created_at": 1.0,
-        "steps": [{"share": 50}, {"share": 95}], "routes_after": yaml.safe_dump({"targets": targets}),
+    (row,) = overview(shop.store, shop.config)
+    assert (row["serving"], serves(row)) == (None, "")
+    shop.store.put("promotions", promotion("p1", LOCAL | {"model": "mail-1", "weight": 95}, at=1.8e9))
+    shop.store.put("jobs", {
+        "id": "j", "kind": "cycle", "task": "mail", "state": "running", "step": "finetune", "detail": {},
+        "created_at": 1.8e9 + 60, "updated_at": 0.0,
     })  # fmt: skip
     (row,) = overview(shop.store, shop.config)
+    assert row["serving"] == {"model": "mail-1", "strip": "mail@1", "percent": 95.0, "since": 1.8e9}
+    assert serves(row) == "served by mail-1: 95 % of mail@1, since 2027-01-15 08:00 UTC"
+    assert row["next"] == "in work: finetune"
+    page = pages.board(facts.board(shop.store, shop.config))
+    for said in (serves(row), "in work: finetune"):
+        assert said in page
+
+
+def test_how_far_a_canary_is(shop: Workshop) -> None:
+    keep(shop.store, traffic(10))
+    targets = [LOCAL | {"model": "mail-2", "weight": 10}, LOCAL | {"model": "mail-1", "weight": 85}]
+    shop.store.put("promotions", promotion("p2", *targets, steps=[{"share": 50}, {"share": 95}]))
+    (row,) = overview(shop.store, shop.config)
+    since = "since 1970-01-01 00:00 UTC"
     beside = "0 of 50 answers compared, then 50 %; served by mail-1"
-    assert row["next"] == f"canary of mail-2: 10 % of the requests, {beside}"
+    assert serves(row) == f"canary of mail-2: 10 % of mail@1, {since}; {beside}"
     watched = {"p2": Watched(promotion="p2", step="p2", pairs=17)}
     keep_watch_state(shop.store, "mail", msgspec.json.encode(watched))
     (row,) = overview(shop.store, shop.config)

@@ -22,7 +22,8 @@ from gateway.pipeline import promote
 from gateway.pipeline.canary import Step
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
-from gateway.pipeline.promote import rollback, settle, standing
+from gateway.pipeline.promote import rollback, settle
+from gateway.pipeline.promotions import standing
 from gateway.pipeline.routes_text import edit, routes_of
 from gateway.stores.sqlite import SqliteStore
 
@@ -347,7 +348,7 @@ def test_a_folder_that_cannot_be_written_to_leaves_everything_as_it_was(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gateway.pipeline.promote._write_beside", full)
+    monkeypatch.setattr("gateway.pipeline.routes_file._write_beside", full)
     with pytest.raises(ConfigError, match=r"cannot be written .No space left on device.; it is left as it is"):
         switch.promote()
     monkeypatch.undo()
@@ -383,7 +384,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import msgspec, stories
-from gateway.pipeline import promote
+from gateway.pipeline import promote, routes_file
 from gateway.pipeline.canary import Step
 from gateway.pipeline.evaluate import Report
 from gateway.pipeline.gate import Decision
@@ -391,13 +392,13 @@ from gateway.stores.sqlite import SqliteStore
 
 folder, where, report, decision = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 store = SqliteStore(folder / "data" / "unprompt.db")
-write, change = promote._write, SqliteStore.change
+write, change = routes_file.write, SqliteStore.change
 
 def die(*_, **__):
     os.kill(os.getpid(), 9)
 
 if where == "noted":
-    promote._write = die
+    routes_file.write = die
 elif where == "half":
     os.fsync = die
 elif where == "written":

@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from stories import NEW_SYSTEM, asked, config_in, exchange, keep, mail, template, traffic
+from stories import NEW_SYSTEM, asked, config_in, exchange, keep, mail, template, traffic, with_the_new_prompt
 
 from gateway.config import TaskPolicy
-from gateway.pipeline import cycle, evaluate, promote
+from gateway.pipeline import cycle, evaluate, promote, promotions
 from gateway.pipeline.alarms import Alarm, Kind
 from gateway.pipeline.cycle import Workshop, turn
 from gateway.pipeline.dataset import build, scope_of
-from gateway.pipeline.promote import rollback, standing
+from gateway.pipeline.promote import rollback
+from gateway.pipeline.promotions import standing
 from gateway.stores.audited import raise_alarm
 
 
@@ -110,7 +111,7 @@ def test_the_next_candidate_has_to_be_better_than_the_one_that_serves(
     assert decision is not None
     assert decision.promote == flips, decision.reason
     assert ("beside the candidate that serves" in decision.reason) == (not flips)
-    assert promote.candidate(standing(shop.store, "mail")[-1]) == ("ft-new" if flips else first)
+    assert promotions.candidate(standing(shop.store, "mail")[-1]) == ("ft-new" if flips else first)
 
 
 def test_what_serves_already_and_is_still_the_best_stays(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +147,7 @@ def test_answers_of_candidates_are_no_training_rows_and_audits_are(shop: Worksho
 
 def another_prompt(shop: Workshop, count: int, *, start: int, form: str = "{}") -> None:
     """The same mail, asked with the prompt's second version."""
-    letters = [
-        exchange(start + n, asked(text, system=NEW_SYSTEM), form.format(label), version=2)
-        for n, (text, label) in ((n, mail()[(start + n) % 500]) for n in range(count))
-    ]
+    letters = with_the_new_prompt(count, start=start, form=form)
     keep(shop.store, letters, template(), template(NEW_SYSTEM, 2))
 
 
