@@ -19,7 +19,7 @@ from typing import cast
 
 import uvloop
 
-from gateway.workers import bind
+from gateway.ports import bind
 
 PROCESSES, SECONDS, WORK = 4, 3.0, 150e-6
 

@@ -13,20 +13,21 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.backoff import Backoff
 from gateway.config import Config
 from gateway.errors import UnpromptError
 from gateway.garbage import spare_what_is_loaded
 from gateway.pipeline.asking import other_models
 from gateway.pipeline.bench import Bench
-from gateway.pipeline.cycle import DISCOVERY_LOCK, TURN_LOCK, Workshop, one_at_a_time, turn_all
+from gateway.pipeline.cycle import Workshop, turn_all
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.finetune import Elsewhere
+from gateway.pipeline.locks import DISCOVERY_LOCK, TURN_LOCK, one_at_a_time, worker_at_rest
 from gateway.pipeline.monitor import look_after
 from gateway.restarts import count_restart
 from gateway.stores.pruning import Criteria, prune
 from gateway.stores.recorder import Recorder
 from gateway.stores.sqlite import SqliteStore
-from gateway.workers import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -174,10 +175,7 @@ class Worker:
             nonlocal store
             store = store or SqliteStore(kept.path)
             criteria = Criteria.of_settings(kept.keep_days, kept.keep_mb, time.time())
-            with (
-                one_at_a_time(kept.home / TURN_LOCK, wait=True),
-                one_at_a_time(kept.home / DISCOVERY_LOCK, wait=True),
-            ):
+            with worker_at_rest(kept.home):
                 done = prune(store, self._journal, criteria, oldest_first=True)
             if done.exchanges:
                 log.info("retention: %d exchanges deleted", done.exchanges)

@@ -18,8 +18,10 @@ from gateway.errors import UnpromptError
 from gateway.files import fingerprint
 from gateway.garbage import spare_what_is_loaded
 from gateway.metrics import Metrics, Sheet, retire
+from gateway.offline_process import keep_running
+from gateway.ports import bind
 from gateway.pulse import Pulse, Watchdog, tell_where_on_request
-from gateway.workers import Seat, Supervisor, Told, bind, keep_running
+from gateway.workers import Seat, Supervisor, Told
 
 
 def serve(

@@ -1,102 +1,32 @@
-"""Several relay processes on one port: bound once, forked, watched, replaced when they die, drained together.
+"""Several relay processes on one port: forked, watched, replaced when they die, drained together.
 
-Each relay has a listening socket of its own on the port (SO_REUSEPORT), which the kernel fills evenly: of 32
-connections to four relays each got 4 to 12, where one socket that all accept from gave them 0 to 31
-(`benchmarks/workers.py`). The supervisor holds every socket too, so that connections that wait for a relay that was
-killed are served by its successor. Where the kernel does not balance, all accept from one socket.
+The supervisor holds every relay's sockets too (see `ports`), so that connections that wait for a relay that was
+killed are served by its successor.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import select
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from gateway.errors import ConfigError
+from gateway.backoff import Backoff
+from gateway.offline_process import Offline
+from gateway.ports import BALANCES, Sockets, addresses, listening
 from gateway.pulse import Pulse, Watch, tell_where_on_request
 
 log = logging.getLogger(__name__)
 
-BALANCES = sys.platform == "linux"
-"""Whether the kernel spreads connections over sockets that share a port."""
-
 TICK_SECONDS = 0.2
-BACKLOG = 4096
-OFFLINE_SECONDS = 20.0
-"""So long the offline process may take to move what is left."""
 LAST_WORDS_SECONDS = 1.0
 """So long a relay that hangs has to write down where."""
-
-Sockets = list[socket.socket]
-
-
-class Backoff:
-    """How long to wait before something that ended is started again: not at all, unless it keeps ending."""
-
-    def __init__(self, *, longest: float = 30.0, sound: float = 10.0) -> None:
-        self._longest, self._sound = longest, sound
-        self._early = 0
-
-    def pause(self, lived: float) -> float:
-        """Seconds. `lived` is how long it ran; `sound` seconds and more is no failure to start."""
-        self._early = 0 if lived >= self._sound else self._early + 1
-        return 0.0 if self._early < 2 else min(0.25 * 2.0 ** min(self._early - 2, 20), self._longest)
-
-
-def bind(host: str, port: int, count: int) -> list[Sockets]:
-    """Listening sockets for so many relays, one for each address of the host; port 0 takes any that is free.
-
-    Raises:
-        ConfigError: the port is taken, the address is not ours.
-    """
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-        if port == 0:
-            family, address = addresses[0]
-            addresses = [(family, (str(address[0]), _free_port(family, address)))]
-        for family, address in addresses:  # alone: one that shares would join another program of ours in silence
-            _listening(family, address, shared=False).close()
-        if BALANCES:
-            return [[_listening(*address, shared=True) for address in addresses] for _ in range(count)]
-        return [[_listening(*address, shared=False) for address in addresses]] * count
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
-        ) from error
-
-
-def _free_port(family: int, address: tuple[object, ...]) -> int:
-    with socket.socket(family) as probe:
-        probe.bind((address[0], 0))
-        return int(probe.getsockname()[1])
-
-
-def _listening(family: int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind(address)
-        one.listen(BACKLOG)
-        one.setblocking(False)
-    except OSError:
-        one.close()
-        raise
-    return one
 
 
 @dataclass(frozen=True)
@@ -155,7 +85,7 @@ class Supervisor:
         without a pulse for `hang_seconds` is ended (0: never)."""
         self._address, self._serve, self._told = address, serve, told
         self._relays = [_Relay(number, mine) for number, mine in enumerate(sockets)]
-        self._offline = Offline(offline, told) if offline else None
+        self._offline = Offline(offline, told.writer, told.restarted) if offline else None
         self._patience, self._hang = drain_seconds + 15.0, hang_seconds or float("inf")
         self._stops = 0
         self._hangups = 0
@@ -220,7 +150,7 @@ class Supervisor:
     def _start(self, relay: _Relay) -> None:
         if not relay.sockets:
             try:
-                relay.sockets = [_listening(family, address, shared=True) for family, address in self._addresses()]
+                relay.sockets = [listening(*found, shared=True) for found in addresses(*self._address)]
             except OSError as error:
                 relay.due = time.monotonic() + relay.backoff.pause(0.0)
                 log.error("relay %d cannot listen again: %s", relay.number, error.strerror)
@@ -233,12 +163,6 @@ class Supervisor:
         if relay.pid == 0:
             self._become(relay)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-    def _addresses(self) -> list[tuple[int, tuple[object, ...]]]:
-        found = socket.getaddrinfo(
-            self._address[0] or None, self._address[1], type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        return [(family, address) for family, _, _, _, address in found]
 
     def _become(self, relay: _Relay) -> NoReturn:
         """In the new process: let go of what is the supervisor's and the others', and serve."""
@@ -326,47 +250,6 @@ class Supervisor:
             self._offline.stop()
 
 
-class Offline:
-    """The offline process, from a supervisor's side. It ends by itself when its standard input does."""
-
-    def __init__(self, command: list[str], told: Told) -> None:
-        self._command, self._told = command, told
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started = self._due = 0.0
-        self._backoff = Backoff()
-
-    def look_after(self) -> None:
-        """Start it where it is due, notice where it has ended."""
-        now = time.monotonic()
-        if self._process is not None and (code := self._process.poll()) is not None:
-            pause = self._backoff.pause(now - self._started)
-            self._process, self._due = None, now + pause
-            self._told.writer(False)
-            self._told.restarted("process")
-            log.error("the worker ended with code %s; starting it again in %.1f s", code, pause)
-        if self._process is None and now >= self._due:
-            self._started = now
-            try:
-                self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
-            except OSError as error:  # no memory, no process left
-                self._due = now + max(1.0, self._backoff.pause(0.0))
-                log.error("the worker cannot be started: %s", error.strerror)
-                return
-            self._told.writer(True)
-
-    def let_go(self) -> None:
-        """In a process that was forked: its standard input is not ours to hold open."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-
-    def stop(self) -> None:
-        """Let it move what is left."""
-        if self._process is not None:
-            self.let_go()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(OFFLINE_SECONDS)
-
-
 def _ended(pid: int) -> int | None:
     """The exit code of a child, negative for a signal; None while it runs."""
     try:
@@ -374,39 +257,3 @@ def _ended(pid: int) -> int | None:
     except ChildProcessError:
         return 1
     return os.waitstatus_to_exitcode(status) if found else None
-
-
-async def keep_running(
-    command: list[str], writer: Callable[[bool], None], restarted: Callable[[str], None]
-) -> None:
-    """The offline process of a relay that is alone: started, and again when it dies, until cancelled."""
-    backoff = Backoff()
-    while True:
-        started = time.monotonic()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
-            )
-        except OSError as error:  # no memory, no process left
-            log.error("the worker cannot be started: %s", error.strerror)
-            await asyncio.sleep(max(1.0, backoff.pause(0.0)))
-            continue
-        writer(True)
-        code = await _until_it_ends(process)
-        pause = backoff.pause(time.monotonic() - started)
-        writer(False)
-        restarted("process")
-        log.error("the worker ended with code %s; starting it again in %.1f s", code, pause)
-        await asyncio.sleep(pause)
-
-
-async def _until_it_ends(process: asyncio.subprocess.Process) -> int:
-    """Its exit code. When we are cancelled, it is let go, and waited for."""
-    try:
-        return await process.wait()
-    except asyncio.CancelledError:
-        if process.stdin is not None:
-            process.stdin.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), OFFLINE_SECONDS)
-        raise

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from stories import asked, exchange, keep, mail, template, traffic
 
 from gateway.cli import main
-from gateway.pipeline.cycle import TURN_LOCK, one_at_a_time
+from gateway.pipeline.locks import TURN_LOCK, one_at_a_time
 from gateway.stores.sqlite import SqliteStore
 from gateway.testing import FakeOpenAI
 

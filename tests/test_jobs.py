@@ -17,7 +17,7 @@ from stories import asked, mail
 from gateway.domain.exchange import Begin, End, Usage
 from gateway.errors import StoreError
 from gateway.jobs import Repeated, Tended
-from gateway.pipeline.cycle import DISCOVERY_LOCK, TURN_LOCK, one_at_a_time
+from gateway.pipeline.locks import DISCOVERY_LOCK, TURN_LOCK, one_at_a_time
 from gateway.restarts import count_restart, restarts
 from gateway.stores.journal import JournalWriter
 from gateway.stores.sqlite import SqliteStore

@@ -13,8 +13,9 @@ import msgspec
 
 from gateway.app import Files, Places, workshop
 from gateway.config import load_config
-from gateway.pipeline.cycle import DISCOVERY_LOCK, TURN_LOCK, Workshop, one_at_a_time
+from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.discover import Discovery
+from gateway.pipeline.locks import worker_at_rest
 from gateway.stores.recorder import Recorder
 
 config_option = click.option(
@@ -38,11 +39,11 @@ def open_shop(
     files = Files.beside(config)
     settings = load_config(files.gateway, environment=calls)
     places = Places.of(settings)
-    turn, discovery = settings.store.home / TURN_LOCK, settings.store.home / DISCOVERY_LOCK
-    with one_at_a_time(turn, wait=False) as free:
-        if not free and alone:
-            click.echo("the worker is taking a turn; waiting for it", err=True)
-    with one_at_a_time(turn, wait=alone), one_at_a_time(discovery, wait=alone) as free:
+
+    def tell() -> None:
+        click.echo("the worker is taking a turn; waiting for it", err=True)
+
+    with worker_at_rest(settings.store.home, wait=alone, on_wait=tell) as free:
         shop = workshop(files, settings, say=lambda sentence: click.echo(sentence, err=True))
         try:
             Recorder(places.journal, shop.store).drain()

@@ -21,16 +21,9 @@ from gateway.errors import ConfigError, DatasetError, StoreError, UnpromptError
 from gateway.pipeline import canary, dataset, due, evaluate, finetune, model_lists, promote, promotions, sweep
 from gateway.pipeline.asking import Asking, directly
 from gateway.pipeline.bench import Bench
-from gateway.pipeline.finetune import Elsewhere, one_at_a_time
+from gateway.pipeline.finetune import Elsewhere
 from gateway.pipeline.gate import Check, Decision, decide
 from gateway.stores.sqlite import SqliteStore
-
-__all__ = ["DISCOVERY_LOCK", "TURN_LOCK", "Workshop", "evaluation", "one_at_a_time", "turn", "turn_all"]
-
-TURN_LOCK = ".jobs.lock"
-"""In the store's folder: who holds it takes turns. Taken before the other one by who takes both."""
-DISCOVERY_LOCK = ".discovery.lock"
-"""In the store's folder: who holds it looks for templates."""
 
 log = logging.getLogger(__name__)
 

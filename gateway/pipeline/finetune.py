@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from gateway.domain.route import LOCAL
 from gateway.domain.sweep import Budget, checkpoints, settled
 from gateway.errors import StoreError, TaskError, UnpromptError, UpstreamError
 from gateway.pipeline.ledger import CANCELLED, Ledger, marker, watch
+from gateway.pipeline.locks import one_at_a_time
 from gateway.pipeline.sweep import budget_of, build, estimated, is_remote
 from gateway.stores.sqlite import SqliteStore
 from gateway.trainers import Cancelling, Stopped, Trainer
@@ -179,27 +178,6 @@ def is_open(finetune: FineTune) -> bool:
     """Whether there is something to do for it now: not over, not waiting for a person, not beyond the budget."""
     refused = finetune.state is FineTuneState.CREATED and finetune.error
     return not finetune.state.final and finetune.state is not FineTuneState.WAITING and not refused
-
-
-@contextlib.contextmanager
-def one_at_a_time(file: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this is the only one in here: threads and processes exclude each other by a lock on a file.
-
-    Raises:
-        StoreError: the file cannot be made.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.open("w")
-    except OSError as error:
-        raise StoreError(f"{file}: {error.strerror}; check the permissions of the store's folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _still_there(finetune: FineTune, models: Path, save: Progress) -> FineTune:

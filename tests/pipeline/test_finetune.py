@@ -16,10 +16,10 @@ from stories import config_in, keep, traffic
 from gateway.config import Config
 from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune, FineTuneState
-from gateway.errors import ConfigError, StoreError
+from gateway.errors import ConfigError
 from gateway.pipeline import finetune, sweep
 from gateway.pipeline.dataset import build
-from gateway.pipeline.finetune import Elsewhere, one_at_a_time, run
+from gateway.pipeline.finetune import Elsewhere, run
 from gateway.pipeline.sweep import plan, problems, sweep_of
 from gateway.stores.sqlite import SqliteStore
 from gateway.testing import FakeOpenAI, Fault
@@ -254,19 +254,3 @@ def test_an_unknown_trainer_is_an_error_of_the_config(store: SqliteStore, data: 
     config = config_in(tmp_path, trainers={"classifier": {"kind": "clasifier"}})
     with pytest.raises(ConfigError, match="'clasifier' is not known"):
         sweep_of(config, data, tmp_path)
-
-
-def test_one_at_a_time(tmp_path: Path) -> None:
-    file = tmp_path / "below" / "a.lock"
-    with one_at_a_time(file, wait=False) as first:
-        assert first
-        with one_at_a_time(file, wait=False) as second:
-            assert not second
-    with one_at_a_time(file, wait=True) as third:
-        assert third
-    (tmp_path / "blocked").write_text("")
-    with (
-        pytest.raises(StoreError, match="check the permissions"),
-        one_at_a_time(tmp_path / "blocked" / "x", wait=True),
-    ):
-        pass
