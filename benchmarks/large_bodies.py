@@ -22,52 +22,12 @@ import asyncio
 import contextlib
 import re
 import shutil
-import socket
 import sys
 import tempfile
-import time
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httptools
-
-MB = 1024 * 1024
-SIZE = 256 * 1024
-PIECE = bytes(range(256)) * 1024
-TEXT = b'"' + b"QUJD" * (SIZE // 4 - 1) + b'",\n'
-EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 60)
-DONE = b"data: [DONE]\n\n"
-STANDSTILL_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Body:
-    """One transfer. `slow`: its receiver reads nothing for three seconds, then goes on."""
-
-    name: str
-    upload: bool
-    kind: str = "application/octet-stream"
-    chunked: bool = False
-    slow: bool = False
-    mb: int | None = None
-    piece: bytes = PIECE
-    last: bytes = b""
-
-    def pieces(self, size: int) -> Iterator[bytes]:
-        """So many bytes: the piece again and again, `last` over the end of the last one."""
-        for _ in range(size // SIZE - 1):
-            yield self.piece
-        yield self.piece[: SIZE - len(self.last)] + self.last
-
-    def checksum(self, size: int) -> int:
-        """CRC-32 of them."""
-        checksum = 0
-        for piece in self.pieces(size):
-            checksum = zlib.crc32(piece, checksum)
-        return checksum
-
+from transfers import MB, SIZE, Body, UpstreamEnd, free_port, gateway_before, reachable, transfer
 
 BODIES = [
     Body("upload, multipart", True, "multipart/form-data; boundary=b"),
@@ -105,124 +65,6 @@ HEADING = (
 )
 
 
-class End(asyncio.Protocol):
-    """One end of a connection: sends a head and a body of so many pieces, and counts what it receives."""
-
-    def __init__(self) -> None:
-        self.received = self.checksum = 0
-        self.whole = asyncio.get_running_loop().create_future()
-        self.transport: asyncio.Transport
-        self.parser: httptools.HttpRequestParser | httptools.HttpResponseParser
-        self._may_write = asyncio.Event()
-        self._stands_still_at = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # a TCP Transport
-        self._may_write.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.whole.done():
-            self.whole.set_exception(exc or ConnectionError("the other side left too early"))
-            self.whole.exception()  # retrieved here, for nobody may be waiting
-
-    def pause_writing(self) -> None:
-        self._may_write.clear()
-
-    def resume_writing(self) -> None:
-        self._may_write.set()
-
-    def data_received(self, data: bytes) -> None:
-        self.parser.feed_data(data)
-
-    def on_body(self, body: bytes) -> None:
-        self.received += len(body)
-        self.checksum = zlib.crc32(body, self.checksum)
-        if self._stands_still_at and self.received >= self._stands_still_at:
-            self._stands_still_at = 0
-            self.transport.pause_reading()
-            asyncio.get_running_loop().call_later(STANDSTILL_SECONDS, self.transport.resume_reading)
-
-    def stand_still_at(self, received: int) -> None:
-        """Read nothing for a while after so many bytes."""
-        self._stands_still_at = received
-
-    async def send(self, head: bytes, body: Body, size: int) -> None:
-        """The head, then `size` bytes, no faster than they are taken."""
-        framing = b"Transfer-Encoding: chunked" if body.chunked else b"Content-Length: %d" % size
-        self.transport.write(head + framing + b"\r\n\r\n")
-        for piece in body.pieces(size):
-            await self._may_write.wait()
-            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if body.chunked else piece)
-            await asyncio.sleep(0)
-        if body.chunked:
-            self.transport.write(b"0\r\n\r\n")
-
-
-class UpstreamEnd(End):
-    """Answers an upload with its size and checksum, and a download with what its path asks for."""
-
-    def __init__(self, told: list[tuple[Body, int]]) -> None:
-        super().__init__()
-        self.parser = httptools.HttpRequestParser(self)
-        self._told = told
-        self._sending: asyncio.Task[None] | None = None
-
-    def on_message_begin(self) -> None:
-        self.received = self.checksum = 0
-        self._body, self._size = self._told[-1]
-        if self._body.slow and self._body.upload:
-            self.stand_still_at(self._size // 2)
-
-    def on_message_complete(self) -> None:
-        if self._body.upload:
-            said = b"%d %d" % (self.received, self.checksum)
-            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
-        else:
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n" % self._body.kind.encode()
-            self._sending = asyncio.ensure_future(self.send(head, self._body, self._size))
-        if not self.whole.done():
-            self.whole.set_result(None)
-
-
-class ClientEnd(End):
-    """Asks, and keeps a short answer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parser = httptools.HttpResponseParser(self)
-        self.said = b""
-
-    def on_body(self, body: bytes) -> None:
-        super().on_body(body)
-        if self.received < 100:
-            self.said += body
-
-    def on_message_complete(self) -> None:
-        if not self.whole.done():
-            self.whole.set_result(None)
-
-
-async def transfer(port: int, body: Body, size: int) -> float:
-    """Seconds for one body; a difference in any byte raises."""
-    client: ClientEnd
-    _, client = await asyncio.get_running_loop().create_connection(ClientEnd, "127.0.0.1", port)
-    started = time.perf_counter()
-    if body.upload:
-        head = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\n" % body.kind.encode()
-        await client.send(head, body, size)
-    else:
-        if body.slow:
-            client.stand_still_at(size // 2)
-        client.transport.write(b"GET /v1/files/1/content HTTP/1.1\r\nHost: x\r\n\r\n")
-    await asyncio.wait_for(client.whole, 300)
-    seconds = time.perf_counter() - started
-    client.transport.close()
-    given = tuple(map(int, client.said.split())) if body.upload else (client.received, client.checksum)
-    if given != (size, body.checksum(size)):
-        raise AssertionError(f"{body.name}: {given} arrived instead of {(size, body.checksum(size))}")
-    return seconds
-
-
 def reset_peak(pid: int) -> float:
     """The resident memory of a process in MB; its peak counts from here."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
@@ -240,44 +82,11 @@ def _children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
-@contextlib.asynccontextmanager
-async def _gateway(home: Path, upstream: int):
-    """`unprompt serve` with its recording worker: its port and its process id."""
-    port = _free_port()
-    (home / "gateway.yaml").write_text(
-        f'providers: {{openai: {{protocol: openai, base_url: "http://127.0.0.1:{upstream}/v1"}}}}\n'
-        f'store: {{url: "sqlite:///{home}/data/unprompt.db"}}\nserver: {{drain_seconds: 1}}\n'
-    )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "serve", "--no-jobs", "--port", str(port), "--config",
-        str(home / "gateway.yaml"), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        await _reachable(port)
-        await asyncio.sleep(1.0)  # its worker starts after it
-        yield port, process.pid
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def _reachable(port: int) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"nobody listens on port {port}")
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 # --- processor time, and how long others wait --------------------------------------------------------------
+
+TEXT = b'"' + b"QUJD" * (SIZE // 4 - 1) + b'",\n'
+EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 60)
+DONE = b"data: [DONE]\n\n"
 
 RECORDED = [
     Body("request, JSON", True, "application/json", mb=16, piece=TEXT),
@@ -299,7 +108,7 @@ def cpu_ms(pid: int) -> float:
 @contextlib.asynccontextmanager
 async def _nginx(home: Path, upstream: int):
     """Plain nginx in front of the same upstream, buffering no answer: its port and its worker's process id."""
-    port = _free_port()
+    port = free_port()
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     (home / "nginx.conf").write_text(
         f"worker_processes 1; daemon off; error_log {home}/nginx.err; pid {home}/nginx.pid;\n"
@@ -312,7 +121,7 @@ async def _nginx(home: Path, upstream: int):
     home.chmod(0o777)  # nginx's worker is another user
     process = await asyncio.create_subprocess_exec("nginx", "-c", str(home / "nginx.conf"))
     try:
-        await _reachable(port)
+        await reachable(port)
         yield port, _children(process.pid)[0]
     finally:
         process.terminate()
@@ -341,7 +150,7 @@ async def costs(home: Path, times: int) -> list[str]:
             for body in RECORDED:
                 plain[body.name], _ = await _spent(told, port, [pid], body, times)
     rows = []
-    async with _gateway(home, upstream) as (port, pid):
+    async with gateway_before(home, upstream) as (port, pid):
         for body in RECORDED:
             await _spent(told, port, [pid], body, 2)
             before = await _lags(port)
@@ -381,7 +190,7 @@ async def measure(home: Path, mb: int, bodies: list[Body]) -> list[Result]:
     server = await loop.create_server(lambda: UpstreamEnd(told), "127.0.0.1", 0)
     upstream = server.sockets[0].getsockname()[1]
     results = []
-    async with _gateway(home, upstream) as (port, pid):
+    async with gateway_before(home, upstream) as (port, pid):
         for body in bodies:
             size = (body.mb or mb) * MB
             told.append((body, size))

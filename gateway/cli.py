@@ -163,8 +163,9 @@ def demo_command(as_json: bool, story: str, **chosen: Any) -> None:
     """
     from gateway.demo import drift, outcome
     from gateway.demo import story as first
+    from gateway.demo.stage import Options
 
-    options = first.Options(**chosen)
+    options = Options(**chosen)
     started = time.monotonic()
 
     def say(sentence: str) -> None:

@@ -23,7 +23,8 @@ from gateway.dashboard.facts import flips
 from gateway.demo.client import App, Call, Reply
 from gateway.demo.messages import Labelled
 from gateway.demo.prompts import Prompt
-from gateway.demo.story import Options, Say, gateway_at, plot, recorded, stats_of, teacher_at
+from gateway.demo.stage import Options, Say, gateway_at, recorded, stats_of, teacher_at
+from gateway.demo.story import plot
 from gateway.errors import TaskError
 from gateway.stores.sqlite import SqliteStore
 

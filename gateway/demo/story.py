@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import yaml
 
@@ -26,36 +23,19 @@ from gateway.demo import messages as data
 from gateway.demo.client import App, Call, Reply
 from gateway.demo.messages import Labelled
 from gateway.demo.prompts import Prompt, few_shot, one_offs, triage
+from gateway.demo.stage import LIVE, Options, Say, gateway_at, recorded, route_in_force, stats_of, teacher_at
 from gateway.errors import TaskError
 from gateway.pipeline.canary import steps_of
-from gateway.stores.journal import waiting
 from gateway.stores.sqlite import SqliteStore
 
-MODEL = "gpt-6-luna"
 HELD_OUT = 300
 CHANGED = 60
-LIVE, MOST_LIVE = 600, 3000
-"""So many messages are different of those that are asked while the candidate takes over, step by step; and so many
-are asked at most."""
+MOST_LIVE = 3000
+"""So many are asked at most while the candidate takes over, step by step."""
 CANARY = (25.0, 100.0)
 RATE = 20.0
 """Requests a second while latency is measured."""
 SETTLE_SECONDS = 240.0
-Say = Callable[[str], None]
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person may choose. `upstream` and `model`: a real LLM instead of the teacher."""
-
-    data: Path | None = None
-    rows: int = 2500
-    home: Path | None = None
-    seed: int = 0
-    error_rate: float = 0.01
-    upstream: str | None = None
-    model: str = MODEL
-    at_once: int = 64
-    keep: bool = False
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,54 +102,13 @@ async def _acts(
     await app.ask(traffic, at_once=options.at_once, progress=_progress(say, "traffic sent", len(traffic)))
     seen = await _watch(home, story, say)
     if seen["promoted"]:
-        await _route_in_force(url)
+        await route_in_force(url)
         seen["live"] = await _take_over(options, story, home, app, say)
     after = await app.ask_at(_calls(story, "after"), rate=RATE)
     changed = await app.ask_at(_changed(story), rate=RATE)
     say(f"after: the same {len(after)} held-out messages, and {len(changed)} with a changed prompt")
     await recorded(home)
     return await _result(story, home, upstream, before, after, changed, seen, time.monotonic() - started)
-
-
-# --- the parts -----------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def teacher_at(options: Options, home: Path) -> AsyncIterator[str]:
-    if options.upstream is not None:
-        yield options.upstream.rstrip("/")
-        return
-    command = [sys.executable, "-m", "gateway.demo.teacher", "--error-rate", str(options.error_rate)]
-    command += ["--seed", str(options.seed), "--rows", str(data.BUILT_IN + LIVE), "--model", options.model]
-    async with _process([*command, "--data", str(options.data or "builtin")], home / "teacher.log") as line:
-        yield line.rpartition(" ")[2]
-
-
-@asynccontextmanager
-async def gateway_at(home: Path) -> AsyncIterator[str]:
-    config = home / "config" / "gateway.yaml"
-    command = [sys.executable, "-m", "gateway", "serve", "--config", str(config), "--port", "0"]
-    async with _process(command, home / "gateway.log") as line:
-        yield line.split(" relays ")[1].split("/v1 ")[0]
-
-
-@asynccontextmanager
-async def _process(command: Sequence[str], log: Path) -> AsyncIterator[str]:
-    """A child that says on its first line where it is; gives that line."""
-    with log.open("wb") as errors:
-        child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=errors)
-    try:
-        line = (await child.stdout.readline()).decode().strip() if child.stdout else ""
-        if not line:
-            raise TaskError(f"{command[2]} did not start; {log} says why:\n{log.read_text()[-2000:]}")
-        yield line
-    finally:
-        if child.returncode is None:
-            child.terminate()
-            try:
-                await asyncio.wait_for(child.wait(), 30)
-            except TimeoutError:
-                child.kill()
 
 
 def _write_config(home: Path, upstream: str, story: Plot) -> None:
@@ -314,32 +253,6 @@ def _step(row: dict[str, Any], sent: int) -> str:
     return f"canary: {pairs} answers compared in {sent} more requests; now {share:g} % of the requests"
 
 
-async def _route_in_force(url: str) -> None:
-    """A flip is seen by the gateway within a fraction of a second; wait until its metrics say so."""
-    async with aiohttp.ClientSession() as session:
-        for _ in range(100):
-            async with session.get(f"{url}/metrics") as answer:
-                if "unprompt_route_weight{" in await answer.text():
-                    return
-            await asyncio.sleep(0.1)
-    raise TaskError("the gateway did not take up the new route within 10 s")
-
-
-async def recorded(home: Path, seconds: float = 10.0) -> None:
-    """Wait until the worker has moved all that was recorded into the store.
-
-    Raises:
-        TaskError: it has not within so many seconds.
-    """
-    until = time.monotonic() + seconds
-    while (left := waiting(home / "data" / "journal")[0]) > 0:
-        if time.monotonic() > until:
-            raise TaskError(
-                f"{left} bytes are not in the store after {seconds:g} s; {home / 'gateway.log'} says why"
-            )
-        await asyncio.sleep(0.1)
-
-
 # --- the result --------------------------------------------------------------------------------------------
 
 
@@ -395,14 +308,3 @@ def phase_figures(store: SqliteStore, phase: str, replies: Sequence[Reply]) -> d
         "p95_ms": round(times[int(len(times) * 0.95)], 1),
         "errors": sum(reply.error is not None for reply in replies),
     }
-
-
-async def stats_of(upstream: str) -> dict[str, Any]:
-    """The teacher's own count of what it was asked; a real LLM has none."""
-    url = upstream.removesuffix("/v1") + "/stats"
-    try:
-        async with aiohttp.ClientSession() as session, session.get(url) as answer:
-            found: dict[str, Any] = await answer.json() if answer.status == 200 else {}
-            return found
-    except (aiohttp.ClientError, ValueError):
-        return {}

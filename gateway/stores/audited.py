@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.stores.sqlite import Record, SqliteStore
+from gateway.stores.sqlite import SqliteStore
+from gateway.stores.sqlite_file import Record
 
 AT_ONCE = 5000
 """So many rows are read at most."""

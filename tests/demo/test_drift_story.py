@@ -10,7 +10,7 @@ from rich.console import Console
 
 from gateway.demo import outcome
 from gateway.demo.drift import shift, stripped_by
-from gateway.demo.story import Options
+from gateway.demo.stage import Options
 
 
 def test_some_kinds_of_message_come_only_with_the_second_prompt() -> None:

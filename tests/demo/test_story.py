@@ -12,7 +12,8 @@ from rich.console import Console
 
 from gateway.demo import outcome
 from gateway.demo.client import Reply
-from gateway.demo.story import Options, phase_figures, plot, recorded
+from gateway.demo.stage import Options, recorded
+from gateway.demo.story import phase_figures, plot
 from gateway.domain.exchange import Exchange
 from gateway.errors import TaskError
 from gateway.stores.journal import JournalWriter

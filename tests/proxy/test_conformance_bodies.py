@@ -6,8 +6,7 @@ With 500 MB each and as a table: `python benchmarks/large_bodies.py`.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -22,14 +21,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 @pytest.fixture(scope="module")
 def bodies() -> ModuleType:
-    file = Path(__file__).parents[2] / "benchmarks" / "large_bodies.py"
-    spec = importlib.util.spec_from_file_location("large_bodies", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["large_bodies"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:  # it imports its neighbours, as a script does
+        patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+        return importlib.import_module("large_bodies")
 
 
 def test_uploads_and_downloads_pass_at_constant_memory(tmp_path: Path, bodies: ModuleType) -> None:

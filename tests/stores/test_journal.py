@@ -469,7 +469,7 @@ def test_while_its_writer_lives_a_half_written_record_is_waited_for(tmp_path: Pa
 
 
 def test_a_locked_store_is_an_outage_and_no_poison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.stores.sqlite.LOCKED_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.stores.sqlite_file.LOCKED_SECONDS", 0.05)
     store = SqliteStore(tmp_path / "store.db")
     JournalWriter(tmp_path / "j").append(begin(1))
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)

@@ -19,7 +19,7 @@ from gateway.domain.exchange import End, Exchange, Usage
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.errors import StoreError
-from gateway.stores import sqlite
+from gateway.stores import sqlite, sqlite_file
 from gateway.stores.migrations import migrations
 from gateway.stores.sqlite import SqliteStore
 
@@ -228,7 +228,7 @@ def test_reading_waits_for_no_writer_and_writing_says_that_it_is_locked(
 ) -> None:
     file = tmp_path / "unprompt.db"
     SqliteStore(file).close()
-    monkeypatch.setattr(sqlite, "LOCKED_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_file, "LOCKED_SECONDS", 0.05)
     busy = sqlite3.connect(file, isolation_level=None)
     busy.execute("BEGIN IMMEDIATE")
     second = SqliteStore(file)

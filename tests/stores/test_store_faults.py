@@ -134,7 +134,7 @@ sys.stdin.read()
 def test_a_lock_of_another_process_is_waited_for_and_is_no_poison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.stores.sqlite.LOCKED_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.stores.sqlite_file.LOCKED_SECONDS", 0.1)
     store = SqliteStore(tmp_path / "u.db")
     write(tmp_path / "j", 1)
     holder = subprocess.Popen(
