@@ -31,11 +31,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """Rows plus where their files are. `digest` is the SHA-256 of the bytes of the parts' JSONL files.
 
-    `rows` may be in a file and read one at a time. `beyond` are held-out inputs to which the incumbent gave no text
-    that can be learnt: to a refusal any answer is wrong, to calls of tools all but the same calls. `calls` are the
-    rows of both sides whose answer is a call of a tool, for models that can call one; the held-out ones are among
-    `beyond`, too. `confirmation` rows are the newest of the held-out ones: whoever was chosen by `validation` is
-    confirmed on them, once.
+    Rows may be in a file and read one at a time. `rows` are those whose answer is a text, `calls` those whose
+    answer is a call of a tool, for models that can call one; the card counts both. `beyond` are held-out inputs to
+    which the incumbent gave no text: to a refusal any answer is wrong, to calls of tools, those of `calls` among
+    them, all but the same calls. `confirmation` rows are the newest of the held-out ones: whoever was chosen by
+    `validation` is confirmed on them, once.
     """
 
     id: str
@@ -49,8 +49,11 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     calls: Sequence[Row] = ()
 
     def part(self, split: Split) -> list[Row]:
+        """The rows of a part whose answer is a text."""
         return [row for row in self.rows if row.split == split]
 
     def count(self, split: Split) -> int:
-        """How many rows a part has; the card knows, so that no file is read."""
-        return int(self.card[split]) if split in self.card else len(self.part(split))
+        """How many rows a part has, texts and calls; the card knows, so that no file is read."""
+        if split in self.card:
+            return int(self.card[split])
+        return sum(row.split == split for row in (*self.rows, *self.calls))

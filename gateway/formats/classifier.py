@@ -11,7 +11,13 @@ _KEYS = frozenset({"text", "label"})
 
 
 def write(example: Example) -> Json:
-    """The example as a row."""
+    """The example as a row.
+
+    Raises:
+        InvalidRow: its answer is a call of a tool, which is no label.
+    """
+    if example.answer.get("tool_calls"):
+        raise InvalidRow(Reason.TOOL_CALL, "the answer calls a tool, and a label is a text")
     return {"text": example.text, "label": text_of(example.answer)}
 
 

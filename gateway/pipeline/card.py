@@ -12,13 +12,16 @@ import numpy as np
 from gateway.domain.dataset import Row
 from gateway.pipeline.choosing import Chosen
 from gateway.pipeline.parts import Found
+from gateway.pipeline.tool_calls import of_row, shown
 
 LABEL_CHARS = 200
 SAMPLES = 5
+FEW_TEXTS = 0.1
+"""Where no larger share of the rows are texts, the task is to call tools, whatever the texts are."""
 
 
 def kind_of(outputs: Sequence[str]) -> str:
-    """`classification` (a closed set of answers), `extraction` (JSON objects) or `generation`."""
+    """What texts are: `classification` (a closed set of answers), `extraction` (JSON objects) or `generation`."""
     counts = Counter(outputs)
     repeated = sum(count for count in counts.values() if count > 1)
     longest, objects = max(map(len, counts), default=0), all(map(_is_json_object, outputs))
@@ -40,20 +43,25 @@ def _is_json_object(output: str) -> bool:
         return False
 
 
-def card(found: Found, chosen: Chosen, rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures of a card. `recorded` exchanges are the rows and what was dropped, each counted once."""
-    counts, noise, places = chosen.counts, chosen.settled.noise, chosen.places
+def card(found: Found, chosen: Chosen, rows: Sequence[Row], calls: Sequence[Row]) -> dict[str, Any]:
+    """The figures of a card; `rows` are those whose answer is a text, `calls` those that call tools. `recorded`
+    exchanges are all rows and what was dropped, each counted once."""
+    counts, noise = chosen.counts, chosen.settled.noise
+    places = chosen.places[~found.columns.calls[chosen.places]]
     _, first, often = np.unique(found.columns.answers[places], return_index=True, return_counts=True)
     longest = int(found.sizes[places].max(initial=0))
     kind = _kind(int(often[often > 1].sum()), len(often), len(places), longest, bool(found.objects[places].all()))
+    kind = "tools" if calls and len(rows) <= FEW_TEXTS * len(chosen.places) else kind
     balance = _balance(rows, first, often) if kind == "classification" else {}
     return {
         "kind": kind,
         "recorded": chosen.recorded,
         "dropped": dict(sorted(chosen.dropped.items())),
-        "rows": len(places),
+        "rows": len(chosen.places),
         **{part: counts[part] for part in ("train", "validation", "confirmation")},
-        "held_out_beyond": sum(part != "train" for part in chosen.beyond_parts),
+        "calls": dict(Counter(row.split for row in calls)),
+        "called": dict(Counter(call["function"]["name"] for row in calls for call in row.tool_calls).most_common()),
+        "held_out_beyond": len(chosen.beyond_parts),
         "on_both_sides": chosen.leaks,
         "pairs_not_compared": chosen.settled.uncompared,
         "answers_differ_on_repeated_inputs": _share(noise.differing, noise.repeated),
@@ -65,8 +73,15 @@ def card(found: Found, chosen: Chosen, rows: Sequence[Row]) -> dict[str, Any]:
         **_tokens(found, chosen),
         "labels": len(balance),
         "balance": balance,
-        "samples": [{"input": row.text, "output": row.output} for row in rows[:SAMPLES]],
+        "samples": [{"input": row.text, "output": shown(of_row(row))} for row in _samples(rows, calls)],
     }
+
+
+def _samples(rows: Sequence[Row], calls: Sequence[Row]) -> list[Row]:
+    """The first ones, of texts and calls alike where there are both."""
+    texts = max(SAMPLES - len(calls), (SAMPLES + 1) // 2)
+    first = [*rows[:texts]]
+    return [*first, *calls[: SAMPLES - len(first)]]
 
 
 def _balance(rows: Sequence[Row], first: Any, often: Any) -> dict[str, int]:
@@ -136,17 +151,23 @@ def _sentences(card: dict[str, Any]) -> list[str]:
         f"Personal data and secrets: {done}.",
         f"Whether the terms of {card['teacher']['target']} let models be trained on its answers:"
         f" {card['train_on_outputs']}.",
-        f"Held-out inputs whose answer is no text (tool calls, refusals): {card['held_out_beyond']}.",
+        "Held-out inputs whose answer cannot be learnt (refusals, calls of undeclared tools):"
+        f" {card['held_out_beyond']}.",
         *_calls(card),
     ]
 
 
 def _calls(card: dict[str, Any]) -> list[str]:
-    """What is learnt of tool calls, which are no rows."""
+    """What the rows have of tools."""
     if not card.get("tools"):
         return []
     counts = ", ".join(f"{count} {part}" for part, count in card["calls"].items()) or "none"
-    return [f"Every row declares {card['tools']} tools; calls of them that chat models learn, besides: {counts}."]
+    names = ", ".join(f"{name} {count}" for name, count in card["called"].items())
+    of_each = f" (calls of each: {names})" if names else ""
+    return [
+        f"Every row declares {card['tools']} tools; rows that call one, which chat models alone learn:"
+        f" {counts}{of_each}."
+    ]
 
 
 def _cell(text: str) -> str:

@@ -21,7 +21,7 @@ LEAST_CONFIRMATION = 50
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """The rows: their places among the examples, in order, the part and how often the input of each was seen; and
-    the same of held-out inputs beyond learning, and of training inputs whose answer calls a tool.
+    the same of held-out inputs beyond learning.
 
     `dropped` and the rows are together all `recorded` exchanges. `leaks` are counts of what is on both sides of the
     split, which must all be 0: inputs, inputs with the same words, conversations, near duplicates.
@@ -59,8 +59,7 @@ def choose(found: Found, settled: Settled, policy: TaskPolicy) -> Chosen:
     return Chosen(
         places=places, parts=parts, seen=settled.seen[allowed], beyond=settled.beyond,
         beyond_parts=[
-            "train" if not columns.held_out[place] else "confirmation" if place > newest else "validation"
-            for place in settled.beyond.tolist()
+            "confirmation" if place > newest else "validation" for place in settled.beyond.tolist()
         ],
         beyond_seen=settled.beyond_seen, dropped=+dropped, recorded=dropped.total() + len(places),
         leaks=leaks(found, places), settled=settled,

@@ -121,7 +121,7 @@ def _dataset(shop: Workshop, task: str, job: Job) -> tuple[Dataset, Job]:
         except DatasetError as error:
             shop.say(f"task {task}: {error}; building it again")
     data = dataset.build(shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms())
-    shop.say(f"task {task}: dataset {data.id}, {len(data.rows)} rows from {data.card['recorded']} exchanges")
+    shop.say(f"task {task}: dataset {data.id}, {data.card['rows']} rows from {data.card['recorded']} exchanges")
     return data, _note(shop, task, job, "finetune", dataset=data.id)
 
 

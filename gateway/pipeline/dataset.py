@@ -7,24 +7,24 @@ import json
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from gateway.config import TaskPolicy
 from gateway.domain.dataset import Dataset
 from gateway.domain.template import PromptTemplate
 from gateway.domain.terms import NOTHING_SAID, Terms, provider_of
 from gateway.errors import DatasetError, StoreError, TaskError
-from gateway.formats import InvalidRow, check_line
-from gateway.formats import load as load_format
+from gateway.formats import InvalidRow
 from gateway.formats.messages import check_tools
 from gateway.pipeline import rows as files
 from gateway.pipeline.card import card, card_text
 from gateway.pipeline.choosing import Chosen, choose
-from gateway.pipeline.duplicates import settle
+from gateway.pipeline.duplicates import Places, settle
 from gateway.pipeline.examples import TERMS, Scope, Teacher, closed_set
 from gateway.pipeline.parts import Found, read_heads, whole_line
 from gateway.pipeline.reading import ALONE, Say, key_of, parts, read_all
@@ -112,8 +112,10 @@ def scope_of(store: SqliteStore, task: str, policy: TaskPolicy | None = None) ->
     uses = Counter(row["task_version"] for row in own[: policy.min_rows])  # newest first: what makes a turn due
     first = max(templates, key=lambda template: (uses[template.version], template.version))
     others = sorted((t for t in templates if t is not first), key=lambda t: -t.version)
+    tools = frozenset(tool["function"]["name"] for tool in tools_of(store, first))
     return Scope(
-        templates=(first, *others), teacher=teacher, students=students, feedback=_feedback(store.rows("feedback")),
+        templates=(first, *others), tools=tools, teacher=teacher, students=students,
+        feedback=_feedback(store.rows("feedback")),
         answers=closed_set(newest_of(store, first, COMPARED)) if others else None,
         scrub=policy.scrub, max_row_tokens=policy.max_row_tokens,
     )  # fmt: skip
@@ -176,7 +178,7 @@ def _remedy(task: str, scope: Scope, chosen: Chosen) -> str:
 
 def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Chosen, work: Path) -> Dataset:
     tools = tools_of(store, scope.templates[0])
-    hashes, called = _write_rows(found, chosen, work, tools)
+    hashes = _write_rows(found, chosen, work, json.dumps(tools, ensure_ascii=False).encode() if tools else b"")
     template, digest = scope.templates[0].name, files.digest(hashes)
     name = work.parent.name
     identity = hashlib.sha256(json.dumps([task, template, digest]).encode()).hexdigest()
@@ -187,8 +189,8 @@ def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Ch
         "teachers": dict(Counter(_target(row) for row in answered).most_common(5)), "scrub": scope.scrub,
         "train_on_outputs": _said_of(scope),
     }  # fmt: skip
-    about |= card(found, chosen, RowFile(work / "rows.jsonl"))
-    about |= {"tools": len(tools), "tools_characters": len(json.dumps(tools)) if tools else 0, "calls": called}
+    about |= card(found, chosen, RowFile(work / "rows.jsonl"), RowFile(work / "calls.jsonl"))
+    about |= {"tools": len(tools), "tools_characters": len(json.dumps(tools)) if tools else 0}
     about["sha256"] = hashes
     (work / "card.md").write_text(card_text(about), "utf-8")
     (work / "card.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
@@ -218,35 +220,29 @@ def tools_of(store: SqliteStore, template: PromptTemplate) -> list[dict[str, Any
     return declared
 
 
-def _write_rows(
-    found: Found, chosen: Chosen, work: Path, tools: list[dict[str, Any]]
-) -> tuple[dict[str, str], dict[str, int]]:
+def _write_rows(found: Found, chosen: Chosen, work: Path, tools: bytes) -> dict[str, str]:
     """All rows' files, in the order of their exchanges' ids, those that call a tool last; gives the hash of each
-    file, and how many calls each part has."""
-    written, called = Written(work, ("rows", "beyond", "calls", *PARTS)), Counter[str]()
-    declared = json.dumps(tools, ensure_ascii=False).encode() if tools else b""
-    for line, part, seen in zip(found.lines(chosen.places), chosen.parts, chosen.seen.tolist(), strict=True):
-        row = whole_line(line, part, seen)
-        written.add("rows", row)
-        written.add(part, chat_line(row, declared))
-    beyond = zip(found.lines(chosen.beyond), chosen.beyond_parts, chosen.beyond_seen.tolist(), strict=True)
-    for place, (line, part, seen) in zip(chosen.beyond.tolist(), beyond, strict=True):
-        row = whole_line(line, part, seen)
-        if part != "train":
-            written.add("beyond", row)
-        if found.columns.calls[place] and tools and _is_valid(chat := chat_line(row, declared)):
-            written.add("calls", row)
-            written.add(part, chat)
-            called[part] += 1
-    return written.close(), dict(called)
+    file. Held-out calls stand beside what nobody may answer, too: both judge candidates."""
+    written = Written(work, ("rows", "beyond", "calls", *PARTS))
+    called, parts = found.columns.calls[chosen.places], np.array(chosen.parts)
+    for name, which in (("rows", ~called), ("calls", called)):
+        for row, part in _lines(found, chosen.places[which], parts[which], chosen.seen[which]):
+            written.add(name, row)
+            written.add(part, chat_line(row, tools))
+    which = called & (parts != "train")
+    places = np.concatenate([chosen.places[which], chosen.beyond])
+    order = np.argsort(places)
+    held_out = np.concatenate([parts[which], np.array(chosen.beyond_parts, parts.dtype)])[order]
+    seen = np.concatenate([chosen.seen[which], chosen.beyond_seen])[order]
+    for row, _ in _lines(found, places[order], held_out, seen):
+        written.add("beyond", row)
+    return written.close()
 
 
-def _is_valid(line: bytes) -> bool:
-    try:
-        check_line(load_format("openai"), line)
-    except InvalidRow:
-        return False
-    return True
+def _lines(found: Found, places: Places, parts: Iterable[str], seen: Places) -> Iterator[tuple[bytes, str]]:
+    """The line and the part of each of these examples (ascending places)."""
+    for line, part, often in zip(found.lines(places), parts, seen.tolist(), strict=True):
+        yield whole_line(line, part, often), part
 
 
 def _dataset(place: Path, about: dict[str, Any], digest: str) -> Dataset:

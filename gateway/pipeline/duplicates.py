@@ -47,9 +47,9 @@ class Columns(msgspec.Struct, frozen=True):
     """What is known of examples, each array (examples,) but `inputs` (examples, 2): hashes of the input's text.
     `words` are hashes of its words alone.
 
-    `held_out`: on the side of validation. `beyond`: the answer cannot be learnt as a text; `calls`: it calls a
-    tool. `answers` are hashes of answers. `signed` are the places of those with a signature, `signatures`
-    (signed, 126) in the same order.
+    `held_out`: on the side of validation. `beyond`: the answer cannot be learnt; `calls`: it calls a tool.
+    `answers` are hashes of answers. `signed` are the places of those with a signature, `signatures` (signed, 126)
+    in the same order.
     """
 
     inputs: NDArray[np.uint64]
@@ -77,8 +77,8 @@ class Noise(msgspec.Struct, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """Places of the examples that become rows, and of held-out ones beyond learning and calls of tools, with how
-    often each input was seen. `uncompared` pairs share a band and were not compared, since too many do."""
+    """Places of the examples that become rows, and of held-out ones beyond learning, with how often each input was
+    seen. `uncompared` pairs share a band and were not compared, since too many do."""
 
     kept: Places
     seen: Places
@@ -97,8 +97,7 @@ def settle(columns: Columns) -> Settled:
     for group in _groups(columns.inputs):
         learnable = [place for place in group if not columns.beyond[place]] if len(group) > 1 else group
         if not learnable or columns.beyond[learnable[0]]:
-            is_kept = columns.held_out[group[-1]] or columns.calls[group[-1]]
-            beyond += [(group[-1], len(group))] if is_kept else []
+            beyond += [(group[-1], len(group))] if columns.held_out[group[-1]] else []
             continue
         side = columns.held_out[learnable[0]]
         ours = [place for place in learnable if columns.held_out[place] == side] if len(group) > 1 else learnable

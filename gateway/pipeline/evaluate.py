@@ -102,7 +102,7 @@ def evaluate(
 def _trials(store: SqliteStore, dataset: Dataset) -> tuple[Trial, Trial]:
     """The rows to choose by, and the newer ones to confirm by."""
     validation = dataset.part("validation")
-    if not validation:
+    if not validation and not any(row.split == "validation" for row in dataset.calls):
         raise DatasetError(f"dataset {dataset.id} has no validation rows; send more traffic through the gateway")
     beyond = [row for row in dataset.beyond if row.split != "confirmation"]
     newer = [row for row in dataset.beyond if row.split == "confirmation"]

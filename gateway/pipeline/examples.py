@@ -29,7 +29,7 @@ BYTES_PER_TOKEN = 4
 """Of UTF-8, in a rough estimate that is good enough to tell what no model can be trained on."""
 TOOL_CALLS = "tool calls"
 BEYOND = frozenset({TOOL_CALLS, "refusal", "empty answer"})
-"""Answers that cannot be learnt as a text, but that a candidate must not replace by one of its own."""
+"""Answers that are no text, but that a candidate must not replace by one of its own."""
 TERMS = "its provider's terms"
 """Why answers of a provider with `train_on_outputs: false` are dropped, approved ones too: they are still its."""
 Scrub = Literal["off", "mask", "drop"]
@@ -58,13 +58,15 @@ class Teacher(msgspec.Struct, frozen=True):
 class Scope(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a dataset is about: one teacher's answers to one prompt. `templates` begins with the one in use;
     `students` are the targets of models that we have trained; `answers` are those that are given to the prompt in
-    use, where they are a closed set; the rest is the task's policy."""
+    use, where they are a closed set; `tools` are the names of those that its requests declare; the rest is the
+    task's policy."""
 
     templates: tuple[PromptTemplate, ...]
     teacher: Teacher
     students: frozenset[str]
     feedback: Mapping[str, dict[str, Any]]
     answers: frozenset[str] | None = None
+    tools: frozenset[str] = frozenset()
     scrub: Scrub = "mask"
     max_row_tokens: int = 65_536
     terms: Terms = NOTHING_SAID
@@ -79,7 +81,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     """An exchange that can be learnt from, before duplicates are settled.
 
     The greatest `rank` counts: (2 a person's correction, 1 approved, 0 plain; answered to the prompt in use).
-    `beyond` is why its answer cannot be learnt as a text, "" where it can; `tool_calls` are what it calls. `side`
+    `beyond` is why its answer cannot be learnt, "" where it can; `tool_calls` are what it calls. `side`
     is `train` or `validation`, for ever. `session` are the words that requests of one conversation have in common,
     `words` those of the text. `found` are the kinds of personal data and secrets that were masked. `characters` are
     those of the whole prompt, beside the `tokens` that it was.
@@ -123,7 +125,7 @@ def example(exchange: Exchange, scope: Scope) -> Example | str:
     side, current = _side_of(words), inputs.template is scope.templates[0]
     if side == "validation" and not current:
         return _OLD_PROMPT  # it would judge candidates by what another prompt asked for
-    if not current and scope.answers is not None and output not in scope.answers:
+    if not current and not beyond and scope.answers is not None and output not in scope.answers:
         return _OLD_ANSWERS
     found = Example(
         id=exchange.id, text=text, messages=messages, output=output, side=side, session=words, words=words,

@@ -19,6 +19,7 @@ from gateway.errors import DatasetError
 from gateway.pipeline.duplicates import Columns, Places
 from gateway.pipeline.examples import Example
 from gateway.pipeline.signatures import NUMBERS, signature
+from gateway.pipeline.tool_calls import spelled
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +69,7 @@ def part_file(found: Sequence[Example], dropped: Counter[str]) -> bytes:
         inputs=b"".join(_hash(one.text, 16) for one in found),
         sessions=b"".join(_hash(one.session, 8) for one in found),
         words=b"".join(_hash(one.words, 8) for one in found),
-        answers=b"".join(_hash(one.output, 8) for one in found),
+        answers=b"".join(_hash(_said(one), 8) for one in found),
         lengths=_numbers([len(one.text) for one in found]), sizes=_numbers([len(one.output) for one in found]),
         objects=bytes(_is_object(one.output) for one in found),
         ranks=bytes(2 * one.rank[0] + one.rank[1] for one in found),
@@ -83,6 +84,12 @@ def part_file(found: Sequence[Example], dropped: Counter[str]) -> bytes:
 
 def _numbers(values: list[int]) -> bytes:
     return np.array(values, "<u4").tobytes()
+
+
+def _said(one: Example) -> str:
+    """What two examples have in common that say the same."""
+    functions = [call["function"] for call in one.tool_calls]
+    return spelled((each["name"], each["arguments"]) for each in functions) if functions else one.output
 
 
 def _hash(text: str, size: int) -> bytes:

@@ -35,7 +35,7 @@ PART = 4096
 ALONE = 20_000
 """So many exchanges are read by this process alone: others take a second to start."""
 MOST_PROCESSES = 8
-_EDITION = 3
+_EDITION = 4
 """Of the part files' content: a later release that reads exchanges differently counts on."""
 _SECONDS = 5.0
 Say = Callable[[str], None]
@@ -140,7 +140,7 @@ def _keep(store: SqliteStore, scope: Scope, rowids: Sequence[int], file: Path) -
     dropped: Counter[str] = Counter()
     found: list[Example] = []
     for exchange in store.each_exchange(where, [json.dumps(list(rowids))]):
-        one = trainable(example(exchange, scope))
+        one = trainable(example(exchange, scope), scope.tools)
         if isinstance(one, Example):
             found.append(one)
         dropped.update([one] if isinstance(one, str) else [one.beyond] if one.beyond else [])

@@ -24,6 +24,8 @@ from gateway.trainers import Estimating, Trainer, TrainerSettings
 _BY_KIND = {"classification": ("classifier",), "extraction": ("tagger", "classifier")}
 """The trainers of a task whose policy names none. For other kinds, all that the config has beside these."""
 _EMBEDDED = frozenset(name for names in _BY_KIND.values() for name in names)
+_MANY_CALLS = 0.02
+"""Where a larger share of the training rows call tools, models that can call one are tried besides."""
 SECONDS_PER_ROW = 0.005
 """What an embedded candidate takes, as long as none of this trainer's has been trained here."""
 
@@ -78,9 +80,10 @@ def sweep_of(config: Config, dataset: Dataset, models: Path) -> Sweep:
 
 
 def _suitable(config: Config, dataset: Dataset) -> tuple[str, ...]:
-    wanted = _BY_KIND.get(dataset.card.get("kind", "classification"))
-    if wanted is None:
-        wanted = tuple(name for name in config.trainers if name not in _EMBEDDED)
+    wanted = _BY_KIND.get(dataset.card.get("kind", "classification"), ())
+    calls = sum(row.split == "train" for row in dataset.calls)
+    if not wanted or calls > _MANY_CALLS * dataset.count("train"):
+        wanted += tuple(name for name in config.trainers if name not in _EMBEDDED)
     return tuple(name for name in wanted if name in config.trainers) or ("classifier",)
 
 
@@ -169,7 +172,7 @@ def _estimate(
     )
     if said.hours is not None or (remote and seconds_per_row is None):
         return said
-    seconds = (SECONDS_PER_ROW if seconds_per_row is None else seconds_per_row) * len(dataset.part("train"))
+    seconds = (SECONDS_PER_ROW if seconds_per_row is None else seconds_per_row) * dataset.count("train")
     return Estimate(usd=said.usd, tokens=said.tokens, hours=seconds / 3600)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -134,6 +134,19 @@ def training_tokens(dataset: Dataset, epochs: int) -> int:
         + 3 * len(row.messages) + 6 + tools
         for row in rows
     )  # fmt: skip
+
+
+def check_texts(dataset: Dataset, rows: Sequence[Row]) -> None:
+    """For trainers that learn texts alone: refuse training `rows` of which none is left beside calls of tools.
+
+    Raises:
+        DatasetError: no row has a text to learn; says which trainers learn calls.
+    """
+    if dataset.calls and not rows:
+        raise DatasetError(
+            "all answers are calls of tools, which this trainer does not learn; one of kind trl, openai, together, "
+            "fireworks or export does: add it to 'trainers' in the config"
+        )
 
 
 def _answer(row: Row) -> str:

@@ -260,7 +260,7 @@ JSON = st.recursive(
 
 
 @given(JSON, st.sampled_from(names()))
-@settings(max_examples=2000)
+@settings(max_examples=2000, deadline=None)
 def test_whatever_a_file_holds_is_judged_and_never_raises_anything_else(value: Any, name: str) -> None:
     line = json.dumps(value).encode()
     for invalid in invalid_rows(load(name), [line]):
@@ -270,7 +270,7 @@ def test_whatever_a_file_holds_is_judged_and_never_raises_anything_else(value: A
 @given(
     JSON, st.integers(0, 4), st.sampled_from(["role", "content", "tool_calls", "name", "weight", "tool_call_id"])
 )
-@settings(max_examples=2000)
+@settings(max_examples=2000, deadline=None)  # the first example also loads the formats
 def test_a_message_with_anything_in_it_is_judged_too(value: Any, at: int, key: str) -> None:
     for name in CHATS:
         row = copy.deepcopy(row_of(name, chat()))

@@ -58,7 +58,7 @@ def test_a_call_is_a_row_for_chat_models_and_every_row_declares_the_tools(
     assert all(row["tools"] == [TOOL] for row in rows + lines_of(data, "validation"))
     called = [row for row in rows if "tool_calls" in row["messages"][-1]]
     assert len(called) == data.card["calls"]["train"] > 20
-    assert len(rows) == data.card["train"] + len(called)
+    assert len(rows) == data.card["train"]
     (number,) = [n for n in range(40) if called[0]["messages"][0]["content"] == f"what of order K-{n}?"]
     assert called[0]["messages"][-1] == {
         "role": "assistant",
@@ -67,8 +67,8 @@ def test_a_call_is_a_row_for_chat_models_and_every_row_declares_the_tools(
             "function": {"name": "look_up", "arguments": json.dumps({"order": f"K-{number}"})},
         }],
     }  # fmt: skip
-    assert data.card["dropped"] == {"tool calls": 40}  # from the rows, which are texts
-    assert "calls of them that chat models learn, besides: " in (Path(data.directory) / "card.md").read_text()
+    assert (data.card["rows"], data.card["dropped"], data.card["kind"]) == (120, {}, "classification")
+    assert "rows that call one, which chat models alone learn: " in (Path(data.directory) / "card.md").read_text()
 
 
 def test_what_is_learnt_is_what_a_live_stripped_request_sends(store: SqliteStore, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_held_out_calls_still_judge_and_the_others_do_not(store: SqliteStore, tm
     assert {row.split for row in data.calls} == {"train", "validation"}
     held_out = [row.exchange_id for row in data.calls if row.split != "train"]
     assert [row.exchange_id for row in data.beyond] == held_out
-    assert data.card["held_out_beyond"] == len(held_out) == data.card["calls"]["validation"]
+    assert (data.card["held_out_beyond"], data.card["calls"]["validation"]) == (0, len(held_out))
     assert not {row.text for row in data.calls if row.split == "train"} & {row.text for row in data.beyond}
     assert all(row.output == "" and row.tool_calls for row in data.beyond)
     assert not any(row.tool_calls for row in data.rows)
@@ -98,7 +98,7 @@ def test_the_formats_of_chat_models_have_the_calls_and_are_valid(
 ) -> None:
     data = built(store, tmp_path / "datasets")
     found = write_format(store, data, name, tmp_path / "out")
-    assert found.rows["train"] == data.card["train"] + data.card["calls"]["train"]
+    assert found.rows["train"] == data.card["train"]
     assert found.left_out == {}
     lines = (tmp_path / "out" / "train.jsonl").read_bytes().split(b"\n")[:-1]
     assert list(formats.invalid_rows(formats.load(name), lines)) == []
@@ -110,8 +110,8 @@ def test_the_formats_of_chat_models_have_the_calls_and_are_valid(
 def test_a_classifier_is_given_no_calls(store: SqliteStore, tmp_path: Path) -> None:
     data = built(store, tmp_path / "datasets")
     found = write_format(store, data, "classifier", tmp_path / "out")
-    assert found.rows["train"] == data.card["train"]
-    assert found.left_out == {"empty_answer": len(data.calls)}
+    assert found.rows["train"] == len(data.part("train"))
+    assert found.left_out == {"tool_call": len(data.calls)}
 
 
 def test_tools_of_another_form_are_not_written_and_their_calls_are_not_learnt(

@@ -23,7 +23,7 @@ from gateway.domain.finetune import FineTune
 from gateway.errors import DatasetError
 from gateway.files import write_whole
 from gateway.student import Encoder
-from gateway.trainers import Save, TrainerSettings, train_here
+from gateway.trainers import Save, TrainerSettings, check_texts, train_here
 from gateway.trainers.classifier.calibration import fit_curve
 from gateway.trainers.classifier.fitting import Trained, train
 from gateway.trainers.classifier.options import Options
@@ -63,6 +63,7 @@ class ClassifierTrainer:
         def work() -> tuple[str, dict[str, float]]:
             options = msgspec.convert(finetune.options, Options)
             rows = dataset.part("train")
+            check_texts(dataset, rows)
             check_closed_labels(rows)
             started = time.perf_counter()
             trained = train(rows, options, encoder_of(options))

@@ -69,12 +69,12 @@ class ServiceTrainer:
 
     def candidates(self, dataset: Dataset) -> list[dict[str, Any]]:
         """The default sweep of the service."""
-        return self.plan.candidates(len(dataset.part("train")))
+        return self.plan.candidates(dataset.count("train"))
 
     def estimate(self, options: dict[str, Any], dataset: Dataset) -> Estimate:
         """Tokens times epochs times the price that the config has for the base model."""
         try:
-            model, epochs = self.plan.length(options, len(dataset.part("train")))
+            model, epochs = self.plan.length(options, dataset.count("train"))
         except Failure:
             return Estimate()
         tokens = training_tokens(dataset, epochs)

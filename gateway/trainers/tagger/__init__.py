@@ -19,7 +19,7 @@ from gateway.domain.dataset import Dataset
 from gateway.domain.finetune import FineTune
 from gateway.errors import DatasetError
 from gateway.files import write_whole
-from gateway.trainers import Save, TrainerSettings, train_here
+from gateway.trainers import Save, TrainerSettings, check_texts, train_here
 from gateway.trainers.classifier import model_name
 from gateway.trainers.tagger.learning import Options, Trained, train
 
@@ -43,8 +43,10 @@ class TaggerTrainer:
         def work() -> tuple[str, dict[str, float]]:
             options = msgspec.convert(finetune.options, Options)
             started = time.perf_counter()
+            rows = dataset.part("train")
+            check_texts(dataset, rows)
             try:
-                trained = train(dataset.part("train"), options)
+                trained = train(rows, options)
             except ImportError as error:
                 raise DatasetError(f"{error}; install it with: pip install python-crfsuite") from error
             seconds = round(time.perf_counter() - started, 3)
