@@ -176,6 +176,10 @@ class Course:
         """How many candidates were over after so many seconds of work."""
         return sum(end <= seconds for end in self.ends)
 
+    def left(self, over: int) -> float:
+        """The seconds of work that were still to do when so many candidates were over."""
+        return self.seconds - (self.ends[over - 1] if over else 0.0)
+
 
 def watched(sweep: Sweep) -> Course:
     """Let the command run to its end, and look on; it is at work from its first request to the service on."""
@@ -193,14 +197,17 @@ def killed(sweep: Sweep, kills: int, dice: random.Random, course: Course, longes
     """Start the command and kill it, so many times, then let it finish.
 
     The kills are spread over the whole run: each waits until as many candidates are over as were at a random
-    moment of its share of the undisturbed run, and then some seconds more.
+    moment of its share of the undisturbed run, and then some seconds more, at most half of those that are left, so
+    that there is still something to kill. The last one comes when a candidate is over, whatever the dice say.
     """
     finished: dict[str, int] = {}
     while report.kills < kills:
         wanted = course.over_at((report.kills + dice.random()) / kills * course.seconds)
+        is_last = report.kills == kills - 1
+        wanted = min(max(wanted, int(is_last)), len(course.ends) - 1)
         process = sweep.start()
         over = until(sweep, process, wanted)
-        time.sleep(dice.uniform(0, longest))
+        time.sleep(dice.uniform(0, min(longest, course.left(wanted) / 2)))
         over = over or process.poll() is not None
         os.kill(process.pid, signal.SIGKILL) if not over else None
         process.communicate()
