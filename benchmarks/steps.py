@@ -37,6 +37,7 @@ from gateway.proxy.server import Limits, Server
 from gateway.stores.journal import JournalWriter
 from gateway.upstreams.connection import HttpConnection
 from gateway.upstreams.http import HttpUpstream
+from gateway.upstreams.shapes import Shapes
 
 WORDS = "the order came late and the box was open so please send a new one to the same place as before thank you "
 SHOTS = [("user", WORDS * 2), ("assistant", '{"label": "shipping", "urgency": 2}')] * 6
@@ -201,19 +202,11 @@ def steps(bench: Bench) -> list[tuple[str, Any, str, Any]]:
         ("the end made: usage, price, keys blanked out", Recording, "_make_end", recall(Recording, "_make_end")),
         ("usage from the answer's JSON", OpenAI, "read_response", recall(OpenAI, "read_response")),
         ("price", Recording, "_cost", lambda *_: None),
-        ("the answer's head: what it says", HttpConnection, "_frame", _framed(recall(HttpConnection, "_frame"))),
+        ("the answer's head: what it says", Shapes, "read", recall(Shapes, "read")),
         ("the answer's head, made for the client", wire, "answer_head", lambda head, *_, **__: head.raw),
         ("metrics", bench.app.house, "observe", lambda *_: None),
         ("records counted", Metrics, "record", lambda *_: None),
     ]
-
-
-def _framed(recalled: Callable[..., Any]) -> Callable[..., Any]:
-    def frame(connection: Any, status: int) -> Any:
-        connection._framed = connection._in_chunk = True
-        return recalled()
-
-    return frame
 
 
 async def main() -> None:

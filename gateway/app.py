@@ -31,6 +31,7 @@ from gateway.loopback import asking_through
 from gateway.metrics import LoopWatch, Metrics, Sheet
 from gateway.pipeline.asking import Asking
 from gateway.pipeline.cycle import Workshop
+from gateway.ports import reason_of
 from gateway.proxy.attempts import Guard
 from gateway.proxy.breaker import Breakers
 from gateway.proxy.capture import Capture
@@ -275,7 +276,7 @@ class App:
             port = await self.server.listen(self.host, self.port, self.seat.sockets if self.seat else ())
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on {self.host}:{self.port}: {error.strerror}; choose another with --port"
+                f"cannot listen on {self.host}:{self.port}: {reason_of(error)}; choose another with --port"
             ) from error
         work = (self.server.watch(), self.house.capture.keep_synced(), self._watch_routes())
         self._background = [asyncio.create_task(job) for job in work]

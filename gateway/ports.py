@@ -7,6 +7,7 @@ connections to four relays each got 4 to 12, where one socket that all accept fr
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 
@@ -37,8 +38,15 @@ def bind(host: str, port: int, count: int) -> list[Sockets]:
         return [[listening(*address, shared=False) for address in found]] * count
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+            f"cannot listen on {host}:{port}: {reason_of(error)}; choose another with --port"
         ) from error
+
+
+def reason_of(error: OSError) -> str:
+    """Why it cannot be listened there, without what asyncio says around it; a host that has no address has no
+    number."""
+    known = isinstance(error.errno, int) and error.errno > 0
+    return os.strerror(error.errno) if known and error.errno is not None else str(error.strerror)
 
 
 def _free_port(family: int, address: tuple[object, ...]) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from gateway.domain.layout import Reader, TooLarge, Unreadable
 from gateway.domain.prefixes import Prefixes, shared_start
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, TextPattern
+from gateway.domain.turns import MAX_WRAPPED
 
 MIN_FIXED_WORDS = 3
 """A template with less fixed text than this would claim requests by accident and is never matched."""
@@ -180,7 +181,9 @@ def show(template: PromptTemplate) -> str:
     """The template for a person to read: roles in brackets, slots as `{{name}}`."""
     lines = [line for pattern in template.head for line in _show_message(pattern)]
     if template.turns:
-        lines.append("[turns of the conversation]")
+        lines.append(
+            "[turns of the conversation" + (", the user's like the last message]" if template.wraps else "]")
+        )
     lines += [line for pattern in template.tail for line in _show_message(pattern)]
     return "\n".join(lines)
 
@@ -210,7 +213,7 @@ def reason(template: PromptTemplate, body: dict[str, Any]) -> Reason | None:
             seen.message(place)
         if seen.bucket != template.bucket:
             return _TOOLS
-        return _why_messages(template, seen) or _why_texts(template, seen) or _NOT_REBUILT
+        return _why_messages(template, seen) or _why_texts(template, seen) or _why_turns(template, seen)
     except Unreadable as error:
         return _unreadable(error)
 
@@ -252,6 +255,14 @@ def _why_texts(template: PromptTemplate, seen: Reader) -> Reason | None:
                 code, words = _why_text(field, text)
                 return Reason(code, f"In message {i + 1} ({pattern.role}), {words}.")
     return None
+
+
+def _why_turns(template: PromptTemplate, seen: Reader) -> Reason:
+    first, last = len(template.head), seen.count - len(template.tail)
+    if template.wrapper is not None and template.wrapper.taken_off(seen.turns(first, last)) is None:
+        few = f"or there are more than {MAX_WRAPPED}"
+        return Reason("literal", f"A turn of the user is not wrapped like the last message, {few}.")
+    return _NOT_REBUILT
 
 
 def _why_text(field: TextPattern, text: str) -> tuple[Code, str]:

@@ -31,6 +31,8 @@ _TYPES = {
     "id": re.compile(ID),
     "number": re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3}){1,8}|\d{1,15})(?:\.\d{1,15})?%?"),
 }
+_LONGEST_TYPED = 64
+"""Characters that a value of these types has at most."""
 _OPENING = {"{": "}", "[": "]"}
 _ITEM = re.compile(r"\s{0,8}(?:[-*•]|\d{1,3}[.)]|\[\d{1,3}\])\s")
 _SENTENCE_END = re.compile(r"[.!?](?:(?<=[^\W\d_]{4}[.])|(?<=[!?]))[\"')\]]{0,3}\s{1,4}(?=[^\sa-z])|[。？！](?=\S)")
@@ -72,7 +74,9 @@ class Slot(msgspec.Struct, frozen=True):
     usual: tuple[float, float] | None = None
 
     def holds(self, value: str) -> bool:
-        """Whether the value is of the sort that was seen here."""
+        """Whether the value is of the sort that was seen here; or empty, as nothing can be told by that."""
+        if not value:
+            return not self.choices or value in self.choices
         if self.limit and len(value) > self.limit:
             return False
         if self.single_line and "\n" in value:
@@ -108,6 +112,13 @@ def is_json(value: str) -> bool:
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return False
     return True
+
+
+def type_of(values: Sequence[str]) -> str:
+    """`date`, `id` or `number` where all values are of this type but for empty ones, and some are; else `text`."""
+    there = [value for value in values if value]
+    typed = (kind for kind, type_ in _TYPES.items() if all(map(type_.fullmatch, there)))
+    return next(typed, "text") if there else "text"
 
 
 def kind_of(value: str) -> str:
@@ -198,38 +209,54 @@ def _first_places(literals: Sequence[str], text: str, start: int, end: int) -> t
 def _likeliest_places(
     pattern: TextPattern, text: str, first: Sequence[int], start: int, end: int
 ) -> list[int] | None:
-    """The way to cut whose values are as long as values usually are; None where no way is clearly the likeliest, or
-    there are too many places to weigh."""
-    inner = pattern.literals[1:-1]
-    if not all(slot.usual for slot in pattern.slots) or sum(end - at for at in first) > MAX_WEIGHED:
+    """The way to cut in which typed values are of their type and the others as long as values usually are.
+
+    None where no way is clearly the likeliest, or there are too many places to weigh.
+    """
+    told = all(slot.usual for slot in pattern.slots)
+    if not told and all(slot.kind not in _TYPES for slot in pattern.slots):
         return None
     ways: dict[int, list[_Way]] = {start: [(0.0, ())]}  # by where the next value begins, the two best to get there
-    left = MAX_PLACES
-    for literal, slot, place in zip(inner, pattern.slots, first, strict=False):
+    left, searched = MAX_PLACES, 0
+    for literal, slot, place in zip(pattern.literals[1:-1], pattern.slots, first, strict=False):
+        limit = end
+        if slot.kind in _TYPES:
+            limit = min(end, max(ways, default=0) + _LONGEST_TYPED + len(literal))
+        searched += max(0, limit - place)
         longer: dict[int, list[_Way]] = {}
-        while place >= 0:
+        while 0 <= place <= limit - len(literal):
             left -= 1
-            if left < 0:
+            if left < 0 or searched > MAX_WEIGHED:
                 return None
-            best = _two_best(slot, place, ways)
+            best = _two_best(slot, text, place, ways)
             if best:
                 longer[place + len(literal)] = [(odds, (*way, place)) for odds, way in best]
-            place = find(literal, text, place + 1, end)
+            place = find(literal, text, place + 1, limit)
         ways = longer
-    best = _two_best(pattern.slots[-1], end, ways)
-    return list(best[0][1]) if len(best) < 2 or best[0][0] - best[1][0] >= CLEARLY else None
+    best = _two_best(pattern.slots[-1], text, end, ways)
+    if not best or (len(best) > 1 and not (told and best[0][0] - best[1][0] >= CLEARLY)):
+        return None
+    return list(best[0][1])
 
 
-def _two_best(slot: Slot, end: int, ways: dict[int, list[_Way]]) -> list[_Way]:
+def _two_best(slot: Slot, text: str, end: int, ways: dict[int, list[_Way]]) -> list[_Way]:
     """Of the ways to where the slot's value begins, the two likeliest if it ends here."""
-    odds = [(way[0] + _odds(slot, end - at), way[1]) for at, some in ways.items() if at <= end for way in some]
+    typed = _TYPES.get(slot.kind)
+    odds = [
+        (way[0] + _odds(slot, end - at), way[1])
+        for at, some in ways.items()
+        if at <= end and (typed is None or at == end or typed.fullmatch(text, at, end))
+        for way in some
+    ]
     return sorted(odds, reverse=True)[:2]
 
 
 def _odds(slot: Slot, length: int) -> float:
     """The logarithm of how likely a value of this length is, but for a constant: lengths are spread as their
     logarithms are."""
-    mean, spread = slot.usual or (0, 1)
+    if slot.usual is None:
+        return 0.0
+    mean, spread = slot.usual
     deviation = math.log(max(spread, 1.01))
     z = (math.log(length + 3) - math.log(max(mean, 0) + 3)) / deviation
     return -z * z / 2 - math.log(deviation)

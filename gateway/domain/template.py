@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
-from operator import is_
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from gateway.domain import layout
 from gateway.domain.layout import Reader, TooLarge, Unreadable
 from gateway.domain.pattern import DATE, ID, Slot, TextPattern, kind_of
+from gateway.domain.turns import WRAPPING, Wrapper, are_written
 
 __all__ = ["DATE", "ID", "Inputs", "MessagePattern", "PromptTemplate", "Slot", "TextPattern", "join_form",
            "kind_of", "parse_stripped", "split_form"]  # fmt: skip
@@ -73,6 +73,7 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
 
     `head` are the messages every request begins with. With `turns`, any number of free messages follow, which
     stay real turns, and `tail` are the messages every request ends with. Without, `head` is all there is.
+    With `wraps`, each turn of the user is wrapped like the last message, and stays as what is inside.
     `replaces` names the version whose place this one takes, where a person made it: of a request that matches
     both, this one is the template.
     """
@@ -84,6 +85,7 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
     tail: tuple[MessagePattern, ...] = ()
     bucket: str = ""
     replaces: str = ""
+    wraps: bool = False
 
     @property
     def name(self) -> str:
@@ -103,6 +105,17 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
     def slots(self) -> tuple[Slot, ...]:
         """Every slot, in the order of the text."""
         return tuple(slot for field in self.fields for slot in field.slots)
+
+    @cached_property
+    def can_wrap(self) -> bool:
+        """Whether the last message could be what each turn of the user is wrapped in: one text with one slot."""
+        last = self.tail[0] if self.turns and len(self.tail) == 1 else None
+        return last is not None and last.header in WRAPPING and last.holes == 1
+
+    @cached_property
+    def wrapper(self) -> Wrapper | None:
+        """What each turn of the user is wrapped in, if the app does so."""
+        return Wrapper(self.tail[0].header, self.tail[0].fields[0]) if self.wraps and self.can_wrap else None
 
     @property
     def literals(self) -> tuple[str, ...]:
@@ -154,8 +167,9 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
             if cut is None:
                 return None
             values += cut
-        turns = seen.turns(len(self.head), seen.count - len(self.tail)) if self.turns else ()
-        if self.turns and not values and not turns:
+        found = seen.turns(len(self.head), seen.count - len(self.tail)) if self.turns else ()
+        turns = self.wrapper.taken_off(found) if self.wrapper else found
+        if turns is None or (self.turns and not values and not turns):
             return None
         if not all(map(str.isascii, values)):
             layout.sound("".join(values))
@@ -165,11 +179,12 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
     def render(self, inputs: Inputs) -> dict[str, Any]:
         """The whole request body: the inverse of `strip`."""
         values = iter(inputs.values)
+        turns = self.wrapper.put_on(inputs.turns) if self.wrapper else inputs.turns
         body = dict(inputs.envelope)
         written: list[dict[str, Any]] = []
         for index, pattern in enumerate(self.patterns):
             if index == len(self.head):
-                written += inputs.turns
+                written += turns
             texts = [field.fill([next(values) for _ in field.slots]) for field in pattern.fields]
             message = layout.write_message(pattern.header, texts)
             if message["role"].startswith("^"):
@@ -177,7 +192,7 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
             else:
                 written.append(message)
         if len(self.patterns) == len(self.head):
-            written += inputs.turns
+            written += turns
         body["messages"] = written
         return body
 
@@ -200,7 +215,8 @@ class Inputs(msgspec.Struct, frozen=True):
         """The messages to send, or to train on, instead of the request's own.
 
         One slot: a user message that is the bare value. Several: one user message with a `[name]` line
-        before each value. A conversation keeps its turns, between the slots before and the slots behind.
+        before each value. A conversation keeps its turns, between the slots before and the slots behind; where
+        the user's are wrapped, what is inside.
         """
         template, count = self.template, sum(len(tuple(p.slots)) for p in self.template.head)
         first, last = self.values[:count], self.values[count:]
@@ -249,7 +265,7 @@ def _writes(inputs: Inputs, messages: list[Any], body: dict[str, Any]) -> bool:
     first = place = 0
     for index, pattern in enumerate(template.patterns):
         if index == len(template.head):
-            place = _past_turns(inputs.turns, messages, place)
+            place = _past_turns(inputs, messages, place)
         last = first + pattern.holes
         if pattern.is_outside:
             original = {"role": pattern.role, "content": body.get(pattern.role[1:])}
@@ -261,16 +277,14 @@ def _writes(inputs: Inputs, messages: list[Any], body: dict[str, Any]) -> bool:
             return False
         first = last
     if len(template.patterns) == len(template.head):
-        place = _past_turns(inputs.turns, messages, place)
+        place = _past_turns(inputs, messages, place)
     return first == len(values) and place == len(messages)
 
 
-def _past_turns(turns: Sequence[dict[str, Any]], messages: Sequence[Any], place: int) -> int:
-    """The place behind these turns, if they are the messages from `place` on; else -1."""
-    after = place + len(turns)
-    there = messages[place:after]
-    alike = after <= len(messages) and (all(map(is_, turns, there)) or all(map(layout.same, turns, there)))
-    return after if alike else -1
+def _past_turns(inputs: Inputs, messages: Sequence[Any], place: int) -> int:
+    """The place behind the turns, if they are the messages from `place` on; else -1."""
+    after = place + len(inputs.turns)
+    return after if are_written(inputs.turns, inputs.template.wrapper, messages[place:after]) else -1
 
 
 def _role(patterns: Sequence[MessagePattern]) -> str:

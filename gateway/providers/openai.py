@@ -254,6 +254,8 @@ _ESCAPED_LETTER = re.compile(
     rb"\\u00(?:[4-6]|7[0-9a-eA-E])"
 )  # no encoder writes one, and it could spell a key differently
 _GUARDED = re.compile(rb'"(messages|role|content|tools|response_format)"')
+_LONGEST_KEY = len('"response_format"') - 1
+_LONGEST_ESCAPE = len(rb"\u0061") - 1
 
 
 def read_chat(body: bytes) -> dict[str, Any] | None:
@@ -302,3 +304,16 @@ def _is_unambiguous(body: bytes, parsed: dict[str, Any], messages: list[Any]) ->
     for key in _GUARDED.findall(body):
         expected[key] -= 1
     return min(expected.values()) >= 0
+
+
+def could_hide_keys(body: bytes, start: int, end: int) -> bool:
+    """Whether `read_chat` could take something in this stretch of a body, which is the inside of one string, for a
+    key, or for one that is spelled otherwise."""
+    first, behind = max(0, start - _LONGEST_ESCAPE), end + _LONGEST_ESCAPE
+    if body.find(b"\\", first, behind) >= 0 and _ESCAPED_LETTER.search(body, first, behind):
+        return True
+    behind = end + _LONGEST_KEY
+    found = _GUARDED.search(body, max(0, start - _LONGEST_KEY), behind)
+    while found is not None and found.end() <= start:
+        found = _GUARDED.search(body, found.end(), behind)
+    return found is not None and found.start() < end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gateway.domain.exchange import Begin, End
 from gateway.errors import StoreError, StoreUnavailable
-from gateway.proxy.secrets import blank_text
+from gateway.proxy.secrets import any_stands_in, blank_text
 from gateway.stores.journal import JournalWriter, Record, Unencodable, encode, encode_parts
 from gateway.ticks import QUARTER_SECONDS, tick
 from gateway.upstreams.outbox import Outbox
@@ -27,9 +28,6 @@ KEPT_HEADERS = frozenset({
     b"x-request-id", b"request-id", b"openai-processing-ms", b"openai-version", b"anthropic-version",
 })  # fmt: skip
 """Only these headers are recorded: an allow-list, so that no key is ever kept by accident."""
-
-_NAMES = {name: name.decode() for name in sorted(KEPT_HEADERS)}
-
 
 RESYNC_SECONDS = 1.0
 """After a sync that failed the next one comes no sooner."""
@@ -281,5 +279,13 @@ def _unavailable(error: StoreError) -> StoreUnavailable:
 
 def kept_headers(first: Mapping[bytes, bytes], secrets: tuple[bytes, ...] = ()) -> dict[str, str]:
     """The headers that are recorded, keys blanked out. `first` by lower-case name."""
-    found = sorted(first.keys() & KEPT_HEADERS)
-    return {_NAMES[name]: blank_text(first[name].decode("latin-1"), secrets) for name in found}
+    kept = {text: first[name].decode("latin-1") for name, text in _kept_of(KEPT_HEADERS.intersection(first))}
+    if not secrets or not any_stands_in("\n".join(kept.values()), secrets):
+        return kept
+    return {name: blank_text(text, secrets) for name, text in kept.items()}
+
+
+@functools.lru_cache(1024)
+def _kept_of(names: frozenset[bytes]) -> tuple[tuple[bytes, str], ...]:
+    """Names of headers in their order, and as text."""
+    return tuple((name, name.decode()) for name in sorted(names))

@@ -12,6 +12,7 @@ from gateway.domain.matching import Match, TemplateIndex
 from gateway.domain.route import LOCAL, Route, RouteTable, Target
 from gateway.domain.template import Inputs, PromptTemplate
 from gateway.providers.openai import read_chat
+from gateway.proxy.alike import Alike
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -80,6 +81,7 @@ class Switchboard(msgspec.Struct, frozen=True):
     by_name: dict[str, PromptTemplate] = {}
     withheld: frozenset[str] = frozenset()
     raised: dict[str, float] = {}
+    alike: Alike = msgspec.field(default_factory=Alike)
 
     @classmethod
     def build(
@@ -92,7 +94,12 @@ class Switchboard(msgspec.Struct, frozen=True):
         """`templates`: all versions of every task that the table names."""
         by_name = {template.name: template for template in templates}
         return cls(
-            table, TemplateIndex(templates), by_name, table.strips() & frozenset(withheld), dict(raised or {})
+            table=table,
+            templates=TemplateIndex(templates),
+            by_name=by_name,
+            withheld=table.strips() & frozenset(withheld),
+            raised=dict(raised or {}),
+            alike=Alike(templates),
         )
 
     def plan(self, request: Incoming, dice: Callable[[], float]) -> Plan:
@@ -106,14 +113,23 @@ class Switchboard(msgspec.Struct, frozen=True):
         parsed: dict[str, Any] | None = None
         match: Match | None = None
         if request.is_chat and request.body is not None and any(_needs_task(route) for route in routes):
-            parsed = read_chat(request.body)
-            match = self.templates.match(parsed) if parsed is not None else None
+            parsed, match = self._read(request.body)
         task = request.task_hint or (match.template.task if match else None)
         for route in routes:
             if route.match.task is None or route.match.task == task:
                 return self._along(route, request, parsed, match, task, dice)
         attempts = (_whole(request, request.provider, request.model),)
         return Plan(attempts=attempts, task=task, model=request.model, original=request.body)
+
+    def _read(self, body: bytes) -> tuple[dict[str, Any] | None, Match | None]:
+        found = self.alike.read(body)
+        if found is not None:
+            return found
+        parsed = read_chat(body)
+        match = self.templates.match(parsed) if parsed is not None else None
+        if parsed is not None and match is not None:
+            self.alike.met(body, parsed, match)
+        return parsed, match
 
     def _along(
         self,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 from gateway.proxy.wire import RequestHead
@@ -22,8 +24,22 @@ _STAYS_HOME = CREDENTIAL_HEADERS | {b"cookie", b"openai-organization", b"openai-
 _KEY_PARAMETERS = frozenset({b"key", b"api_key", b"api-key", b"apikey", b"access_token", b"subscription-key"})
 _SUBPROTOCOL = b"openai-insecure-api-key."
 _SHORTEST = 8
-_STEP = 1024 * 1024
 """Shorter ones are placeholders, like `none`: blanking them out would only damage the record."""
+_STEP = 1024 * 1024
+_LONGEST = 2048
+"""Longer keys and names are not remembered: whoever makes them up could fill the memory with them."""
+
+T = TypeVar("T")
+
+
+def _remembered(make: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """What `make` makes of a key, made once for each but the longest."""
+    kept = functools.lru_cache(4096)(make)
+
+    def found(secret: bytes) -> T:
+        return kept(secret) if len(secret) <= _LONGEST else make(secret)
+
+    return found
 
 
 def presented(head: RequestHead) -> tuple[bytes, ...]:
@@ -45,12 +61,14 @@ def presented(head: RequestHead) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(secret for secret in found if len(secret) >= _SHORTEST))
 
 
-@functools.lru_cache(4096)
 def key_id(secrets: tuple[bytes, ...]) -> str | None:
     """A short name for a client's first key that cannot be turned back into it."""
-    if not secrets:
-        return None
-    return hashlib.blake2b(secrets[0], digest_size=6, person=b"unprompt-key").hexdigest()
+    return _id_of(secrets[0]) if secrets else None
+
+
+@_remembered
+def _id_of(secret: bytes) -> str:
+    return hashlib.blake2b(secret, digest_size=6, person=b"unprompt-key").hexdigest()
 
 
 def without_keys(headers: Headers) -> Headers:
@@ -83,17 +101,12 @@ def blank_out(data: bytes, secrets: Iterable[bytes], *, cut: bool = False) -> by
     """
     if len(data) > _STEP and not cut and not _any_stands_in(data, secrets):
         return data
-    for form in _all_forms(tuple(secrets)):
+    for form in chain.from_iterable(map(_forms, secrets)):
         if form in data:
             data = data.replace(form, b"*" * len(form))
         if cut:
             data = _blank_tail(data, form)
     return data
-
-
-@functools.lru_cache(4096)
-def _all_forms(secrets: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    return tuple(form for secret in secrets for form in _forms(secret))
 
 
 def _any_stands_in(data: bytes, secrets: Iterable[bytes]) -> bool:
@@ -106,9 +119,14 @@ def _any_stands_in(data: bytes, secrets: Iterable[bytes]) -> bool:
     )
 
 
-@functools.lru_cache(16_384)
 def blank_text(text: str, secrets: tuple[bytes, ...]) -> str:
     """The same for text that came as Latin-1 or UTF-8; remembered, since names come again and again."""
+    if len(text) > _LONGEST or sum(map(len, secrets)) > _LONGEST:
+        return _blanked(text, secrets)
+    return _blanked_once(text, secrets)
+
+
+def _blanked(text: str, secrets: tuple[bytes, ...]) -> str:
     for secret in secrets:
         readable = _readable(secret)
         if readable in text:
@@ -116,12 +134,20 @@ def blank_text(text: str, secrets: tuple[bytes, ...]) -> str:
     return text
 
 
-@functools.lru_cache(4096)
+_blanked_once = functools.lru_cache(16_384)(_blanked)
+
+
+def any_stands_in(text: str, secrets: tuple[bytes, ...]) -> bool:
+    """Whether `blank_text` would change it."""
+    return any(_readable(secret) in text for secret in secrets)
+
+
+@_remembered
 def _readable(secret: bytes) -> str:
     return secret.decode("latin-1")
 
 
-@functools.lru_cache(4096)
+@_remembered
 def _forms(secret: bytes) -> tuple[bytes, ...]:
     """A secret as it stands in plain text, and as JSON encoders write it."""
     readable = secret.decode("latin-1")

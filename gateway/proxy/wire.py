@@ -120,7 +120,7 @@ def locate(target: bytes, providers: Mapping[str, bytes], default: str) -> Place
         rest = target[1 + len(segment) :]
         return _place(name, providers[name], rest if rest.startswith(b"/") else b"/" + rest)
     known = ", ".join(["/v1/...", *(f"/{provider}/..." for provider in providers)])
-    raise UnknownPath(f"nothing answers for this path; known: {known}")
+    raise UnknownPath(f"nothing answers for this path; known: {known}; for people: /unprompt/")
 
 
 def _place(provider: str, prefix: bytes, rest: bytes) -> Place:

@@ -10,6 +10,14 @@ from gateway.errors import UpstreamError
 
 Headers = list[tuple[bytes, bytes]]
 
+NOTED = frozenset({
+    b"accept", b"anthropic-version", b"connection", b"content-encoding", b"content-length", b"content-type",
+    b"date", b"keep-alive", b"openai-processing-ms", b"openai-version", b"proxy-authenticate",
+    b"proxy-authorization", b"proxy-connection", b"request-id", b"retry-after", b"retry-after-ms", b"te",
+    b"trailer", b"transfer-encoding", b"upgrade", b"user-agent", b"x-request-id", b"x-should-retry",
+})  # fmt: skip
+"""The headers of answers that anybody here asks for; all others are passed on unseen."""
+
 
 def by_name(headers: Headers) -> dict[bytes, bytes]:
     """Each header's first value by lower-case name."""
@@ -53,7 +61,8 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False):
 class Head:
     """Status line and headers of an answer. `length` None: not known before the end.
 
-    `raw` is how they came, without the last line end; `first` has each header's first value by lower-case name.
+    `raw` is how they came, without the last line end; `first` has the first value of each header in `NOTED`, by its
+    lower-case name, and of an answer of our own each header's.
     `plain`: it is known that each header stands once, on one line of its own.
     """
 

@@ -14,8 +14,9 @@ from typing import Protocol
 import httptools
 
 from gateway.errors import UpstreamBroken, UpstreamError
-from gateway.upstreams import Head, Headers, Outgoing, Sink, by_name, header_lines
+from gateway.upstreams import NOTED, Head, Headers, Outgoing, Sink, header_lines
 from gateway.upstreams.outbox import Outbox
+from gateway.upstreams.shapes import Shapes
 
 IDLE_SECONDS = 30.0
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -42,6 +43,7 @@ class Pool(Protocol):
     """Where connections rest, and through which they write."""
 
     outbox: Outbox
+    shapes: Shapes
 
     def release(self, connection: HttpConnection) -> None: ...
     def forget(self, connection: HttpConnection) -> None: ...
@@ -79,7 +81,9 @@ class HttpConnection(asyncio.Protocol):
         """Send the request's head and what there is of its body."""
         self._call = call
         call.connection = self
-        self._reset(reused=reused)
+        if self._answered:
+            self._reset(reused=reused)
+        self._reused, self._keep = reused, False
         request = call.request
         body = request.body
         if body is not None and len(body) >= LARGE_BODY and request.length is not None:
@@ -116,6 +120,8 @@ class HttpConnection(asyncio.Protocol):
         if call is None:  # bytes that nobody asked for
             self.close()
             return
+        if not self._answered and self._is_usual(call, data):
+            return
         if self._tunnel:
             call.sink.on_data(None, data, False)
             return
@@ -145,6 +151,18 @@ class HttpConnection(asyncio.Protocol):
             self._break(f"the upstream's headers or trailers are larger than {MAX_HEAD_BYTES // 1024} KiB")
             return
         self._deliver(call)
+
+    def _is_usual(self, call: Served, data: bytes) -> bool:
+        """Whether `data` is a whole answer in a known shape; then it is handed on, and the parser, which stands
+        before an answer, need not see it."""
+        found = self._pool.shapes.read(data)
+        if found is None or call.request.method == b"HEAD":
+            return False
+        head, body = found
+        self._rests_for, self._keep = head.first.get(b"keep-alive"), True
+        self._finish(call)
+        call.sink.on_data(head, body, True)
+        return True
 
     def _is_one_chunk(self, call: Served, data: bytes) -> bool:
         """Whether `data` is one chunk, as servers flush the events of a stream; then it is handed on as it is,
@@ -217,7 +235,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _frame(self, status: int) -> Head:
         """The head with its body's length, where it is known, and whether the end is marked (RFC 9112, 6.3)."""
-        first = _by_lower_name(self._lines)
+        first = _noted(self._lines)
         length = first.get(b"content-length")
         chunked = b"transfer-encoding" in first
         self._framed = chunked or length is not None or status in (204, 304)
@@ -227,7 +245,9 @@ class HttpConnection(asyncio.Protocol):
         opening, self._opening = self._opening, b""
         raw = opening[: opening.find(b"\r\n\r\n")]
         is_usual = raw.startswith(_status_line(status))
-        if is_usual and raw.count(b"\n") == len(first):  # one line a header, and none stands twice
+        if is_usual and raw.count(b"\n") == len(set(_lower(names := tuple(self._lines)))):  # each once, on one line
+            if status == 200:
+                self._pool.shapes.met(names, first)
             return Head(status, raw, first, known, plain=True)
         if not is_usual or not _has_plain_lines(raw):
             raw = b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(_headers(opening))
@@ -330,11 +350,11 @@ def _headers(opening: bytes) -> Headers:
     return listed.headers
 
 
-def _by_lower_name(lines: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    names = _lower(tuple(lines))
-    first = dict(zip(names, lines.values(), strict=True))
-    if len(first) < len(lines):  # one name in two spellings
-        return by_name(list(lines.items()))
+def _noted(lines: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    first: dict[bytes, bytes] = {}
+    for name, value in zip(_lower(tuple(lines)), lines.values(), strict=True):
+        if name in NOTED and name not in first:  # one name can come in two spellings
+            first[name] = value
     return first
 
 

@@ -19,6 +19,7 @@ from gateway.upstreams import Outgoing, Sink
 from gateway.upstreams.connection import HttpConnection, is_our_own_want, reason_of
 from gateway.upstreams.names import Host
 from gateway.upstreams.outbox import Outbox
+from gateway.upstreams.shapes import Shapes
 
 IDLE_AT_MOST = 1024
 
@@ -37,6 +38,7 @@ class HttpUpstream:
         self._port = parts.port or (443 if self._tls else 80)
         self.host_header = parts.netloc.encode("idna" if not parts.netloc.isascii() else "ascii")
         self.outbox = outbox or Outbox()
+        self.shapes = Shapes()
         self._idle: deque[HttpConnection] = deque()
         self._open: set[HttpConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()

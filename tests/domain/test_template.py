@@ -55,6 +55,14 @@ TUTOR = PromptTemplate(
     turns=True,
     tail=(message("user", "The pupil says: ", "", names=("answer",)),),
 )
+SUPPORT = PromptTemplate(
+    "support",
+    1,
+    (message("system", SYSTEM),),
+    turns=True,
+    tail=(message("user", "Customer: ", "\nReply:", names=("said",)),),
+    wraps=True,
+)
 
 
 def test_one_slot_leaves_the_bare_value_as_a_user_message() -> None:
@@ -93,6 +101,52 @@ def test_slots_around_a_conversation_stand_before_and_behind_its_turns() -> None
     assert inputs is not None
     assert [m["content"] for m in inputs.messages] == ["rain", "hm", "?", "wet"]
     assert inputs.messages[0]["role"] == "system"
+
+
+def support(*said: str, between: tuple[str, str] = ("assistant", "Well.")) -> dict[str, Any]:
+    asked = [("user", f"Customer: {one}\nReply:") for one in said]
+    return body(("system", SYSTEM), *[turn for one in asked[:-1] for turn in (one, between)], asked[-1])
+
+
+def test_where_each_turn_of_the_user_is_wrapped_alike_what_is_inside_stays() -> None:
+    request = support("my card", "the blue one", "gone")
+    inputs = SUPPORT.strip(request)
+    assert inputs is not None
+    assert [m["content"] for m in inputs.messages] == ["my card", "Well.", "the blue one", "Well.", "gone"]
+    assert SUPPORT.render(inputs) == request
+    assert "the user's like the last" in show(SUPPORT)
+    parts = {"role": "user", "content": [{"type": "text", "text": "Customer: 7\nReply:"}]}
+    looks = msgspec.structs.replace(
+        SUPPORT, tail=(MessagePattern(layout.read_message(parts)[0], SUPPORT.tail[0].fields),)
+    )
+    seen = looks.strip({"messages": [SYSTEM_MESSAGE, parts, {"role": "assistant", "content": "?"}, parts]})
+    assert seen is not None
+    assert [m["content"] for m in seen.messages] == ["7", "?", "7"]
+    tool = support("my card", "gone", between=("tool", "Customer: 7\nReply:"))
+    assert SUPPORT.strip(tool).messages[1] == tool["messages"][2]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "user", "content": "my card is gone"},
+        {"role": "user", "content": "Customer: a\nReply in verse:"},
+        {"role": "user", "content": "Customer: a\nReply:", "name": "bob"},
+        {"role": "user", "content": [{"type": "text", "text": "Customer: a\nReply:"}]},
+    ],
+)
+def test_a_turn_of_the_user_that_is_not_wrapped_alike_is_not_stripped(turn: dict[str, Any]) -> None:
+    request = support("a", "b")
+    request["messages"][1] = turn
+    assert SUPPORT.strip(request) is None
+    assert "turn" in why_not(SUPPORT, request)
+    assert msgspec.structs.replace(SUPPORT, wraps=False).strip(request) is not None
+
+
+def test_of_wrapped_turns_there_is_a_number_beyond_which_it_would_take_too_long() -> None:
+    assert SUPPORT.strip(support(*"a" * 101)) is not None
+    assert SUPPORT.strip(support(*"a" * 102)) is None
+    assert "100" in why_not(SUPPORT, support(*"a" * 102))
 
 
 @pytest.mark.parametrize(
@@ -140,6 +194,14 @@ def test_of_several_ways_to_cut_the_one_is_taken_whose_values_are_clearly_as_lon
     text: str, values: tuple[str, ...] | None
 ) -> None:
     assert TextPattern(("Letter: ", "\nTone: ", "\nGo."), (LETTER, TONE)).cut(text) == values
+
+
+def test_a_number_ends_where_it_ends_whatever_follows() -> None:
+    issue = TextPattern(("Issue ", " for ", "."), (Slot("number", "number"), Slot("text")))
+    assert issue.cut("Issue 12 for tea for two for me.") == ("12", "tea for two for me")
+    assert issue.cut("Issue twelve for tea for two.") is None
+    either = TextPattern(("Issue ", " for ", " by ", "."), (Slot("number", "number"), Slot("a"), Slot("b")))
+    assert either.cut("Issue 12 for tea by the sea for a day by day.") is None  # which `by`?
 
 
 def test_without_a_usual_length_for_every_slot_nothing_is_weighed() -> None:
@@ -356,6 +418,18 @@ def test_the_form_of_several_values_reads_back(pairs: list[tuple[str, str]]) -> 
 
 
 turn = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": tricky})
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), tricky), max_size=3), tricky)
+def test_wrapped_turns_read_back(turns: list[tuple[str, str]], last: str) -> None:
+    said = [(role, f"Customer: {text}\nReply:" if role == "user" else text) for role, text in turns]
+    request = body(("system", SYSTEM), *said, ("user", f"Customer: {last}\nReply:"))
+    inputs = SUPPORT.strip(request)
+    assert inputs is not None
+    assert rebuilds(inputs, request)
+    assert SUPPORT.render(parse_stripped(SUPPORT, inputs.messages))["messages"] == request["messages"]
+    unwrapped = msgspec.structs.replace(inputs, turns=(*inputs.turns, {"role": "user", "content": "a"}))
+    assert not rebuilds(unwrapped, request)
 
 
 @given(st.sampled_from([CHAT, TUTOR]), tricky, tricky, st.lists(turn, min_size=1, max_size=3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from relaying import CHAT, Upstream, Wire, answering, openai, relay, request, response, story, upstream
 
 from gateway.proxy import secrets
+from gateway.proxy.capture import kept_headers
 from gateway.proxy.wire import RequestHead
 
 KEY = b"sk-canary-Zq/7+x4Jw9=="
@@ -243,6 +245,32 @@ def test_a_key_id_is_stable_and_tells_keys_apart() -> None:
     first, second = secrets.key_id((b"sk-aaaaaaaa",)), secrets.key_id((b"sk-bbbbbbbb",))
     assert first == secrets.key_id((b"sk-aaaaaaaa", b"more"))
     assert len({first, second, secrets.key_id(())}) == 3
+
+
+def _heads_made_up(n: int) -> None:
+    kept_headers({b"x-%x-%x" % (n, header): b"" for header in range(5000)})
+
+
+def _keys_made_up(n: int) -> None:
+    key = b"sk-%d-" % n + b"x" * 60_000
+    assert secrets.key_id((key,)) is not None
+    assert secrets.blank_text("gpt-6", (key,)) == "gpt-6"
+    assert key not in secrets.blank_out(b"Incorrect API key: " + key, [key])
+
+
+def _models_made_up(n: int) -> None:
+    assert secrets.blank_text(f"gpt-{n}-" + "x" * 1_000_000, (KEY,)).startswith("gpt-")
+
+
+@pytest.mark.parametrize("made_up", [_heads_made_up, _keys_made_up, _models_made_up])
+def test_nothing_that_a_client_makes_up_stays_in_memory(made_up: Any) -> None:
+    made_up(0)
+    tracemalloc.start()
+    for n in range(1, 20):
+        made_up(n)
+    stayed, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert stayed < 100_000
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 220), max_size=6))

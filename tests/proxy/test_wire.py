@@ -68,6 +68,11 @@ def test_what_leads_nowhere_is_told_so(target: bytes) -> None:
         wire.locate(target, PREFIXES, "openai")
 
 
+def test_who_comes_with_a_browser_is_told_where_the_pages_are() -> None:
+    with pytest.raises(UnknownPath, match="for people: /unprompt/"):
+        wire.locate(b"/", PREFIXES, "openai")
+
+
 @pytest.mark.parametrize(
     "target", [b"/v1/../x", b"/v1/x/..", b"/v1/%2E./x", b"/v1/a b", b"/v1/a\\x", b"/v1/%2f%2e%2e"]
 )
