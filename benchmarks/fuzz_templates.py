@@ -75,9 +75,11 @@ def templates(rng: random.Random) -> list[PromptTemplate]:
             ((named,), False, ()),
             ((system,), True, ()),
             ((plain("system", free),), True, (user,)),
+            ((system,), True, (plain("user", free),)),
+            ((), True, (pattern({"role": "user", "content": [{"type": "text", "text": ""}]}, free),)),
         ]
         found += [
-            PromptTemplate(f"t{number}-{i}", 1, head, turns, tail, bucket)
+            PromptTemplate(f"t{number}-{i}", 1, head, turns, tail, bucket, wraps=i >= len(heads) - 2)
             for i, (head, turns, tail) in enumerate(heads)
         ]
     rng.shuffle(found)

@@ -11,7 +11,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain, count, pairwise
 from typing import NamedTuple
 
@@ -26,12 +26,23 @@ TOKEN = re.compile(
 """A date, an id, a word, a number or a sign. A capital before small letters begins a new word: a prompt's word may
 stand right behind a value's last one."""
 WORD = re.compile(r"[^\W\d_]+|\d+")
+_VOLATILE = re.compile(rf"(?:{DATE}|{ID})")
 _SIZES = (10, 5, 3, 2, 1)
+_REPEATS = 8
+"""Times that a prompt may say the same in a row of items for them to be told by their order."""
+_ENOUGH = 8
+"""Samples from which on it tells that all say something equally often: five functions may each have two loops."""
+_TELLING = 2
+"""Sizes of k-grams, the longest first, that are told by their order: some single words any text holds as often."""
+_BLANK = 2
+"""Tokens of white space at the end of all texts that may part values."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 Spans = list[tuple[int, int]]
+
+_NO_HASHES, _NO_PLACES = np.zeros(0, np.uint64), np.zeros(0, np.int64)
 
 COMMON = frozenset(
     {
@@ -80,7 +91,18 @@ class _Samples:
         self._all = np.fromiter(map(numbers.__getitem__, chain.from_iterable(texts)), np.int64, ends[-1])
         self._spans = list(pairwise(ends))
         self.ids: list[Ints] = [self._all[start:end] for start, end in self._spans]
+        self._tokens = list(numbers)
+        self.newline = numbers["\n"]
         self._grams: dict[int, list[Hashes]] = {}
+
+    def are_blank(self, low: int, high: int) -> bool:
+        """Whether these tokens of the first sample are white space."""
+        return all(self._tokens[token].isspace() for token in self.ids[0][low:high])
+
+    def is_typed(self, sample: int, place: int) -> bool:
+        """Whether this token is a number, a date or an id."""
+        token = self._tokens[self.ids[sample][place]]
+        return token[0].isdigit() or _VOLATILE.fullmatch(token) is not None
 
     def grams(self, size: int) -> list[Hashes]:
         """The hash of each k-gram, by its first token, for every sample."""
@@ -111,32 +133,66 @@ def _search(samples: _Samples, spans: Spans, level: int) -> list[Run]:
     tail = _same_length(samples, inner, -1)
     inner = [(low, high - tail) for low, high in inner]
     runs = [Run(tuple(low for low, _ in spans), head)] if head else []
-    runs += _search_inner(samples, inner, level)
+    if behind := _behind_typed(samples, inner):
+        runs.append(Run(tuple(low + 1 for low, _ in inner), behind))
+        inner = [(low + 1 + behind, high) for low, high in inner]
+    found = _search_inner(samples, inner, level)
+    if 0 < tail <= _BLANK and samples.are_blank(spans[0][1] - tail, spans[0][1]):
+        # What ends all texts may be what parts their values, where the last value is empty.
+        other = _search_inner(samples, [(low, high + tail) for low, high in inner], level)
+        if sum(run.length for run in other) > sum(run.length for run in found) + tail:
+            return [*runs, *other]
+    runs += found
     if tail:
         runs.append(Run(tuple(high for _, high in inner), tail))
     return runs
+
+
+def _behind_typed(samples: _Samples, spans: Spans) -> int:
+    """How many tokens all spans share behind their first one, where that is a number, date or id, which ends by
+    itself; 0 where it is not."""
+    if any(low == high or not samples.is_typed(n, low) for n, (low, high) in enumerate(spans)):
+        return 0
+    after = [(low + 1, high) for low, high in spans]
+    length = _same_length(samples, after, 1)
+    return 0 if _begins_items(samples, after, length) else length
+
+
+def _begins_items(samples: _Samples, spans: Spans, length: int) -> bool:
+    """Whether lines that begin like these spans follow in most of them: then they are items of one value."""
+    first = samples.ids[0][spans[0][0] : spans[0][0] + length]
+    if samples.newline not in first:
+        return False
+    rests = [ids[low + length : high] for ids, (low, high) in zip(samples.ids, spans, strict=True)]
+    return sum(first.tobytes() in rest.tobytes() for rest in rests) > len(spans) / 2
 
 
 def _search_inner(samples: _Samples, spans: Spans, level: int) -> list[Run]:
     shortest = min(high - low for low, high in spans)
     while level < len(_SIZES) and _SIZES[level] > shortest:
         level += 1
-    while level < len(_SIZES):
-        chain = _chain(_unique_common(samples, spans, _SIZES[level]))
-        if len(chain):
-            runs: list[Run] = []
-            lows = [low for low, _ in spans]
-            for first, last in _stretches(chain):
-                length = int(chain[last][0] - chain[first][0]) + _SIZES[level]
-                starts = tuple(map(int, chain[first]))
-                if any(start < low for start, low in zip(starts, lows, strict=True)):
-                    continue  # overlaps the run before it, by different amounts in different samples
-                runs += _search(samples, list(zip(lows, starts, strict=True)), level)
-                runs.append(Run(starts, length))
-                lows = [start + length for start in starts]
-            return runs + _search(samples, [(low, high) for low, (_, high) in zip(lows, spans, strict=True)], level)
-        level += 1
+    for places in (_once, _several) if len(spans) >= _ENOUGH else (_once,):
+        sizes = len(_SIZES) if places is _once else _TELLING
+        for at in range(level, sizes):
+            chain = _chain(_common(samples, spans, _SIZES[at], places))
+            if len(chain):
+                return _search_between(samples, spans, chain, at)
     return []
+
+
+def _search_between(samples: _Samples, spans: Spans, chain: Ints, level: int) -> list[Run]:
+    """The runs that these k-grams make, and those in the gaps between them."""
+    runs: list[Run] = []
+    lows = [low for low, _ in spans]
+    for first, last in _stretches(chain):
+        length = int(chain[last][0] - chain[first][0]) + _SIZES[level]
+        starts = tuple(map(int, chain[first]))
+        if any(start < low for start, low in zip(starts, lows, strict=True)):
+            continue  # overlaps the run before it, by different amounts in different samples
+        runs += _search(samples, list(zip(lows, starts, strict=True)), level)
+        runs.append(Run(starts, length))
+        lows = [start + length for start in starts]
+    return runs + _search(samples, [(low, high) for low, (_, high) in zip(lows, spans, strict=True)], level)
 
 
 def _same_length(samples: _Samples, spans: Spans, step: int) -> int:
@@ -156,12 +212,12 @@ def _from_end(ids: Ints, span: tuple[int, int], step: int) -> Ints:
     return ids[span[0] : span[1]][::step]
 
 
-def _unique_common(samples: _Samples, spans: Spans, size: int) -> Ints:
-    """Positions (row: k-gram, column: sample) of the k-grams that occur exactly once in every span."""
+def _common(samples: _Samples, spans: Spans, size: int, places: Callable[[Hashes], tuple[Hashes, Ints]]) -> Ints:
+    """Positions (row: k-gram, column: sample) of the k-grams that `places` tells apart in every span."""
     common: Hashes | None = None
     where: list[tuple[Hashes, Ints]] = []
     for grams, (low, high) in zip(samples.grams(size), spans, strict=True):
-        values, index = _once(grams[low : high - size + 1])
+        values, index = places(grams[low : high - size + 1])
         where.append((values, index + low))
         if common is None:
             common = values
@@ -182,6 +238,28 @@ def _once(grams: Hashes) -> tuple[Hashes, Ints]:
     np.not_equal(ordered[1:], ordered[:-1], out=alone[1:-1])
     once = alone[1:] & alone[:-1]
     return ordered[once], order[once]
+
+
+def _several(grams: Hashes) -> tuple[Hashes, Ints]:
+    """Where the hashes stand that occur a few times, each place by a hash of which one it is, of how often and of
+    how many before; in the order of these.
+
+    What is said in all texts equally often: the first belongs to the first, the second to the second. Items of a
+    prompt that are written alike show in no other way.
+    """
+    order = grams.argsort(kind="stable")
+    ordered = grams[order]
+    changes = np.flatnonzero(ordered[1:] != ordered[:-1])
+    if len(changes) + 1 >= len(ordered):
+        return _NO_HASHES, _NO_PLACES
+    begins = np.concatenate(([0], changes + 1))
+    sizes = np.concatenate((begins[1:], [len(ordered)])) - begins
+    counts, before = np.repeat(sizes, sizes), np.arange(len(ordered)) - np.repeat(begins, sizes)
+    few = np.flatnonzero((counts > 1) & (counts <= _REPEATS))
+    names = (ordered[few] ^ (ordered[few] >> np.uint64(31))) * _MULTIPLIER
+    names += (counts[few] * _REPEATS + before[few]).astype(np.uint64)
+    again = names.argsort()
+    return names[again], order[few][again]
 
 
 def _chain(table: Ints) -> Ints:
@@ -252,13 +330,13 @@ def _bits(token: str) -> float:
 
 
 def by_chance(
-    occurrences: float, slot_tokens: float, bits: float, samples: int, *, once: bool = False, ways: int = 0
+    occurrences: float, slot_tokens: float, bits: float, samples: int, *, once: int = 0, ways: int = 0
 ) -> bool:
     """Whether values could share a run just so: it is likely in one text, and there are few samples.
 
-    `occurrences`: how often the run stands in a sample on average, and `once` that it is one time in each, which
+    `occurrences`: how often the run stands in a sample on average, and `once` in how many it is one time, which
     no Poisson process makes likelier than 1/e; `slot_tokens`: how long a slot beside is; `ways`: how many
     runs such a slot could share (the longest one's tokens).
     """
-    likely = min(math.exp(-1) if once else 1 - math.exp(-occurrences), 1 - math.exp(-slot_tokens * 2**-bits))
-    return likely ** (samples - 1) * max(20, ways) >= 0.01
+    likely = min(1 - math.exp(-occurrences), 1 - math.exp(-slot_tokens * 2**-bits))
+    return min(likely ** (samples - 1), math.exp(1 - max(1, once))) * max(20, ways) >= 0.01

@@ -14,6 +14,16 @@ from gateway.pipeline.gate import Decision
 from gateway.pipeline.scores import Report
 
 
+def check_task(shop: Workshop, task: str) -> None:
+    """
+    Raises:
+        TaskError: there is no such task; names those that there are.
+    """
+    known = [row["name"] for row in shop.store.tasks()]
+    if task not in known:
+        raise TaskError(f"no task {task!r}; known tasks: {', '.join(known) or 'none yet'}")
+
+
 def judged(shop: Workshop, task: str, candidate: str | None) -> tuple[Report, Decision]:
     """The task's newest report, and the gate's decision about a candidate (a model, a fine-tune's id, or None: the
     best).
@@ -21,16 +31,15 @@ def judged(shop: Workshop, task: str, candidate: str | None) -> tuple[Report, De
     Raises:
         TaskError: there is no evaluation, or no such candidate in it.
     """
+    check_task(shop, task)
     rows = shop.store.rows("evaluations", "task = ?", [task])
     if not rows:
-        known = ", ".join(row["name"] for row in shop.store.tasks()) or "none yet"
-        raise TaskError(
-            f"task {task!r} has no evaluations yet; run 'unprompt evaluate TASK' (known tasks: {known})"
-        )
+        raise TaskError(f"task {task} has no evaluations yet; run 'unprompt evaluate {task}' first")
     report = evaluate.load_report(rows[-1])
     chosen = [score for score in report.candidates if candidate in (None, score.model, score.finetune)]
     if not chosen:
-        raise TaskError(f"task {task}: no candidate {candidate!r}; 'unprompt evaluate {task}' lists them")
+        which = f"candidate {candidate!r}" if candidate else "candidate"
+        raise TaskError(f"task {task}: no {which} in its newest evaluation; 'unprompt evaluate {task}' lists them")
     first = report.candidates[0].finetune == chosen[0].finetune
     alone = msgspec.structs.replace(report, candidates=report.candidates if first else chosen)
     decision = gate.decide(alone, shop.config.policy(task), named_of=0 if first else len(report.candidates))

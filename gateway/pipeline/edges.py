@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from gateway.domain.pattern import is_json
@@ -16,6 +17,8 @@ from gateway.pipeline.alignment import COMMON, WORD, tokens
 
 _FEW = 16
 """Samples below which words at an edge may be there by chance."""
+_CHANCE = 12
+"""So many words may be, counted in all samples but one: three of five samples, one of ten."""
 _SOME = 150
 """Samples from which on a sign that ends all values is prompt: some value would lack it."""
 _SENTENCE = 6
@@ -29,12 +32,15 @@ _SEVERAL = 0.2
 """Share of values that must hold another item before the text in front is taken for an item's marker."""
 _MANY = 0.5
 """The same where the marker has words and no number: a label that values quote."""
+_COUNTED = 8
+"""Values from which on it tells that all have as many items."""
 _ENDS = ".?!。？！"
 _QUOTES = "\"'"
 _BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"), ("（", "）"))
 _WORDS = re.compile(r"[A-Za-z ]+")
 _PARAGRAPH = re.compile(r"(?<=[^\n])\n+(?=[^\n])")
 _LINE_END = re.compile(r"(?<=\w)\W*?\n")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _OPENED = re.compile(r"(?<!\w)'")
 _CODE = re.compile(r"\n[ \t]{2,}\S|[{};=<>\\]")
 
@@ -132,9 +138,14 @@ def _words_before(gap: Gap) -> Gap:
         if token.isspace() and token != "\n":
             continue
         if not token.isalnum() or (token.islower() and (token in COMMON or (long and _goes_on(piece, i)))):
-            return _give_left(gap, len("".join(piece[end:])))
+            given = "".join(piece[end:])
+            return _give_left(gap, len(given)) if _may_be_chance(given, gap.values) else gap
         end = i
     return gap
+
+
+def _may_be_chance(shared: str, values: Sequence[str]) -> bool:
+    return len(WORD.findall(shared)) * (len(values) - 1) <= _CHANCE
 
 
 def _goes_on(piece: Sequence[str], i: int) -> bool:
@@ -150,10 +161,9 @@ def _words_after(gap: Gap) -> Gap:
     for i, token in enumerate(piece[:_REACH]):
         if token == ":":
             return gap  # a label
-        if not token.isalnum() and not token.isspace():
-            return _give_right(gap, len("".join(piece[:i])))
-        if token == "\n" or (token.lower() in COMMON and token.islower()):
-            return _give_right(gap, len("".join(piece[:i])))
+        if token == "\n" or not (token.isalnum() or token.isspace()) or token in COMMON:
+            given = "".join(piece[:i])
+            return _give_right(gap, len(given)) if _may_be_chance(given, gap.values) else gap
     return gap
 
 
@@ -196,7 +206,7 @@ def _orderliness(gap: Gap) -> tuple[bool, int, int]:
 
 def _listed(gap: Gap) -> Gap:
     """Give the values the marker of a list's first item and what ends its last, where further items have both."""
-    for start in _line_starts(gap.left):
+    for start in (*_line_starts(gap.left), *_numbered_starts(gap.left)):
         marker = gap.left[start:]
         if not marker.strip() or marker.startswith("\n"):
             continue
@@ -245,6 +255,16 @@ def _line_starts(left: str) -> list[int]:
     return starts[::-1]
 
 
+def _numbered_starts(left: str) -> list[int]:
+    """Where a numbered marker may begin within the last line that holds a number, the longest first."""
+    found = list(_NUMBER.finditer(left, max(0, len(left) - _MARKER)))
+    if not found or found[-1][0] not in ("0", "1"):
+        return []
+    start = left.rfind("\n", 0, found[-1].start()) + 1
+    at = list(accumulate(map(len, tokens(left[start : found[-1].start()])), initial=start))
+    return [place for place in at[1:] if len(left) - place <= _MARKER and not left[place].isspace()]
+
+
 def _like(marker: str) -> re.Pattern[str]:
     """The marker at the beginning of a line, with any number where it has one."""
     return re.compile(r"(?<=\n)" + re.sub(r"\d+", r"\\d+", re.escape(marker)))
@@ -261,11 +281,23 @@ def _ends_of_items(marker: str, values: Sequence[str], before: str) -> list[str]
     Behind what also stands `before` the first one there is no item, but somebody quotes the prompt.
     """
     item = _like(marker)
-    found = [[value[max(0, m.start() - _MARKER) : m.start()] for m in item.finditer(value)] for value in values]
+    matches = [list(item.finditer(value)) for value in values]
+    if _are_counted_out([[m[0] for m in some] for some in matches]):
+        return []
+    found = [
+        [value[max(0, m.start() - _MARKER) : m.start()] for m in some]
+        for value, some in zip(values, matches, strict=True)
+    ]
     found = [[end for end in ends if not end.endswith(before)] for ends in found]
     share = _MANY if _is_label(marker) else _SEVERAL
     enough = sum(map(bool, found)) >= max(min(3, len(values) // 2), share * len(values))
     return [end for ends in found for end in ends] if enough else []
+
+
+def _are_counted_out(items: Sequence[Sequence[str]]) -> bool:
+    """Whether all values have items up to the same number: then the prompt counts its inputs. A list varies."""
+    numbers = [[int(n) for marker in some for n in _NUMBER.findall(marker)] for some in items]
+    return len(items) >= _COUNTED and all(numbers) and len(set(map(max, numbers))) == 1
 
 
 def _is_label(marker: str) -> bool:

@@ -108,6 +108,8 @@ def example(exchange: Exchange, scope: Scope) -> Example | str:
         return "incomplete"
     if exchange.status is None or not 200 <= exchange.status < 300:
         return "error status"
+    if not exchange.request:
+        return "recorded without its body"
     body = decoded(exchange.request, exchange.request_headers.get("content-encoding"))
     request = read_chat(body) if body else None
     inputs = next((i for t in scope.templates if (i := t.strip(request)) is not None), None) if request else None

@@ -13,6 +13,7 @@ from gateway.config import Config
 from gateway.domain import layout
 from gateway.domain.exchange import Exchange
 from gateway.domain.matching import show
+from gateway.domain.route import RouteTable
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, Slot
 from gateway.errors import TaskError
 from gateway.pipeline.differences import Piece, changes, shorten
@@ -101,13 +102,15 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     non_matches: list[NonMatch]
 
 
-def explain(store: SqliteStore, config: Config, task: str, version: int | None = None) -> Explanation:
-    """Everything about a task and one version of its template (None: the one in use).
+def explain(
+    store: SqliteStore, config: Config, task: str, version: int | None = None, table: RouteTable | None = None
+) -> Explanation:
+    """Everything about a task and one version of its template (None: the one in use). `table`: see `overview`.
 
     Raises:
         TaskError: there is no such task or version.
     """
-    row = next((row for row in overview(store, config) if row["name"] == task), None)
+    row = next((row for row in overview(store, config, table) if row["name"] == task), None)
     if row is None:
         raise TaskError(f"no task {task!r}; 'unprompt tasks' lists those that there are")
     template = find_version(store, task, version or row["version"])

@@ -11,18 +11,22 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from gateway.domain import layout
 from gateway.domain.layout import Layout
-from gateway.domain.template import MessagePattern, PromptTemplate, TextPattern
+from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.pipeline.mining import Found, Miner, Row, cut_row
 from gateway.pipeline.naming import finish
 from gateway.pipeline.quoting import refined
 from gateway.pipeline.records import Recorded
-from gateway.pipeline.splitting import MIN_ROWS, fixed_words
+from gateway.pipeline.splitting import MIN_ROWS, STRONG, fixed_words, words
 from gateway.pipeline.versions import Use
 
 _MOST = 0.6
 _LEVELS = 6
+_FEW = 3
+"""Conversations that are enough where their requests are many."""
 Opening = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
 
 
@@ -46,7 +50,12 @@ def mine_bucket(seen: Sequence[Seen]) -> list[Use]:
         begun = _mine(group, beginning)
         for found in begun:
             uses += _uses_of_beginning([group[i] for i in found.members], beginning, found)
-        for headers, rest in _grouped(_without(group, group, begun)).items():
+        unexplained = _without(group, group, begun)
+        for members in _few_conversations(unexplained, len(beginning) - 1):
+            uses.append(_conversation(members, beginning, _opened(members[0], len(beginning))))
+            taken = set(map(id, members))
+            unexplained = [item for item in unexplained if id(item) not in taken]
+        for headers, rest in _grouped(unexplained).items():
             if headers != beginning:
                 uses += [use for found in _mine(rest, headers) for use in _uses(rest, headers, found)]
     return uses
@@ -164,11 +173,49 @@ def _conversation(members: list[Seen], beginning: tuple[str, ...], patterns: tup
     if not tail and len(head) == len(beginning):
         head += _shared_messages(members, len(head))
     bare = PromptTemplate("", 1, head, turns=True, tail=tail, bucket=members[0].layout.bucket)
+    bare = msgspec.structs.replace(bare, wraps=bare.can_wrap and _wraps_all(members, bare))
     rows = []
     for item in members:
         count = len(item.layout.headers)
         rows.append(_row(item, [*range(len(head)), *range(count - len(tail), count)]))
-    return _finished(bare, members, rows)
+    return _finished(bare, members, [*rows, *(_said_earlier(members, len(head)) if bare.wraps else ())])
+
+
+def _said_earlier(members: Sequence[Seen], head: int) -> list[Row]:
+    """A row for each other text of the user's earlier turns, as if it were the last message: its slot holds them
+    all."""
+    met = {item.layout.fields[-1] for item in members}
+    rows: list[Row] = []
+    for item in members:
+        for header, fields in zip(item.layout.headers[head:-1], item.layout.fields[head:-1], strict=True):
+            if _is_user(header) and fields not in met:
+                met.add(fields)
+                rows.append(_row(item, range(head)) + fields)
+    return rows
+
+
+def _few_conversations(left: Sequence[Seen], opened: int) -> list[list[Seen]]:
+    """Requests that begin with the same `opened` messages, long enough to be a prompt, in a few conversations that
+    grew to several lengths: too few for their first turns to show it, but their requests are many."""
+    groups: dict[Opening, list[Seen]] = defaultdict(list)
+    for item in left:
+        groups[_opening(item, opened)].append(item)
+    found = []
+    for (headers, fields), members in sorted(groups.items()):
+        said = sum(words(text) for texts in fields for text in texts)
+        begun = {item.layout.fields[opened] for item in members if len(item.layout.headers) > opened}
+        lengths = {len(item.layout.headers) for item in members}
+        many = len(begun) >= _FEW and len(members) >= 2 * MIN_ROWS and len(lengths) >= MIN_ROWS
+        if many and said >= 2 * STRONG and all(map(_is_system, headers)):
+            found.append(members)
+    return found
+
+
+def _opened(item: Seen, count: int) -> tuple[TextPattern, ...]:
+    """The patterns of the first messages, all as they are here but for the last one, which may say anything."""
+    fixed = _row(item, range(count - 1))
+    free = tuple(TextPattern(("", ""), (Slot("input"),)) for _ in item.layout.fields[count - 1])
+    return (*(TextPattern((text,)) for text in fixed), *free)
 
 
 def _shared_messages(members: list[Seen], start: int) -> tuple[MessagePattern, ...]:
@@ -189,6 +236,19 @@ def _wrapping(members: list[Seen], first: MessagePattern) -> MessagePattern | No
         if item.layout.headers[-1] != first.header or cut_row(first.fields, item.layout.fields[-1]) is None:
             return None
     return first
+
+
+def _wraps_all(members: list[Seen], bare: PromptTemplate) -> bool:
+    """Whether all messages of the user are wrapped like the last one, in conversations of some turns."""
+    first, (last,) = len(bare.head), bare.tail
+    earlier = [
+        (header, fields)
+        for item in members
+        for header, fields in zip(item.layout.headers[first:-1], item.layout.fields[first:-1], strict=True)
+        if _is_user(header)
+    ]
+    whole = all(header == last.header and cut_row(last.fields, fields) is not None for header, fields in earlier)
+    return whole and len(earlier) >= MIN_ROWS
 
 
 def _uses(group: Sequence[Seen], headers: tuple[str, ...], found: Found) -> list[Use]:

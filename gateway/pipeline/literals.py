@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
+from typing import NamedTuple
 
+from gateway.domain.pattern import kind_of, type_of
 from gateway.domain.template import DATE, ID, Slot, TextPattern
 from gateway.pipeline.alignment import WORD, Run, by_chance, shared_runs, surprise, tokens
 from gateway.pipeline.edges import Gap, settled
@@ -25,18 +27,37 @@ _SOME = 16
 """Samples from which on a bare word between two slots may be prompt."""
 
 
+class Cut(NamedTuple):
+    """The literals that texts share, in order; and of what type each slot between them must be (`date`, `id`,
+    `number`; else `text`), where no text could be cut in one way only if it might hold anything."""
+
+    literals: list[str]
+    types: list[str]
+
+
 def field_literals(texts: Sequence[str], *, inside: bool = False) -> list[str]:
     """The literals that all these texts share, in order; the first and the last may be empty.
 
     Texts that are all equal give one literal, unless it holds a date of today. `inside`: they stand in a prompt.
     """
-    if len(set(texts)) == 1:
-        return _without_volatile(texts[0])
-    literals, columns = _cut_by_runs(texts)
-    for i, values in enumerate(columns):
-        literals[i], columns[i], literals[i + 1] = settled(Gap(literals[i], values, literals[i + 1]))
-    _keep_separators(literals, columns, texts, inside=inside)
-    return [piece for literal in literals for piece in _without_volatile(literal)]
+    return field_cut(texts, inside=inside).literals
+
+
+def field_cut(texts: Sequence[str], *, inside: bool = False) -> Cut:
+    """As `field_literals`, with the types of the slots."""
+    literals, columns = [texts[0]], list[Values]()
+    types: list[str] = []
+    if len(set(texts)) > 1:
+        literals, columns = _cut_by_runs(texts)
+        for i, values in enumerate(columns):
+            literals[i], columns[i], literals[i + 1] = settled(Gap(literals[i], values, literals[i + 1]))
+        types = _keep_separators(literals, columns, texts, inside=inside)
+    whole = Cut([], [])
+    for literal, after in zip_longest(literals, types):
+        pieces, volatile = _without_volatile(literal)
+        whole.literals.extend(pieces)
+        whole.types.extend([*volatile, *([after] if after else [])])
+    return whole
 
 
 def _cut_by_runs(texts: Sequence[str]) -> tuple[list[str], list[Values]]:
@@ -53,14 +74,22 @@ def _cut_by_runs(texts: Sequence[str]) -> tuple[list[str], list[Values]]:
     return literals, columns
 
 
-def _keep_separators(literals: list[str], columns: list[Values], texts: Sequence[str], *, inside: bool) -> None:
-    """Drop inner literals, weakest first, until each text can be cut in one way only, which is the columns' way."""
+def _keep_separators(
+    literals: list[str], columns: list[Values], texts: Sequence[str], *, inside: bool
+) -> list[str]:
+    """Drop inner literals, weakest first, until each text can be cut in one way only, which is the columns' way.
+
+    Gives the types that slots must have for that.
+    """
     prompt = inside or len(WORD.findall(" ".join(literals))) >= _PROMPT
     for i in range(len(literals) - 2, 0, -1):
         telling = "\n" in literals[i] or literals[i].strip() if prompt else WORD.search(literals[i])
         if not telling:
             _drop(i, literals, columns)
-    while len(literals) > 2 and not _cuts_to(literals, columns, texts):
+    while True:
+        for types in (["text"] * len(columns), list(map(type_of, columns))):
+            if len(literals) < 3 or _cuts_to(literals, columns, types, texts):
+                return types
         _drop(min(range(1, len(literals) - 1), key=lambda i: surprise(tokens(literals[i]))), literals, columns)
 
 
@@ -70,8 +99,10 @@ def _drop(i: int, literals: list[str], columns: list[Values]) -> None:
     columns[i - 1] = tuple(a + given + b for a, b in zip(columns[i - 1], right, strict=True))
 
 
-def _cuts_to(literals: Sequence[str], columns: Sequence[Values], texts: Sequence[str]) -> bool:
-    pattern = TextPattern(tuple(literals), tuple(Slot("") for _ in columns))
+def _cuts_to(
+    literals: Sequence[str], columns: Sequence[Values], types: Sequence[str], texts: Sequence[str]
+) -> bool:
+    pattern = TextPattern(tuple(literals), tuple(Slot("", kind) for kind in types))
     return all(pattern.cut(text) == values for text, values in zip(texts, zip(*columns, strict=True), strict=True))
 
 
@@ -95,19 +126,21 @@ def _longest(limit: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def _without_volatile(literal: str) -> list[str]:
-    """The literal cut where it holds a date or an id that is only the same because all requests are of one day.
+def _without_volatile(literal: str) -> tuple[list[str], list[str]]:
+    """The literal cut where it holds a date or an id that is only the same because all requests are of one day; and
+    which of the two.
 
     A word must announce it (today, date, trace, ...), always another one: examples hold dates too.
     """
     found = [(v, literal[max(0, v.start() - 40) : v.start()]) for v in _VOLATILE.finditer(literal)]
     labels = Counter(_last_word(before) for _, before in found)
-    pieces, start = [], 0
+    pieces, types, start = list[str](), list[str](), 0
     for volatile, before in found:
         if labels[_last_word(before)] == 1 and _CUE.search(before) and volatile.start() >= start + 3:
             pieces.append(literal[start : volatile.start()])
+            types.append(kind_of(volatile[0]))
             start = volatile.end()
-    return [*pieces, literal[start:]]
+    return [*pieces, literal[start:]], types
 
 
 def _last_word(text: str) -> str:
@@ -156,8 +189,9 @@ def _weakness(i: int, run: Run, kept: list[Run], split: Sequence[list[str]], fir
     text = "".join(piece)
     found = ["".join(sample[low:high]).count(text) for sample, low, high in zip(split, lows, highs, strict=True)]
     lengths = [high - low - run.length for low, high in zip(lows, highs, strict=True)]
-    once = set(found) == {1}
-    chance = by_chance(sum(found) / count, sum(lengths) / count / 2, bits, count, once=once, ways=max(lengths))
+    chance = by_chance(
+        sum(found) / count, sum(lengths) / count / 2, bits, count, once=found.count(1), ways=max(lengths)
+    )
     return bits if chance else -1.0
 
 

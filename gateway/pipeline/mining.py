@@ -17,14 +17,16 @@ from typing import NamedTuple
 
 from gateway.domain.template import Slot, TextPattern
 from gateway.pipeline.alignment import COMMON, WORD, tokens
-from gateway.pipeline.literals import field_literals
+from gateway.pipeline.literals import field_cut, field_literals
 from gateway.pipeline.splitting import (
     MIN_ROWS,
+    PHRASE,
     STRONG,
     Trigrams,
     fixed_words,
     grouped,
     head,
+    may_be_section,
     parts_of,
     spread,
     tail,
@@ -170,9 +172,12 @@ class Miner:
         return [said.found for said in kept]
 
     def _says_as_much(self, other: _Said, one: _Said) -> bool:
-        """Whether all rows of a template fit another one, which has nearly as much fixed text."""
-        enough = other.words >= MOST * one.words
-        return enough and self._rows_of(other.found.patterns).issuperset(one.found.members)
+        """Whether all rows of a template fit another one, which lacks but a few words of it, and no section."""
+        if other.words < MOST * one.words or not self._rows_of(other.found.patterns).issuperset(one.found.members):
+            return False
+        slots = {sum(len(pattern.slots) for pattern in said.found.patterns) for said in (one, other)}
+        rows = [len({self._rows[i] for i in self._rows_of(said.found.patterns)}) for said in (one, other)]
+        return len(slots) > 1 or one.words - other.words < PHRASE or not may_be_section(*rows)
 
     def _is_one(self, both: Fit, *found: _Said) -> bool:
         least = min(said.words for said in found)
@@ -373,5 +378,5 @@ def _pattern(column: Sequence[str], form: str) -> TextPattern:
     if form == "j":
         same = len(set(column)) == 1
         return TextPattern((column[0],)) if same else TextPattern(("", ""), (Slot("part", kind="part"),))
-    literals = field_literals(column)
-    return TextPattern(tuple(literals), tuple(Slot("input") for _ in literals[1:]))
+    literals, types = field_cut(column)
+    return TextPattern(tuple(literals), tuple(Slot("input", kind) for kind in types))

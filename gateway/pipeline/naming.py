@@ -113,7 +113,7 @@ def bounded(slot: Slot, values: Sequence[str]) -> Slot:
     """
     if slot.kind == "part":
         return slot
-    kinds = {kind_of(value) for value in values}
+    kinds = {kind_of(value) for value in values if value}
     if len(kinds) == 1 and "text" not in kinds:
         return Slot(slot.name, kinds.pop())
     distinct = sorted(set(values))
@@ -122,7 +122,7 @@ def bounded(slot: Slot, values: Sequence[str]) -> Slot:
     some, more, many = (len(values) >= least for least in (_SOME, _MORE, _MANY))
     return Slot(
         slot.name,
-        _kind(distinct, some=some, few=few),
+        slot.kind if slot.kind != "text" else _kind(distinct, some=some, few=few),
         length_limit(values),
         single_line=more and not any("\n" in value for value in distinct),
         choices=tuple(distinct) if closed else (),
@@ -133,14 +133,15 @@ def bounded(slot: Slot, values: Sequence[str]) -> Slot:
 
 def _kind(distinct: Sequence[str], *, some: bool, few: bool) -> str:
     """The narrowest kind that all values are of."""
-    if some:
-        if all(is_kind("number", value) for value in distinct):
+    there = [value for value in distinct if value]
+    if some and there:
+        if all(is_kind("number", value) for value in there):
             return "number"
-        if all(is_kind("json", value) and is_json(value) for value in distinct):
+        if all(is_kind("json", value) and is_json(value) for value in there):
             return "json"
     if few:
         return "choice"
-    return "list" if some and all(is_kind("list", value) for value in distinct) else "text"
+    return "list" if some and there and all(is_kind("list", value) for value in there) else "text"
 
 
 def length_limit(values: Sequence[str]) -> int:

@@ -81,6 +81,11 @@ def _parted(pattern: TextPattern, texts: Sequence[str]) -> TextPattern:
         cuts = [cut for text in texts if (cut := pattern.cut(text)) is not None]
         inner = separators([cut[n] for cut in cuts])
         more = _with(pattern, n, inner, texts) if inner else None
+        if more is None and n + 1 == len(pattern.slots) and pattern.literals[-1].isspace():
+            # What ends all texts may be what parts their values, where the last value is empty.
+            ended = TextPattern((*pattern.literals[:-1], ""), pattern.slots)
+            inner = separators([cut[n] + pattern.literals[-1] for cut in cuts])
+            more = _with(ended, n, inner, texts) if inner else None
         if more is None:
             n += 1
         else:
@@ -159,8 +164,9 @@ def _plain_first(values: Sequence[str]) -> list[str]:
 
 
 def _signs(value: str) -> Counter[object]:
-    """How often each token occurs, and each pair of neighbours; blanks are no tokens here."""
-    found = [token for token in tokens(value) if token != " "]
+    """How often each token occurs, and each pair of neighbours; a blank is no token here, but at a line's end."""
+    said = tokens(value)
+    found = [token for token, after in pairwise([*said, ""]) if token != " " or after == "\n"]
     return Counter([*found, *pairwise(found)])
 
 
@@ -189,7 +195,7 @@ def _is_chance(pieces: Sequence[str], values: Sequence[str]) -> bool:
         found = [value.count(piece) for value in values]
         if not any(map(_is_telling, tokens(piece))):
             return True
-        bits, once = surprise(tokens(piece)), set(found) == {1}
+        bits, once = surprise(tokens(piece)), found.count(1)
         if by_chance(statistics.fmean(found), length / 2, bits, len(values), once=once, ways=int(length)):
             return True
     return False

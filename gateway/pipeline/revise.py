@@ -106,7 +106,7 @@ def _problems(draft: Draft, known: Sequence[PromptTemplate], others: Sequence[Dr
 def _pieces(template: PromptTemplate) -> tuple[object, ...]:
     """All that tells which requests match, but for what slots may hold."""
     texts = [[(p.header, [f.literals for f in p.fields]) for p in side] for side in (template.head, template.tail)]
-    return template.bucket, template.turns, texts
+    return template.bucket, template.turns, template.wraps, texts
 
 
 def _revision(

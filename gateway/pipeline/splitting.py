@@ -7,8 +7,10 @@ there from some moment on and was not before. Recurring values alone are no sign
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import islice, pairwise
 from typing import TypeVar
 
@@ -35,11 +37,18 @@ STRONG = 8
 STRAYS = 0.75
 """Share of rows that hold the same long value from which on the others are strays."""
 _SENTENCE = 6
+_ENDED = re.compile(r"[.!?](?:\s|$)|[。？！]|\n")
+PHRASE = 4
+"""Words from which on many values do not begin or end alike by chance."""
+_SECTION = 0.25
+"""Share of rows that must have a section, and that must lack it, for it to be the prompt's and not the values'."""
 _CLOSED = 12
 _HEAD_SIZES = (8, 5, 3, 2)
 SAME_ROWS = 0.9
 """Overlap (Jaccard index) from which two sets of rows are taken for one."""
 _GLANCE = 3
+_KEPT = 1 << 12
+"""Beginnings and endings of values whose tokens are remembered: the same ones are looked at for several signs."""
 _SETS = 40
 
 
@@ -81,7 +90,7 @@ def parts_of(patterns: Sequence[TextPattern], values: Values, system: Sequence[b
         parts = _by_closed_slots({i: tuple(row[s] for s in slots) for i, row in values.items()}, pattern)
         if parts:
             return parts
-    return _by_time(fields, values) or _by_several_slots(fields, values)
+    return _by_time(fields, values) or _by_several_slots(fields, values) or _by_section(fields, values)
 
 
 def _without_strays(values: Values) -> list[int]:
@@ -198,6 +207,48 @@ def _by_time(fields: Sequence[tuple[TextPattern, list[int]]], values: Values) ->
     return []
 
 
+def may_be_section(rows: int, of: int) -> bool:
+    """Whether a text that so many of these different rows have, and the others lack, may be a prompt's section."""
+    return max(2 * MIN_ROWS, _SECTION * of) <= rows <= of - max(2 * MIN_ROWS, _SECTION * of)
+
+
+def _by_section(fields: Sequence[tuple[TextPattern, list[int]]], values: Values) -> list[list[int]]:
+    """Two parts, where many of a slot's values begin (or end) with one text, many do not, and those that do go on
+    in many ways: there the prompt has a section that may be left out.
+
+    In a message that has hardly any other text, the values must be framed: that is another prompt.
+    """
+    for pattern, slots in fields:
+        for slot in slots:
+            part = _with_section({i: row[slot] for i, row in values.items()}, strong=fixed_words(pattern) >= STRONG)
+            if part:
+                return [part, sorted(set(values) - set(part))]
+    return []
+
+
+def _with_section(column: dict[int, str], *, strong: bool) -> list[int]:
+    """The rows of a slot whose values begin or end with a section of the prompt; empty if there is none."""
+    for key in (head, tail):
+        text, part = max(grouped(column, key, 8).items(), key=lambda item: len(item[1]))
+        distinct = sorted({column[i] for i in part})
+        many = len(distinct) >= max(2 * MIN_ROWS, MIN_DISTINCT * len(part))
+        if words(text) < PHRASE or not many or not may_be_section(len(part), len(column)):
+            continue
+        if _is_section(field_literals(spread(distinct, 8)), strong=strong):
+            return part
+    return []
+
+
+def _is_section(literals: Sequence[str], *, strong: bool) -> bool:
+    """Whether what values share is a sentence or a line, and not how people begin to speak.
+
+    Where the message has hardly any other text, it must be a frame around them.
+    """
+    if strong:
+        return any(words(literal) >= PHRASE and _ENDED.search(literal) for literal in literals)
+    return sum(words(literal) > 0 for literal in literals) > 1
+
+
 def _by_several_slots(fields: Sequence[tuple[TextPattern, list[int]]], values: Values) -> list[list[int]]:
     """Rows whose values go together in several slots, apart from the others: two prompts of one style.
 
@@ -251,16 +302,25 @@ def grouped(values: dict[int, str], key: Callable[[str, int], str], size: int) -
 
 def head(value: str, size: int) -> str:
     """The first `size` tokens."""
-    found = next(islice(TOKEN.finditer(value[: 40 * size]), size - 1, None), None)
-    return value[: found.end() if found else 40 * size]
+    return _first(value[: 40 * size], size)
+
+
+@lru_cache(_KEPT)
+def _first(beginning: str, size: int) -> str:
+    found = next(islice(TOKEN.finditer(beginning), size - 1, None), None)
+    return beginning[: found.end()] if found else beginning
 
 
 def tail(value: str, size: int) -> str:
     """The last `size` tokens."""
-    found = TOKEN.findall(value[-8 * size :])
-    if len(found) <= size:
-        found = TOKEN.findall(value[-40 * size :])
-    return "".join(found[-size:])
+    return _last(value[-8 * size :], size) or "".join(TOKEN.findall(value[-40 * size :])[-size:])
+
+
+@lru_cache(_KEPT)
+def _last(ending: str, size: int) -> str:
+    """The last `size` tokens; nothing where this may be too short to tell."""
+    found = TOKEN.findall(ending)
+    return "".join(found[-size:]) if len(found) > size else ""
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

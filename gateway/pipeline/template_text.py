@@ -76,6 +76,9 @@ def write_template(template: PromptTemplate, *, pin: bool = False, settings: dic
     lines += [_message(pattern, marks) for pattern in template.head]
     if template.turns:
         lines.append("- turns: true  # all turns of the conversation stay\n")
+        lines += [
+            "  wrapped: true  # the user's without the text around the slot of the last message\n"
+        ] * template.wraps
     lines += [_message(pattern, marks) for pattern in template.tail]
     if template.slots:
         lines.append("slots:\n")
@@ -207,6 +210,7 @@ class _Part(Section):
 class _Message(Section):
     role: str | None = None
     turns: bool = False
+    wrapped: bool = False
     text: str | None = None
     parts: list[_Part] | None = None
     others: str | dict[str, Any] = {}
@@ -289,14 +293,15 @@ class _Reading:
                 self._problem(["slots", name], f"stands in no text; mark it there as {self._mark(name)}")
         cut = at[0] if at else len(patterns)
         version = self.file.based_on.rpartition("@")[2]
-        return PromptTemplate(
-            self.file.task,
-            int(version or 1),
-            tuple(patterns[:cut]),
-            bool(at),
-            tuple(patterns[cut:]),
-            self._bucket(),
-        )
+        template = PromptTemplate(
+            self.file.task, int(version or 1), tuple(patterns[:cut]), bool(at), tuple(patterns[cut:]),
+            self._bucket(), wraps=any(message.wrapped for message in self.file.messages),
+        )  # fmt: skip
+        if template.wraps and not template.can_wrap:
+            where = next(i for i, message in enumerate(self.file.messages) if message.wrapped)
+            reasons = "needs 'turns: true' and behind it one message of the user, the last, with one slot"
+            self._problem(["messages", where, "wrapped"], reasons)
+        return template
 
     def _problem(self, path: Iterable[str | int], message: str) -> None:
         self.problems.append(self.document.problem(path, message))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from typing import Any
 
 import pytest
 import stories
@@ -17,6 +18,7 @@ from gateway.pipeline.discover import Discovery
 from gateway.pipeline.infer import Inference
 from gateway.pipeline.records import Recorded, recorded
 from gateway.stores.edited import pin
+from gateway.stores.ledger import entries
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import Standing, alarms, confirm, results, standings, untrusted
 from gateway.withheld import withheld
@@ -150,6 +152,22 @@ def test_what_is_no_chat_is_set_aside_and_never_searched(store: SqliteStore) -> 
     Discovery(store).step(search=False)
     assert store.count("looked_at = 2") == 202
     assert len(store.unassigned(1000)) == 40
+
+
+def test_what_the_relay_has_found_of_bodies_that_were_not_recorded_stays_in_the_books(store: SqliteStore) -> None:
+    """An app that has nothing but figures recorded: only the relay has ever seen whose task a request is."""
+    store.add_template(template())
+    said: dict[str, Any] = {"request": b"", "response": b"", "cost_usd": 0.002, "latency_ms": 10.0}
+    whole = [new(n, "x", task="mail", **said) for n in range(3)]
+    bare = [new(10 + n, "x", task="mail", stripped=True, target="local/mail-1", **said) for n in range(4)]
+    claimed = [new(20, "x", task="mail", task_hint="mail", **said), new(21, "x", task="unheard", **said)]
+    record(store, [*whole, *bare, *claimed])
+    Discovery(store).step(search=False)
+    assert store.count("looked_at = 2") == 9
+    (row,) = store.tasks()
+    assert (row["exchanges"], row["stripped"], row["cost_usd"]) == (7, 4, pytest.approx(0.014))
+    assert store.answered_count("mail") == 0  # nobody can learn from them
+    assert {(one.served, one.exchanges) for one in entries(store, "mail")} == {("whole", 3), ("stripped", 4)}
 
 
 def test_what_was_cut_off_is_not_looked_at_before_it_is_whole(store: SqliteStore) -> None:

@@ -76,6 +76,7 @@ def test_words_in_front_of_a_slot_when_there_are_few_samples() -> None:
     sentence = "You have the tools below and may call at most "
     assert settled(Gap(sentence, ("3", "4", "11", "7"), " of them.")).left == sentence
     assert settled(Gap("whats the difference between ", few, "")).left == "whats the "
+    assert settled(Gap("whats the difference between ", few * 3, "")).left == "whats the difference between "
 
 
 def test_a_label_behind_a_slot_is_no_part_of_the_value() -> None:
@@ -164,3 +165,20 @@ def test_a_word_right_behind_a_value_is_found() -> None:
         f"Task: {name}Response: {town}" for name, town in zip(["raise", "itSelf", "NO"] * 4, TOWNS, strict=True)
     ]
     assert field_literals(texts * 2) == ["Task: ", "Response: ", ""]
+
+
+def test_a_numbered_list_may_begin_within_a_line() -> None:
+    lists = [f"{TOWNS[i]}\n\n" + "".join(f"[{n}] {TOWNS[-n]}\n\n" for n in range(2, 2 + i % 4)) for i in range(10)]
+    values = [one.removesuffix("\n\n") for one in lists]
+    settled_gap = settled(gap('{"documents": [1] ', values, "\n\n}\nAnswer:"))
+    assert edges(settled_gap) == ('{"documents": ', "}\nAnswer:")
+    assert settled_gap.values[1] == f"[1] {TOWNS[1]}\n\n[2] {TOWNS[-2]}\n\n"
+    single = settled(gap('{"rank": [1] ', TOWNS, "\n\n}\nAnswer:"))
+    assert edges(single) == ('{"rank": [1] ', "\n\n}\nAnswer:")
+
+
+def test_inputs_that_a_prompt_counts_are_no_list() -> None:
+    pairs = [f"{a}\nText 2: {b}" for a, b in zip(TOWNS, reversed(TOWNS), strict=True)]
+    assert edges(settled(gap("Compare.\nText 1: ", pairs, "\nSame?"))) == ("Compare.\nText 1: ", "\nSame?")
+    lists = [*pairs[:6], *(f"{pair}\nText 3: {pair[:4]}" for pair in pairs[6:])]
+    assert edges(settled(gap("Compare.\nText 1: ", lists, "\nSame?"))) == ("Compare.\n", "Same?")

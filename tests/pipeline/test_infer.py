@@ -208,6 +208,58 @@ def test_of_a_conversation_the_system_prompt_goes_and_the_turns_stay() -> None:
     assert inputs.messages == body["messages"][1:]
 
 
+def growing(count: int) -> list[Recorded]:
+    """So many conversations with one system prompt, each asked for an answer after every turn."""
+    whole = [conversation(random.Random(i), 4)["messages"] for i in range(count)]
+    bodies = [{"messages": messages[: 2 + 2 * n]} for messages in whole for n in range(5)]
+    return [Recorded(f"g{i}", float(i), body) for i, body in enumerate(bodies)]
+
+
+def test_a_few_long_conversations_show_their_system_prompt() -> None:
+    (template,) = infer(growing(3)).templates
+    assert template.turns
+    assert template.strip(conversation(random.Random(9), 2)) is not None
+    assert infer(growing(2)).templates == []
+
+
+def wrapped_conversation(rng: random.Random, turns: int) -> dict[str, Any]:
+    body = conversation(rng, turns)
+    for message in body["messages"]:
+        if message["role"] == "user":
+            message["content"] = f"The guest says: {message['content']}\nYour answer:"
+    return body
+
+
+def test_turns_that_an_app_wraps_alike_stay_without_what_they_are_wrapped_in() -> None:
+    (template,) = infer(record(lambda rng: wrapped_conversation(rng, rng.randint(0, 3)), 30, "talk")).templates
+    assert template.wraps
+    inputs = template.strip(wrapped_conversation(random.Random(1), 4))
+    assert inputs is not None
+    assert inputs.messages == conversation(random.Random(1), 4)["messages"][1:]
+
+    def last_only(rng: random.Random) -> dict[str, Any]:
+        body = conversation(rng, rng.randint(0, 3))
+        body["messages"][-1] = wrapped_conversation(rng, 0)["messages"][-1]
+        return body
+
+    assert not any(template.wraps for template in infer(record(last_only, 30, "talk")).templates)
+
+
+def test_a_wrapped_turn_may_hold_what_any_turn_held() -> None:
+    """Of these conversations only later questions were recorded: a line each, after a longer first one."""
+
+    def later(rng: random.Random) -> dict[str, Any]:
+        body = wrapped_conversation(rng, rng.randint(1, 3))
+        said = "\n".join(sentence(rng) for _ in range(rng.randint(1, 2)))
+        body["messages"][1]["content"] = f"The guest says: {said}\nYour answer:"
+        return body
+
+    recorded = record(later, 30, "talk")
+    (template,) = infer(recorded).templates
+    assert template.wraps
+    assert all(template.strip(request.body) is not None for request in recorded)
+
+
 def test_examples_that_begin_every_conversation_are_template_and_its_turns_are_not() -> None:
     opening = [
         {"role": "system", "content": "You tutor in mathematics. Show each step, and end with the result alone."},

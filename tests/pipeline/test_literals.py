@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.pipeline.literals import field_literals
+from gateway.pipeline.literals import field_cut, field_literals
 
 WORDS = ["tea", "map", "sea", "day", "red", "fog", "ice", "oak", "sun", "owl", "ash", "elm", "fig", "gem", "hut"]
 
@@ -41,6 +41,37 @@ def test_what_follows_a_number_or_a_date_is_prompt_however_little_it_says() -> N
     assert field_literals(dated) == ["Today is ", ". ", "\nAnswer:"]
     ranged = [f"Give a number between {rng.randint(1, 99)} and {rng.randint(100, 999)}." for _ in range(8)]
     assert field_literals(ranged) == ["Give a number between ", " and ", "."]
+
+
+def test_what_separates_a_date_or_a_number_from_the_next_value_may_be_in_that_value_too() -> None:
+    rng = random.Random(4)
+    talks = [". ".join(value(rng, 4) for _ in range(2 + i % 3)) + " for the day" * (i % 3) for i in range(30)]
+    dated = [f"Today is 2026-03-{rng.randint(10, 30)}.{talk}\nAnswer:" for talk in talks]
+    assert field_cut(dated) == (["Today is ", ".", "\nAnswer:"], ["date", "text"])
+    numbered = [f"Answer issue #{rng.randint(1, 99)} for the {talk} team." for talk in talks]
+    assert field_cut(numbered) == (["Answer issue #", " for the ", " team."], ["number", "text"])
+
+
+def test_items_that_a_prompt_writes_alike_are_told_by_their_order() -> None:
+    prompt = "Rate both.\n### Question: {}\n### {}: {}\n### {}: {}\nThe better one is:"
+    assert field_literals(filled(prompt, 20)) == prompt.split("{}")
+    listed = [f"Rate all.\n{'### '.join(value(random.Random(i), 9).split())}\nBest:" for i in range(20)]
+    assert field_literals(listed) == ["Rate all.\n", "\nBest:"]  # as many items as the app has, not always as many
+
+
+def test_a_word_that_all_texts_hold_as_often_is_the_language() -> None:
+    dice = random.Random(9)
+    told = [" ".join(f"{value(dice, 2)} the {value(dice, 2)}" for _ in range(4)) for _ in range(20)]
+    assert field_literals([f"Sum up.\n{text}\nSummary:" for text in told]) == ["Sum up.\n", "\nSummary:"]
+
+
+def test_a_number_in_a_first_item_does_not_part_a_list() -> None:
+    rng = random.Random(5)
+    turns = [
+        [f"Pupil: {rng.randint(1, 99)}\n\nTutor: {value(rng, 4)}\n" for _ in range(3 + i % 3)] for i in range(12)
+    ]
+    texts = [f"Sum up.\n\n{chr(10).join(some)}\n\nSummary:" for some in turns]
+    assert not any("Tutor" in literal for literal in field_literals(texts))
 
 
 def test_signs_that_any_sentence_holds_and_a_subject_in_common_are_the_values() -> None:

@@ -161,6 +161,21 @@ def texts(seed: int, count: int) -> list[str]:
     return [" ".join(rng.choices(said, k=rng.randint(4, 12))) for _ in range(count)]
 
 
+def test_a_section_that_may_be_left_out_is_no_input() -> None:
+    ask = "Read the whole report below and give its main topic in one word, or two where one is not enough; if none"
+    ask += " of the topics that the paper's readers know fits, then say 'other', and nothing else.\n\nReport: {}"
+    section = " Take only what the report itself says.\nTopic:"
+    whole = [ask.format(text) + (section if i % 3 else "\nTopic:") for i, text in enumerate(texts(11, 60))]
+    found = Miner([(text,) for text in whole], "s", [False]).mine()
+    assert sorted((len(one.members), one.patterns[0].literals[-1]) for one in found) == [
+        (40, section),
+        (60, "\nTopic:"),  # fits all; of two that fit, a request belongs to the one that says more
+    ]
+    seldom = [ask.format(text) + (section if i < 3 else "\nTopic:") for i, text in enumerate(texts(11, 60))]
+    (one,) = Miner([(text,) for text in seldom], "s", [False]).mine()  # three of sixty say so: that is their input
+    assert one.patterns[0].literals[-1] == "\nTopic:"
+
+
 def test_documents_that_go_with_several_questions_are_no_prompts() -> None:
     asked = iter(texts(1, 100))
     rows = [

@@ -102,6 +102,13 @@ def test_one_word_stays_one_word() -> None:
     assert not slot.holds("friedrich and be brief")
 
 
+def test_an_empty_value_hides_nothing() -> None:
+    for values in (["1", "2", "", "4", "5", "6"], ["a", "b", "c", "d", "e"], ['{"a": 1}'] * 6):
+        assert bounded(Slot("s"), values).holds("")
+    assert bounded(Slot("s"), ["1", "2", "", "4", "5", "6"]).kind == "number"
+    assert not bounded(Slot("s"), ["Answer in one short sentence."] * 20).holds("")  # an instruction left out
+
+
 def test_from_few_values_little_is_concluded() -> None:
     slot = bounded(Slot("s"), QUESTIONS[:4])
     assert slot.holds("Do not name persons.\nWho built the gate?")

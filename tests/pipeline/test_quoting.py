@@ -107,6 +107,21 @@ def test_what_parts_two_inputs_is_found_in_their_values() -> None:
     assert separators([letter(i) for i in range(40)]) == []
 
 
+def listed(question: str, cities: list[str]) -> str:
+    return f"Answer by one of the towns below.\n\n{question} \n" + "".join(f"\n- {city}\n" for city in cities)
+
+
+def test_what_ends_all_texts_may_part_two_inputs_where_the_last_may_be_empty() -> None:
+    rows = [(listed(f"Where is {ASKED[i % 10]}{'?!.'[i % 3]}", CITIES[i % 12 :][: i % 5]),) for i in range(40)]
+    (found,) = Miner(rows, "s", [False]).mine()
+    assert found.patterns[0].literals == ("Answer by one of the towns below.\n\nWhere is ", " \n", "")
+    rows += [(listed(f"Where is {wish}? \nOr what is near?", CITIES[:3]),) for wish in ASKED[:4]]
+    (found,) = Miner(rows, "s", [False]).mine()
+    main, quoting = refined(rows, "s", found)
+    assert main.patterns[0].literals[-2:] == (" \n", "")
+    assert (len(main.members), quoting) == (44, None)  # by how long questions usually are
+
+
 def test_a_list_whose_items_most_requests_have_two_of_stays_a_list() -> None:
     counts = [2] * 12 + [1, 3, 1, 4, 1]
     texts = [

@@ -145,6 +145,17 @@ def test_parts_turns_other_keys_and_a_system_prompt_beside_the_messages() -> Non
     assert "role: ^system" in written
 
 
+def test_turns_that_are_wrapped_like_the_last_message() -> None:
+    wrapping = PromptTemplate(
+        "mail", 1, (), True, (message("user", "Say it again: ", "", slots=(Slot("said"),)),), wraps=True
+    )
+    written = write_template(wrapping)
+    assert "  wrapped: true" in written
+    assert read(written).template == wrapping
+    with pytest.raises(InvalidConfig, match="with one slot"):
+        read(written.replace("{{said}}", "").split("slots:")[0])
+
+
 # Texts where YAML, editors and marks do their worst.
 odd = st.text(
     st.sampled_from(" \t\n\r:#-?|>{}[]<>\"'%@\\&*!a1é\u0085\u00a0\u2028\ufeff\x00\x1b\x7f\ue000\uffff😀")
