@@ -17,30 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from classifier import load, logged
+from classifier import Remembering, load, logged
 
 from gateway.config import TaskPolicy
 from gateway.pipeline.bounds import LEAST, NEVER, agreement_low, choose_threshold
-from gateway.student import Encoder, Floats
+from gateway.student import Encoder
 from gateway.trainers.classifier import Options, encoder_of, train
 from gateway.upstreams.embedded import SUPPORT_FLOOR, EmbeddedModel
 
 Lines = list[dict[str, str]]
-
-
-class Remembering:
-    """An encoder that reads each text once: the seeds draw from the same rows."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.name, self.sha256, self.heavy = encoder.name, encoder.sha256, encoder.heavy
-        self.dimensions = encoder.dimensions
-        self._encoder, self._known = encoder, dict[str, Floats]()
-
-    def __call__(self, texts: Sequence[str]) -> Floats:
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        if new:
-            self._known.update(zip(new, self._encoder(new), strict=True))
-        return np.stack([self._known[text] for text in texts])
 
 
 def one_seed(

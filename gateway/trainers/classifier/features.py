@@ -15,8 +15,9 @@ from gateway.trainers.classifier.options import Options
 
 Matrix = Any  # scipy.sparse.csr_matrix, which has no type stubs; scipy is imported where it is needed only
 Labels = NDArray[np.int64]
-EMBEDDING_WEIGHT = 1.5
-"""The length of an embedding beside the character vector's 1. Between 1 and 2 accuracy hardly moves."""
+EMBEDDING_WEIGHTS = 1.5, 0.7
+"""How long an embedding may be beside the character vector's 1. Longer is better where a label has a row or two,
+whose n-grams tell little of the next one; shorter where it has ten."""
 
 PAIRS = 8
 """How many words apart the words of a pair are at most: further apart they told no more."""
@@ -43,6 +44,11 @@ class Examples:
         """The same rows with other weights."""
         return Examples(self.counts, self.strangers, self.answers, weights, self.vectors)
 
+    def with_embedding(self, weight: float) -> Examples:
+        """The same rows, as `count` gave them, with embeddings of this length."""
+        vectors = self.vectors * np.float32(weight / EMBEDDING_WEIGHTS[0])
+        return Examples(self.counts, self.strangers, self.answers, self.weights, vectors)
+
 
 def feature_spec(options: Options) -> FeatureSpec:
     """The n-grams that `options.features` stands for."""
@@ -68,7 +74,8 @@ def example_weights(answers: Labels, n_labels: int, options: Options) -> Floats:
 def count(
     vectoriser: Vectoriser, texts: Sequence[str], answers: Labels, weights: Floats, encoder: Encoder | None = None
 ) -> Examples:
-    """The texts as numbers, read by the same function that reads them when the student serves."""
+    """The texts as numbers, read by the same function that reads them when the student serves; embeddings are as
+    long as the first of `EMBEDDING_WEIGHTS`."""
     from scipy.sparse import csr_matrix
 
     found = [vectoriser.counts(text) for text in texts]
@@ -79,7 +86,7 @@ def count(
     strangers = np.array([strangers for _, _, strangers in found], dtype=np.float32)
     vectors = np.empty((len(texts), 0), dtype=np.float32)
     if encoder is not None:
-        vectors = np.float32(EMBEDDING_WEIGHT) * encoder(texts)
+        vectors = np.float32(EMBEDDING_WEIGHTS[0]) * encoder(texts)
     return Examples(counts, strangers, answers, weights, vectors)
 
 

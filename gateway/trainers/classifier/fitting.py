@@ -24,9 +24,9 @@ from gateway.student import (
     blended,
     softmax,
 )
-from gateway.trainers.classifier.calibration import calibrate, fit_sharpness
+from gateway.trainers.classifier.calibration import calibrate, fit_sharpness, log_loss
 from gateway.trainers.classifier.features import (
-    EMBEDDING_WEIGHT,
+    EMBEDDING_WEIGHTS,
     Examples,
     Idf,
     Labels,
@@ -85,14 +85,12 @@ def train(rows: Sequence[Row], options: Options, encoder: Encoder | None = None)
     with threadpool_limits(limits=1):  # the relay may share these cores
         vectoriser, examples = _read(rows, labels, options, encoder)
         n_words, kinds = len(vectoriser.words), _kinds(vectoriser, encoder)
-        examples, left_out = _weighed_and_left_out(examples, n_words, len(labels), options)
+        examples, left_out, weight = _best(examples, kinds, n_words, len(labels), options)
         matrix = weigh(examples, Idf.of(examples.counts), n_words, vectoriser.spec)
         head = fit_head(matrix, examples, len(labels), options)
         networks: tuple[Network, ...] = ()
-        if options.head in WITH_NETWORKS:
-            left_out = _with_networks(left_out, kinds, examples, n_words, options)
-            if left_out.sharpness:
-                networks = fit_networks(kinds, matrix, examples, len(labels), options.seed)
+        if left_out.sharpness:
+            networks = fit_networks(kinds, matrix, examples, len(labels), options.seed)
     calibration = calibrate(left_out.scores, left_out.closeness, left_out.answers)
     quantiles = np.quantile(left_out.closeness, np.linspace(0, 1, CLOSENESS_QUANTILES)).astype(np.float32)
     student = TextClassifier(
@@ -103,7 +101,7 @@ def train(rows: Sequence[Row], options: Options, encoder: Encoder | None = None)
         centroids=head.centroids,
         closeness=quantiles,
         calibration=calibration,
-        embedding=embedding_spec(encoder) if encoder else None,
+        embedding=embedding_spec(encoder, weight) if encoder else None,
         encoder=encoder,
         networks=networks,
         sharpness=left_out.sharpness,
@@ -111,11 +109,9 @@ def train(rows: Sequence[Row], options: Options, encoder: Encoder | None = None)
     return Trained(student, measure(left_out, calibration), cross_fitted(left_out, calibration))
 
 
-def embedding_spec(encoder: Encoder) -> EmbeddingSpec:
-    """What a model file says of the embedding that it needs."""
-    return EmbeddingSpec(
-        name=encoder.name, sha256=encoder.sha256, dimensions=encoder.dimensions, weight=EMBEDDING_WEIGHT
-    )
+def embedding_spec(encoder: Encoder, weight: float) -> EmbeddingSpec:
+    """What a model file says of the embedding that it needs, and of the length that it is read with."""
+    return EmbeddingSpec(name=encoder.name, sha256=encoder.sha256, dimensions=encoder.dimensions, weight=weight)
 
 
 def _read(
@@ -142,23 +138,52 @@ def _kinds(vectoriser: Vectoriser, encoder: Encoder | None) -> list[NDArray[np.b
     return [single, place >= words, nothing]
 
 
-def _with_networks(
-    left_out: _LeftOut, kinds: Sequence[NDArray[np.bool_]], examples: Examples, n_words: int, options: Options
-) -> _LeftOut:
-    """What the networks say of rows that they have not seen, blended with what the linear head says, if it may.
+def _best(
+    examples: Examples, kinds: Sequence[NDArray[np.bool_]], n_words: int, n_labels: int, options: Options
+) -> tuple[Examples, _LeftOut, float]:
+    """The rows with the length of the embedding, and with or without networks, that give rows which they have not
+    seen the least log loss; and that length."""
+    weights = EMBEDDING_WEIGHTS if examples.vectors.shape[1] else EMBEDDING_WEIGHTS[:1]
+    found = []
+    opinions: list[Scores] = []
+    for weight in weights:
+        read, left_out = _weighed_and_left_out(examples.with_embedding(weight), n_words, n_labels, options)
+        if options.head in WITH_NETWORKS:
+            # an embedding of any length is the same to a network, so they are asked once
+            opinions = opinions or cross_fit_networks(kinds, read, n_words, n_labels, options)
+            left_out = _with_networks(left_out, opinions, options)
+        found.append((read, left_out, weight))
+    return min(found, key=lambda one: _loss(one[1]))
 
-    As it was, where the networks make a blend worse: of a label's single row they learn little.
+
+def _loss(left_out: _LeftOut) -> float:
+    """The log loss of the rows whose label has another row, 0 where there is none: of the others, the label was not
+    seen when they were left out."""
+    answers = left_out.answers
+    judged = np.flatnonzero(np.bincount(answers)[answers] >= 2)
+    if not len(judged):
+        return 0.0
+    scores, answers = left_out.scores[judged], answers[judged]
+    return log_loss(scores, answers, fit_sharpness(scores, answers))
+
+
+def _with_networks(left_out: _LeftOut, said: Sequence[Scores], options: Options) -> _LeftOut:
+    """What networks `said` of rows that they have not seen, blended with what the linear head says, if it may.
+
+    As it was, where the networks make a blend worse, by accuracy or by log loss: of a label's single row they learn
+    little.
     """
-    answers, n_labels = left_out.answers, left_out.scores.shape[1]
-    opinions = [left_out.scores, *cross_fit_networks(kinds, examples, n_words, n_labels, options)]
-    sharpness = tuple(fit_sharpness(scores, answers) for scores in opinions)
+    opinions = [left_out.scores, *said]
+    sharpness = tuple(fit_sharpness(scores, left_out.answers) for scores in opinions)
     if options.head == "net" and len(opinions) > 1:
         sharpness = (0.0, *sharpness[1:])
-    scores = blended(opinions, sharpness)
-    alone = (left_out.scores.argmax(axis=1) == answers).mean()
-    if options.head == "blend" and (scores.argmax(axis=1) == answers).mean() < alone:
-        return left_out
-    return replace(left_out, scores=scores, sharpness=sharpness)
+    both = replace(left_out, scores=blended(opinions, sharpness), sharpness=sharpness)
+    is_worse = _accuracy(both) < _accuracy(left_out) or _loss(both) > _loss(left_out)
+    return left_out if options.head == "blend" and is_worse else both
+
+
+def _accuracy(left_out: _LeftOut) -> float:
+    return float((left_out.scores.argmax(axis=1) == left_out.answers).mean())
 
 
 def _weighed_and_left_out(
