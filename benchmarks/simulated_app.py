@@ -121,7 +121,7 @@ class World:
                 break
             failures.append(f"{attempt.label}: {why}")
         own = self._record(plan, attempt, body, answer, failures)
-        wrong = attempt.stripped and attempt.text != row.text
+        wrong = attempt.stripped and _asked(attempt) != row.text
         right = answer == self.prompt.answer(row.label)
         self.told.append(Told(self.numbers, right, attempt.stripped, wrong, answer is None))
         copied = plan.shadow
@@ -229,6 +229,14 @@ class World:
     def _made_answer(self, row: Row) -> Answered:
         text = row.output if self.rng.random() < self.made.agreement else "other"
         return Answered(text=text, sure=None, latency_ms=CANDIDATE_MS, cost_usd=1e-6)
+
+
+def _asked(attempt: Attempt) -> str | None:
+    """What a stripped request asks of whoever it goes to: a model in the process gets the text, others a body."""
+    if attempt.upstream == LOCAL:
+        return attempt.text
+    said = json.loads(attempt.body or b"{}").get("messages", [])
+    return said[-1]["content"] if len(said) == 1 else None
 
 
 @dataclass

@@ -232,7 +232,7 @@ class Worker:
 
     def _turn(self) -> None:
         self._repeat(
-            Repeated(self._turning(), "the background jobs", self._config.jobs.poll_seconds, longest=300.0)
+            Repeated(self._turning(), "work in the background", self._config.jobs.poll_seconds, longest=300.0)
         )
 
     def _turning(self) -> Callable[[], object]:

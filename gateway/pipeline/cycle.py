@@ -23,6 +23,8 @@ from gateway.pipeline.asking import Asking, directly
 from gateway.pipeline.bench import Bench
 from gateway.pipeline.finetune import Elsewhere
 from gateway.pipeline.gate import Check, Decision, decide
+from gateway.pipeline.serving import in_force
+from gateway.pipeline.token_counts import tokenizer_of
 from gateway.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def turn(shop: Workshop, task: str) -> Decision | None:
     except ConfigError as error:  # a person's file has a problem; theirs to solve, ours to wait for
         _wait(shop, task, job, "promote", str(error))
         return None
-    shop.say(f"task {task}: {decision.reason}")
+    shop.say(f"task {task}: {decision.sentence}")
     _note(shop, task, job, "done", state="done", error=None)
     return decision
 
@@ -120,9 +122,13 @@ def _dataset(shop: Workshop, task: str, job: Job) -> tuple[Dataset, Job]:
             return dataset.load(shop.store, job["dataset"]), job
         except DatasetError as error:
             shop.say(f"task {task}: {error}; building it again")
-    data = dataset.build(shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms())
+    data = dataset.build(
+        shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms(),
+        tokenizer_of(shop.config, task),
+    )  # fmt: skip
     shop.say(f"task {task}: dataset {data.id}, {data.card['rows']} rows from {data.card['recorded']} exchanges")
-    return data, _note(shop, task, job, "finetune", dataset=data.id)
+    own = shop.store.answers_to(data.template)
+    return data, _note(shop, task, job, "finetune", dataset=data.id, own=own)
 
 
 def _candidates(shop: Workshop, data: Dataset) -> list[FineTune] | None:
@@ -193,16 +199,17 @@ def evaluation(shop: Workshop, data: Dataset, trained: list[FineTune]) -> evalua
 
 
 def _fresh(shop: Workshop, decision: Decision, report: evaluate.Report) -> Decision:
-    """The decision, and not to promote what was rolled back before, is no better than what serves already, or
-    is for a version of the prompt that the app has left."""
+    """The decision, and not to promote what was rolled back before, is not surely better than what serves
+    already, or is for a version of the prompt that the app has left."""
     now = _serving_id(shop, decision.task)
     current = next((score for score in report.candidates if now and score.finetune == now), None)
     checks = []
     if decision.candidate in promotions.taken_back(shop.store, decision.task):
         checks.append(Check("times that it was rolled back", 1.0, 0.0, False))
     elif current is not None and decision.score is not None and decision.candidate != now:
-        mine, its = _right(decision.score), _right(current)
-        checks.append(Check("answers rightly (share), beside the candidate that serves", mine, its, mine > its))
+        ahead = current.beaten_low
+        name = "answers rightly (share), beyond the candidate that serves, lower bound (above the limit)"
+        checks.append(Check(name, ahead, 0.0, ahead is not None and ahead > 0))
     return decision.but(*checks, due.use_of(shop.store, report.template).check)
 
 
@@ -216,11 +223,6 @@ def _stripped_now(shop: Workshop, task: str) -> str | None:
     """The template that the task's newest candidate strips."""
     serving = promotions.newest(shop.store, task)
     return promotions.stripped(serving) if serving else None
-
-
-def _right(score: evaluate.Score) -> float:
-    """The share of requests that it answers itself, and as the incumbent does (by the gate's measure)."""
-    return score.answered - (1 - (score.agreement if score.quality is None else score.quality))
 
 
 def _settle(shop: Workshop, report: evaluate.Report, decision: Decision) -> None:
@@ -250,10 +252,10 @@ def _job(shop: Workshop, task: str) -> Job | None:
     last = due.last_turn(shop.store, task)
     if last.state == "running":
         return _resumed(shop, task, last.detail, last.step)
-    if due.missing(shop.store, task, shop.config.policy(task), last) != 0:
+    if due.missing(shop.store, task, shop.config, last, lambda: in_force(shop.routes, shop.config)) != 0:
         return None
-    usable = shop.store.answered_count(task)
-    fresh = {"id": f"cycle-{task}-{uuid.uuid4().hex[:12]}", "usable": usable, "started_at": time.time()}
+    there = due.what_is_there(shop.store, task)
+    fresh = {"id": f"cycle-{task}-{uuid.uuid4().hex[:12]}", "started_at": time.time(), **there}
     return _note(shop, task, fresh | {"process": _PROCESS, "attempts": 1}, "dataset")
 
 

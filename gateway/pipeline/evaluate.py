@@ -31,7 +31,7 @@ from gateway.pipeline.bounds import LEAST, CrossFit, choose_threshold
 from gateway.pipeline.quality import Likeness, has_calls, same_answer
 from gateway.pipeline.report import write_report
 from gateway.pipeline.scores import JudgeBill, Measure, Report, Score, load_report
-from gateway.pipeline.scoring import Contender, Line, Terms, describe, incumbent, scored, with_quality
+from gateway.pipeline.scoring import Contender, Line, Terms, beaten, describe, incumbent, scored, with_quality
 from gateway.pipeline.scrub import scrub
 from gateway.pipeline.trial import Trial, read_trial
 from gateway.stores.sqlite import SqliteStore
@@ -80,6 +80,7 @@ def evaluate(
     if again:
         terms = msgspec.structs.replace(terms, again=_again_values(again[0], trial))
         lines = _ranked(answered, terms)
+    lines = beaten(lines, terms.confidence)
     best, bill = lines[:1], None
     confirmation = _confirmed(seats, best, later, terms, failed)
     if best and terms.measure == "judge" and others is not None:

@@ -83,6 +83,12 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         verdict = "passes the gate" if self.promote else f"refused by the gate ({self.failing})"
         return f"{self.score.candidate}: {verdict}"
 
+    @property
+    def sentence(self) -> str:
+        """The same with every condition's figures, for the log."""
+        figures = "; ".join(check.figures for check in self.checks)
+        return f"{self.reason}: {figures}" if self.promote else self.reason
+
     def but(self, *more: Check) -> Decision:
         """The same with more conditions, which must hold, too."""
         holds = self.promote and all(check.holds for check in more)

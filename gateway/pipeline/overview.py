@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import yaml
 
 from gateway.config import Config
+from gateway.domain.route import RouteTable
 from gateway.pipeline import due
-from gateway.pipeline.audits import remembered
-from gateway.pipeline.canary import candidate_of, label_of
 from gateway.pipeline.discover import TRUSTED_AFTER
-from gateway.pipeline.promotions import newest_by_task, steps_left
+from gateway.pipeline.gate import Decision
+from gateway.pipeline.promotions import newest_by_task
 from gateway.pipeline.savings import Saved, savings
+from gateway.pipeline.serving import canary, is_on_trial, serving
 from gateway.pipeline.shutdown import in_use, shutdowns
 from gateway.stores.audited import open_alarms
 from gateway.stores.edited import pinned_tasks
@@ -25,17 +24,19 @@ from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import Standing, standings
 
 
-def overview(store: SqliteStore, config: Config) -> list[dict[str, Any]]:
-    """One row a task: counts, the newest template, how many requests fit it, and what happens next.
+def overview(store: SqliteStore, config: Config, table: RouteTable | None = None) -> list[dict[str, Any]]:
+    """One row a task: counts, the newest template, how many requests fit it, who serves it, and what happens next.
 
-    A task whose templates and requests have all moved to another one is left out.
+    A task whose templates and requests have all moved to another one is left out. `table`: the routes in force;
+    without them, who serves a task is what its last promotion says.
     """
     replaced = {template.replaces for template in store.templates()}
     pinned, saved, known = pinned_tasks(store), savings(entries(store)), standings(store)
     now = time.time()
-    used, serving = in_use(store, config, now), newest_by_task(store)
+    used, promotions = in_use(store, config, now), newest_by_task(store)
     rows = [
-        _row(store, config, row, known, serving.get(row["name"]))
+        _row(store, config, row, known, table)
+        | _served(store, config, row["name"], promotions.get(row["name"]), table)
         | {"pinned": row["name"] in pinned}
         | _shutdowns(config, used.get(row["name"], ()), now)
         | _saved(saved.get(row["name"]))
@@ -70,10 +71,18 @@ def _is_gone(row: dict[str, Any], replaced: Collection[str]) -> bool:
     return bool(row["versions"]) and all(f"{row['name']}@{version}" in replaced for version in row["versions"])
 
 
+def _served(
+    store: SqliteStore, config: Config, task: str, promotion: dict[str, Any] | None, table: RouteTable | None
+) -> dict[str, Any]:
+    """Who serves the task, and how far its canary is, unless a person has changed its route since."""
+    now = serving(task, promotion, table)
+    on_trial = promotion is not None and is_on_trial(task, promotion, table, config)
+    return {"serving": now, "canary": canary(store, config, promotion) if promotion and on_trial else None}
+
+
 def _row(
-    store: SqliteStore, config: Config, row: dict[str, Any], known: Mapping[str, Standing],
-    promotion: dict[str, Any] | None,
-) -> dict[str, Any]:  # fmt: skip
+    store: SqliteStore, config: Config, row: dict[str, Any], known: Mapping[str, Standing], table: RouteTable | None
+) -> dict[str, Any]:
     task = row["name"]
     versions = store.templates(task)
     recent = store.version_counts(task, 1000)
@@ -81,7 +90,6 @@ def _row(
     newest = versions[-1].version if versions else None
     used = max(recent, key=lambda version: recent[version]) if recent else newest
     standing = known.get(f"{task}@{used}", Standing("trusted"))
-    canary = _canary(store, config, promotion) if promotion and steps_left(promotion) else None
     raised = "; ".join(alarm["sentence"] for alarm in open_alarms(store, task))
     row["alarm"] = row["alarm"] or standing.remark or raised or None
     return row | {
@@ -90,58 +98,8 @@ def _row(
         "slots": [slot.name for slot in versions[-1].slots] if versions else [],
         "state": standing.state,
         "match_rate": recent.get(used or 0, 0) / total if total else None,
-        "serving": _serving(promotion) if promotion else None,
-        "canary": canary,
-        "next": _known(standing, row["exchanges"]) or _next(store, config, task),
+        "next": _known(standing, row["exchanges"]) or _next(store, config, task, table),
     }
-
-
-def _serving(promotion: dict[str, Any]) -> dict[str, Any]:
-    """The candidate that was promoted last: what it strips, with how many percent of the requests, since when."""
-    route = yaml.safe_load(promotion["routes_after"] or "") or {}
-    return {
-        "model": promotion["target"],
-        "strip": candidate_of(route).get("strip"),
-        "percent": _percent(route),
-        "since": promotion["created_at"],
-    }
-
-
-def _percent(route: dict[str, Any]) -> float:
-    """The share of the newest candidate of a route."""
-    first: dict[str, Any] = next(iter(route.get("targets", [])), {})
-    return float(first.get("weight", 100.0)) if label_of(first) == label_of(candidate_of(route)) else 0.0
-
-
-def _canary(store: SqliteStore, config: Config, promotion: dict[str, Any]) -> dict[str, Any]:
-    """How far a candidate's canary is."""
-    route = yaml.safe_load(promotion["routes_after"] or "") or {}
-    watched = remembered(store, promotion["task"]).get(promotion["id"])
-    is_here = watched is not None and watched.step == promotion["step"]
-    newcomer = label_of(candidate_of(route))
-    beside = next((one for one in route["targets"] if "strip" in one and label_of(one) != newcomer), None)
-    return {
-        "model": promotion["target"],
-        "percent": _percent(route),
-        "compared": watched.pairs if watched and is_here else 0,
-        "compared_of": config.policy(promotion["task"]).canary_pairs,
-        "next_percent": steps_left(promotion)[0].share,
-        "beside": beside["model"] if beside else None,
-    }
-
-
-def serves(row: Mapping[str, Any]) -> str:
-    """Who serves the task of a row, with how much of it and since when; empty: only the incumbent."""
-    now, canary = row["serving"], row["canary"]
-    if now is None:
-        return ""
-    since = f"since {datetime.fromtimestamp(now['since'], UTC):%Y-%m-%d %H:%M} UTC"
-    part = f"{now['percent']:g} % of {now['strip'] or 'the requests'}"
-    if canary is None:
-        return f"served by {now['model']}: {part}, {since}"
-    done = f"{canary['compared']} of {canary['compared_of']} answers compared, then {canary['next_percent']:g} %"
-    rest = f"; served by {canary['beside']}" if canary["beside"] else ""
-    return f"canary of {now['model']}: {part if now['percent'] else 'in the shadow'}, {since}; {done}{rest}"
 
 
 def _known(standing: Standing, seen: int) -> str:
@@ -150,20 +108,29 @@ def _known(standing: Standing, seen: int) -> str:
     return "not stripped until its prompt is clear again" if standing.state == "drifting" else ""
 
 
-_SAID = {"refuse": "candidate refused", "rollback": "rolled back"}
+def _said(flip: dict[str, Any]) -> str:
+    """What the newest flip or decision was, where it is the incumbent's for now."""
+    if flip["action"] == "rollback":
+        return "rolled back"
+    if flip["action"] != "refuse":
+        return ""
+    record = msgspec.json.decode(flip["decision"] or "null", type=Decision | None)
+    failing = [check.figures for check in record.checks if not check.holds] if record else []
+    more = f"; {len(failing) - 1} more in 'unprompt tasks decisions {flip['task']}'" if failing[1:] else ""
+    return f"candidate refused ({failing[0]}{more})" if failing else "candidate refused"
 
 
-def _next(store: SqliteStore, config: Config, task: str) -> str:
+def _next(store: SqliteStore, config: Config, task: str, table: RouteTable | None) -> str:
     """The work that goes on, what a person has to do, or when there is something to do again."""
     last = due.last_turn(store, task)
     if last.state == "running":
         return f"in work: {last.step}{f' ({last.error})' if last.error else ''}"
     flips = store.rows("promotions", "task = ? AND state = 'done'", [task])
     newest: dict[str, Any] = flips[-1] if flips else {"action": "", "created_at": 0.0}
-    said = last.error if last.created_at > newest["created_at"] else _SAID.get(newest["action"])
+    said = last.error if last.created_at > newest["created_at"] else _said(newest)
     if newest["action"] == "ask" and not said:
         return f"{newest['target']} waits for 'unprompt promote {task}'"
-    missing = due.missing(store, task, config.policy(task), last)
+    missing = due.missing(store, task, config, last, lambda: table)
     return "; ".join(filter(None, (said, _until(missing, is_first=last.state == "none"))))
 
 

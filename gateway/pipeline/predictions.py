@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.domain import layout
 from gateway.domain.matching import Match, TemplateIndex
-from gateway.domain.template import PromptTemplate
+from gateway.domain.template import Inputs, MessagePattern, PromptTemplate
 from gateway.errors import RequestFileError
 from gateway.pipeline.infer import Recorded, infer
 
@@ -102,11 +102,17 @@ def _prediction(line: _Line, match: Match | None) -> dict[str, Any]:
     return {
         "rid": line.rid,
         "task": template.task,
-        "variant": template.name,
+        "variant": _variant(inputs),
         "match": True,
         "segs": _spans(match, line.body),
         "recon": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
     }
+
+
+def _variant(inputs: Inputs) -> str:
+    """What tells which text was removed: the template, and of how many turns where the user's are wrapped."""
+    said = sum(turn["role"] == "user" for turn in inputs.turns) if inputs.template.wraps else 0
+    return f"{inputs.template.name}+{said}" if said else inputs.template.name
 
 
 def _spans(match: Match, body: dict[str, Any]) -> list[list[int]]:
@@ -114,27 +120,37 @@ def _spans(match: Match, body: dict[str, Any]) -> list[list[int]]:
     template, inputs = match
     count = len(layout.read(body).headers)
     outside, last = count - len(body["messages"]), count - len(template.tail)
-    spans = _turns(body, range(len(template.head) - outside, last - outside))
-    values = iter(inputs.values)
-    for pattern, i in zip(template.patterns, [*range(len(template.head)), *range(last, count)], strict=True):
-        plain = layout.parse_header(pattern.header)[1] == "s"
-        for part_index, field in enumerate(pattern.fields):
-            position = len(field.literals[0])
-            for literal in field.literals[1:]:
-                length = len(next(values))
-                spans.append([i - outside, -1 if plain else part_index, position, position + length])
-                position += length + len(literal)
+    spans: list[list[int]] = []
+    for i, turn in enumerate(inputs.turns, len(template.head) - outside):
+        if template.wrapper and turn["role"] == "user":
+            spans += _holes(template.tail[0], [turn["content"]], i)
+        else:
+            spans += _whole(turn, i)
+    values = list(inputs.values)
+    for pattern, place in zip(template.patterns, [*range(len(template.head)), *range(last, count)], strict=True):
+        spans += _holes(pattern, values[: pattern.holes], place - outside)
+        del values[: pattern.holes]
     return spans
 
 
-def _turns(body: dict[str, Any], turns: range) -> list[list[int]]:
-    """Every text of these messages, whole."""
-    spans = []
-    for i in turns:
-        content = body["messages"][i].get("content")
-        parts = enumerate(content) if isinstance(content, list) else [(-1, {"text": content})]
-        spans += [[i, n, 0, len(part["text"])] for n, part in parts if _has_text(part)]
+def _holes(pattern: MessagePattern, values: Sequence[str], place: int) -> list[list[int]]:
+    """The slots of a message with these values."""
+    spans, rest = [], iter(values)
+    plain = layout.parse_header(pattern.header)[1] == "s"
+    for part, field in enumerate(pattern.fields):
+        position = len(field.literals[0])
+        for literal in field.literals[1:]:
+            length = len(next(rest))
+            spans.append([place, -1 if plain else part, position, position + length])
+            position += length + len(literal)
     return spans
+
+
+def _whole(message: dict[str, Any], place: int) -> list[list[int]]:
+    """Every text of a message, whole."""
+    content = message.get("content")
+    parts = enumerate(content) if isinstance(content, list) else [(-1, {"text": content})]
+    return [[place, n, 0, len(str(part["text"]))] for n, part in parts if _has_text(part)]
 
 
 def _has_text(part: object) -> bool:

@@ -55,12 +55,6 @@ def newest(store: SqliteStore, task: str) -> dict[str, Any] | None:
     return found[-1] if found else None
 
 
-def is_on_its_way(store: SqliteStore, task: str) -> bool:
-    """Whether a candidate is at a step of its canary."""
-    found = newest(store, task)
-    return found is not None and bool(steps_left(found))
-
-
 def _advanced(promotion: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """The file can be put back byte for byte only where nothing else was written between the steps."""
     unbroken = digest(row["file_before"] or "") == promotion["file_after"]

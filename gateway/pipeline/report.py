@@ -274,7 +274,9 @@ def _fact(value: float | str) -> str:
     return f"{value:,}"
 
 
-def _method(report: Report) -> Markup:
+def method(report: Report) -> list[str]:
+    """How it was measured: whose latency how, hosting and from which volume on it pays, what the judge said and
+    took, and whose intervals they are; a sentence each."""
     items = [f"Latency of {who}: {source}." for source, who in _sources(report).items()]
     if report.requests_per_day:
         rate = f"{report.requests_per_day:,.0f} requests a day, the mean over the time of recording"
@@ -283,18 +285,25 @@ def _method(report: Report) -> Markup:
     if report.judge is not None:
         items.append(_judged(report.judge))
     items.append("Intervals: rows resampled 1,000 times, seed fixed; shares that agree by the exact binomial.")
+    return items
+
+
+def _method(report: Report) -> Markup:
+    items = method(report)
     return join(el("h2", "How it was measured"), el("ul", *(el("li", item) for item in items), class_="small"))
 
 
 def _sources(report: Report) -> dict[str, str]:
-    """How latency was measured -> of whom: each way is told once, with the numbers of those it was used for."""
+    """How latency was measured -> of whom: each way is told once."""
     found: dict[str, list[int]] = {}
     for number, score in enumerate(lines(report)):
         if score.latency_source:
             found.setdefault(score.latency_source, []).append(number)
-    return {
-        source: "the incumbent" if numbers == [0] else f"number {', '.join(map(str, numbers))}"
-        for source, numbers in found.items()
+    scores = lines(report)
+    others = {source: numbers for source, numbers in found.items() if numbers != [0]}
+    return {source: "the incumbent" for source, numbers in found.items() if numbers == [0]} | {
+        source: "all others" if len(others) == 1 else ", ".join(scores[number].candidate for number in numbers)
+        for source, numbers in others.items()
     }
 
 

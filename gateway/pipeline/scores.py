@@ -60,6 +60,9 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     quality_requests: float | None = None
     difference_low: float | None = None
     """Lower bound of the quality beyond that of the incumbent's own second answers; see `itself`."""
+    beaten_low: float | None = None
+    """Lower bound of how much larger the share of requests is that the report's first candidate answers itself, and
+    rightly (by the report's measure), than this one's, row by row. None for the first candidate itself."""
     metrics: dict[str, Figure] = {}
     """Further measures of the task's kind, each with a two-sided 95 % interval."""
     gold: Gold | None = None

@@ -18,7 +18,7 @@ from gateway.domain.route import LOCAL
 from gateway.pipeline import quality
 from gateway.pipeline.asking import Answered
 from gateway.pipeline.bounds import agreement_low, mean, p95, ratio_high
-from gateway.pipeline.intervals import Figure, mean_figure, mean_high, mean_low
+from gateway.pipeline.intervals import Figure, difference_low, mean_figure, mean_high, mean_low
 from gateway.pipeline.itself import beside_itself
 from gateway.pipeline.schemas import fits
 from gateway.pipeline.scores import Gold, Itself, Measure, Role, Score
@@ -212,6 +212,24 @@ def with_quality(score: Score, rows: Sequence[Row], values: Sequence[float], ter
         score, quality=sum(values) / len(values), quality_low=low, quality_high=high,
         quality_requests=_as_asked(rows, values),
     )  # fmt: skip
+
+
+def beaten(lines: Sequence[Line], confidence: float) -> list[Line]:
+    """The lines, and in each but the first how far that one is ahead; all were asked the same rows."""
+    if not lines:
+        return []
+    mine = _served(lines[0])
+    behind = [
+        msgspec.structs.replace(line.score, beaten_low=difference_low(mine, _served(line), confidence))
+        for line in lines[1:]
+    ]
+    rest = zip(lines[1:], behind, strict=True)
+    return [lines[0], *(msgspec.structs.replace(line, score=score) for line, score in rest)]
+
+
+def _served(line: Line) -> list[float]:
+    """The quality of its own answers, row by row; 0 where it leaves the request to the incumbent."""
+    return [value if own else 0.0 for value, own in zip(line.values, line.own, strict=True)]
 
 
 def metrics_of(terms: Terms, trial: Trial, given: Sequence[str | None]) -> dict[str, Figure]:

@@ -28,8 +28,13 @@ from gateway.stores.sqlite_file import Record, SqliteFile
 
 UNEXPLAINED = "task IS NULL AND looked_at = 1 AND complete = 1 AND truncated = 0"
 """The exchanges that belong to no task although they were looked at and could be read."""
-ANSWERED = "complete = 1 AND truncated = 0 AND stripped = 0 AND status BETWEEN 200 AND 299"
-"""The exchanges that an incumbent has answered whole."""
+ANSWERED = "complete = 1 AND truncated = 0 AND looked_at < 2 AND stripped = 0 AND status BETWEEN 200 AND 299"
+"""The exchanges that an incumbent has answered whole, and that can be read."""
+_OF_A_TASK = (
+    "SELECT id FROM exchanges WHERE id IN (SELECT value FROM json_each(?)) AND task IN (SELECT name FROM tasks)"
+    " AND (task_hint IS NULL OR stripped OR copy_of IS NOT NULL)"
+)
+"""Of these exchanges, those whose task the relay itself has found: it is more than a word of the app."""
 _COUNT = f"""
 INSERT INTO task_stats
   SELECT COALESCE(task, '') AS name, :sign * COUNT(*), :sign * COUNT(CASE WHEN {ANSWERED} THEN 1 END),
@@ -161,6 +166,24 @@ class SqliteStore(SqliteFile):
         """How many of the task's exchanges an incumbent has answered whole; costs one lookup."""
         return self._stat(task, "answered")
 
+    def answers_to(self, template: str) -> int:
+        """How many answers an incumbent has given to one version of a prompt (`TASK@VERSION`); a scan of the task's
+        rows."""
+        task, _, version = template.rpartition("@")
+        return self.count(f"task = ? AND task_version = ? AND {ANSWERED}", [task, int(version)])
+
+    def extent(self, task: str) -> tuple[int, int]:
+        """The first and the last row of a task's exchanges, by their numbers in the order of recording; 0 for none.
+        Costs two lookups."""
+        query = "SELECT {}(number) FROM exchange_rows WHERE task = ?"
+        first, last = (self.run(query.format(which), [task]).fetchone()[0] for which in ("MIN", "MAX"))
+        return first or 0, last or 0
+
+    def rows_until(self, task: str, number: int) -> int:
+        """How many rows a task has up to this number; a scan of an index."""
+        query = "SELECT COUNT(*) FROM exchange_rows WHERE task = ? AND number <= ?"
+        return int(self.run(query, [task, number]).fetchone()[0])
+
     def _stat(self, task: str, name: str) -> int:
         row = self.run(f"SELECT {name} FROM task_stats WHERE task = ?", [task]).fetchone()
         return int(row[0]) if row else 0
@@ -174,11 +197,20 @@ class SqliteStore(SqliteFile):
             ledger.enter(self.run, fresh)
 
     def set_aside(self, exchange_ids: Iterable[str]) -> None:
-        """Note that no template can be found in these: they are no chat requests."""
-        rows = [(key,) for key in exchange_ids]
-        with self.recounted(key for (key,) in rows):
-            change = "UPDATE exchange_rows SET task = NULL, task_version = NULL, looked_at = 2 WHERE id = ?"
-            self.run_many(change, rows)
+        """Note that no template can be found in these: they are no chat requests, or were recorded without their
+        bodies. Of which task the relay has found them to be when it could read them, they stay."""
+        keys = list(exchange_ids)
+        if not keys:
+            return
+        known = {key for (key,) in self.run(_OF_A_TASK, [json.dumps(keys)]).fetchall()}
+        with self.recounted(keys):
+            fresh = ledger.not_entered(self.run, known)
+            self.run_many(
+                "UPDATE exchange_rows SET task = CASE WHEN ? THEN task END, task_version = NULL, looked_at = 2"
+                " WHERE id = ?",
+                [(key in known, key) for key in keys],
+            )
+            ledger.enter(self.run, fresh)
 
     def count(self, where: str = "1", parameters: Iterable[Any] = ()) -> int:
         return int(self.run(f"SELECT COUNT(*) FROM exchanges WHERE {where}", list(parameters)).fetchone()[0])

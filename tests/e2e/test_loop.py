@@ -65,7 +65,7 @@ class Gateway:
     def store(self) -> SqliteStore:
         return SqliteStore(self.file)
 
-    def until(self, true: Callable[[SqliteStore], bool], seconds: float = 40.0) -> None:
+    def until(self, true: Callable[[SqliteStore], bool], seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.file.exists():

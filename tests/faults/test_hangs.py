@@ -111,8 +111,9 @@ async def test_a_relay_that_is_alone_and_lets_no_thread_run_ends_and_says_where(
     tmp_path: Path, faults: dict[str, str]
 ) -> None:
     """Its own watchdog cannot run, either; whoever started it sees it end, and starts it again."""
+    closing = response(ANSWER, b"Connection: close")  # an upstream gives up on a connection that rests too long
     async with (
-        upstream(answering(response())) as up,
+        upstream(answering(closing)) as up,
         serving(tmp_path, up, server={"hang_seconds": 1.0}, environment=faults, clean=False) as served,
     ):
         assert await answers(served)

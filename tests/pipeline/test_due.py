@@ -24,6 +24,7 @@ from gateway.pipeline import by_hand, cycle, due
 from gateway.pipeline.cycle import Workshop, turn
 from gateway.pipeline.finetune import Elsewhere
 from gateway.pipeline.overview import overview
+from gateway.stores.pruning import Criteria, prune
 from gateway.stores.sqlite import SqliteStore
 from gateway.testing import FakeOpenAI
 
@@ -58,6 +59,17 @@ def test_a_version_is_left_when_hardly_one_of_the_newest_requests_has_it(
     assert (use.own, use.asked, use.is_gone, use.check.holds) == (own, 200, gone, not gone)
 
 
+def test_of_many_versions_side_by_side_none_is_left(shop: Workshop) -> None:
+    """Each of 25 tenants has its own prompt, and 4 % of the requests."""
+    versions = range(1, 26)
+    prompts = [template(f"You sort the mail of shop {n}. Answer with one label only.", n) for n in versions]
+    mixed = [msgspec.structs.replace(one, task_version=1 + n % 25) for n, one in enumerate(traffic(500))]
+    keep(shop.store, mixed, *prompts)
+    assert not any(due.use_of(shop.store, f"mail@{n}").is_gone for n in versions)
+    (row,) = overview(shop.store, shop.config)
+    assert row["next"] == "training is due"
+
+
 def test_of_a_task_that_nobody_asks_nothing_is_known(shop: Workshop) -> None:
     shop.store.add_template(template())
     use = due.use_of(shop.store, "mail@1")
@@ -77,6 +89,36 @@ def test_no_training_begins_for_a_prompt_that_the_app_has_left(shop: Workshop) -
     change_the_prompt(shop.store, 1, start=7000)
     assert turn(shop, "mail") is not None
     assert [row["template"] for row in shop.store.rows("datasets")] == ["mail@2"]
+
+
+def delete_the_oldest(shop: Workshop, count: int) -> None:
+    """As `store.keep_days` does."""
+    oldest = [row["id"] for row in shop.store.records("SELECT id FROM exchanges ORDER BY rowid LIMIT ?", [count])]
+    prune(shop.store, shop.store.path.parent / "journal", Criteria(ids=tuple(oldest)))
+
+
+def test_where_old_exchanges_are_deleted_what_came_since_counts(shop: Workshop) -> None:
+    """The store never has more than 500 exchanges: as many as at the last turn."""
+    keep(shop.store, traffic(500))
+    assert turn(shop, "mail") is not None
+    for start, left in ((1000, "250 more whole answers until the next training"), (2000, "training is due")):
+        assert turn(shop, "mail") is None
+        delete_the_oldest(shop, 250)
+        keep(shop.store, traffic(250, start=start))
+        (row,) = overview(shop.store, shop.config)
+        assert (row["exchanges"], row["next"]) == (500, left)
+    assert turn(shop, "mail") is not None
+
+
+def test_when_nothing_is_left_of_what_was_trained_on_the_next_turn_takes_what_there_is(shop: Workshop) -> None:
+    """Less is asked than before: the answers will never be as many again."""
+    keep(shop.store, traffic(500))
+    assert turn(shop, "mail") is not None
+    keep(shop.store, traffic(300, start=1000))
+    delete_the_oldest(shop, 499)
+    assert turn(shop, "mail") is None
+    delete_the_oldest(shop, 1)
+    assert turn(shop, "mail") is not None
 
 
 def test_a_turn_ends_when_the_app_leaves_its_prompt_and_the_next_one_is_for_the_new_one(

@@ -146,6 +146,38 @@ def test_failed_candidates_are_named_with_their_reason(store: SqliteStore, tmp_p
     assert report.failed == {"ft-lost": "no trained model 'small-1'", "ft-broken": "quota: no money left."}
 
 
+def test_how_far_the_first_one_is_ahead_of_each_other_is_told_by_a_bound(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    """A quarter of the messages are questions about delivery: `ft-silent` leaves them to the incumbent, `ft-wrong`
+    sorts them wrongly, `ft-one` leaves but one of them."""
+    questions = sorted({row.text for row in data.part("validation") if row.output == "delivery"})
+
+    def asks(finetune: FineTune) -> Ask:
+        to_questions = {"ft-silent": None, "ft-wrong": "other"}.get(finetune.id, "delivery")
+
+        def reply(text: str) -> str | None:
+            label = sorted_by_the_model(text)
+            if finetune.id == "ft-one" and text == questions[0]:
+                return None
+            return to_questions if label == "delivery" else label
+
+        return says(reply, cost={"ft-best": 0.0001, "ft-one": 0.0002}.get(finetune.id, 0.0003))
+
+    four = [REMOTE.but(id=one) for one in ("ft-silent", "ft-wrong", "ft-best", "ft-one")]
+    report = evaluate.evaluate(store, config_in(tmp_path), data, four, tmp_path, asks)
+    ahead = {score.finetune: score.beaten_low for score in report.candidates}
+    rows, missed = report.incumbent.rows, len(questions)
+    assert missed >= 10
+    assert (report.candidates[0].finetune, ahead["ft-best"]) == ("ft-best", None)
+    for one in ("ft-silent", "ft-wrong"):  # what it leaves, it does not answer rightly either
+        low = ahead[one]
+        assert low is not None
+        assert 0 < low < missed / rows
+    assert ahead["ft-one"] is not None
+    assert ahead["ft-one"] <= 0  # one row more or less is chance
+
+
 def test_one_that_never_answers_has_failed_and_is_not_a_silent_refusal(
     store: SqliteStore, tmp_path: Path, data: Dataset
 ) -> None:

@@ -64,6 +64,8 @@ def test_a_good_candidate_is_promoted() -> None:
     assert decision.promote
     assert decision.candidate == "ft-1"
     assert decision.reason == "classifier word: passes the gate"
+    told = decision.sentence.removeprefix(decision.reason)
+    assert all(check.figures in told for check in decision.checks)  # the log has them all
 
 
 def test_only_the_first_is_judged_so_that_luck_does_not_choose() -> None:

@@ -14,7 +14,10 @@ from stories import asked, exchange, keep, mail, template, traffic
 from gateway.dashboard import facts, pages
 from gateway.pipeline.alarms import Watched
 from gateway.pipeline.cycle import Workshop
-from gateway.pipeline.overview import overview, serves
+from gateway.pipeline.gate import Check, Decision
+from gateway.pipeline.overview import overview
+from gateway.pipeline.promotions import note_refusal
+from gateway.pipeline.serving import serves
 from gateway.stores.audited import keep_watch_state
 
 
@@ -100,11 +103,29 @@ def test_who_serves_it_is_told_also_while_there_is_work(shop: Workshop) -> None:
     })  # fmt: skip
     (row,) = overview(shop.store, shop.config)
     assert row["serving"] == {"model": "mail-1", "strip": "mail@1", "percent": 95.0, "since": 1.8e9}
-    assert serves(row) == "served by mail-1: 95 % of mail@1, since 2027-01-15 08:00 UTC"
+    assert serves(row) == "served by mail-1: 95 % of the requests, since 2027-01-15 08:00 UTC"
     assert row["next"] == "in work: finetune"
     page = pages.board(facts.board(shop.store, shop.config))
     for said in (serves(row), "in work: finetune"):
         assert said in page
+
+
+def test_a_version_that_is_not_the_usual_one_any_more_is_named(shop: Workshop) -> None:
+    new = [exchange(n, asked(text, system=stories.NEW_SYSTEM), label, version=2)
+           for n, (text, label) in enumerate(mail()[:20])]  # fmt: skip
+    keep(shop.store, new, template(), template(stories.NEW_SYSTEM, 2))
+    shop.store.put("promotions", promotion("p1", LOCAL | {"model": "mail-1", "weight": 95}))
+    (row,) = overview(shop.store, shop.config)
+    assert serves(row) == "served by mail-1: 95 % of those with mail@1, since 1970-01-01 00:00 UTC"
+
+
+def test_why_a_candidate_was_refused_is_said(shop: Workshop) -> None:
+    keep(shop.store, traffic(10))
+    checks = (Check("agreement", 0.912, 0.95, holds=False), Check("cost ratio", 0.02, 0.7, holds=True))
+    note_refusal(shop.store, Decision(task="mail", evaluation="e1", candidate="ft-1", score=None, checks=checks,
+                                      promote=False))  # fmt: skip
+    (row,) = overview(shop.store, shop.config)
+    assert row["next"].startswith("candidate refused (agreement: 0.912, limit 0.95); ")
 
 
 def test_how_far_a_canary_is(shop: Workshop) -> None:
@@ -114,7 +135,7 @@ def test_how_far_a_canary_is(shop: Workshop) -> None:
     (row,) = overview(shop.store, shop.config)
     since = "since 1970-01-01 00:00 UTC"
     beside = "0 of 50 answers compared, then 50 %; served by mail-1"
-    assert serves(row) == f"canary of mail-2: 10 % of mail@1, {since}; {beside}"
+    assert serves(row) == f"canary of mail-2: 10 % of the requests, {since}; {beside}"
     watched = {"p2": Watched(promotion="p2", step="p2", pairs=17)}
     keep_watch_state(shop.store, "mail", msgspec.json.encode(watched))
     (row,) = overview(shop.store, shop.config)
