@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import sys
@@ -23,15 +24,23 @@ from gateway.serving import serve, worker_command
 
 
 class _Commands(click.Group):
-    """Our own errors become one sentence on standard error and exit code 1."""
+    """Our own errors become one sentence on standard error and exit code 1. Listed in the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except UnpromptError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise click.ClickException(f"the output could not be written: {error.strerror}") from error
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -71,7 +80,8 @@ def serve_command(
     def announce(url: str) -> None:
         upstream = settings.providers[settings.default_provider].base_url
         click.echo(f"unprompt {__version__} relays {url}/v1 to {upstream}")
-        click.echo(f"records in {Places.of(settings).store}; metrics at {url}/metrics; routes in {files.routes}")
+        click.echo(f"dashboard at {url}/unprompt/, metrics at {url}/metrics")
+        click.echo(f"records in {Places.of(settings).store}, routes in {files.routes}")
         sys.stdout.flush()
 
     beside = worker_command(files, jobs=settings.jobs.enabled and not no_jobs)
@@ -94,7 +104,8 @@ def worker_process(config: Path | None, record_only: bool) -> None:
 
 @main.command("check")
 @config_option
-def check_command(config: Path | None) -> None:
+@json_option
+def check_command(config: Path | None, as_json: bool) -> None:
     """Report every problem in the config files at once.
 
     \b
@@ -102,6 +113,9 @@ def check_command(config: Path | None) -> None:
     """
     files = Files.beside(config)
     problems = _problems(files)
+    if as_json:
+        print_json(problems)
+        raise SystemExit(1 if problems else 0)
     for problem in problems:
         click.echo(problem)
     if problems:
@@ -124,6 +138,8 @@ def _problems(files: Files) -> list[Problem]:
     wrong = {problem.key.split(".")[1] for problem in problems if problem.key.startswith("providers.")}
     if files.gateway is not None:
         problems += sweep.problems(settings, files.gateway)
+    if not any(problem.key == "store.url" for problem in problems):
+        problems += _store_problems(files, settings)
     try:
         build_switchboard(files, settings)
     except InvalidConfig as error:
@@ -132,6 +148,16 @@ def _problems(files: Files) -> list[Problem]:
     except UnpromptError as error:
         problems.append(Problem(str(files.routes), 0, "", str(error)))
     return problems
+
+
+def _store_problems(files: Files, settings: Config) -> list[Problem]:
+    """Whether the store can be made, without making it: `serve` would go on trying, and record in memory."""
+    home = settings.store.home
+    there = next(folder for folder in (home.absolute(), *home.absolute().parents) if os.access(folder, os.F_OK))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return []
+    said = f"{there} cannot be written to, and the store is to be in {home}; name another folder, or permit it"
+    return [Problem(str(files.gateway or "built-in defaults"), 0, "store.url", said)]
 
 
 @main.command("demo")
@@ -171,7 +197,10 @@ def demo_command(as_json: bool, story: str, **chosen: Any) -> None:
     def say(sentence: str) -> None:
         click.echo(f"[{time.monotonic() - started:5.1f} s] {sentence}", err=as_json)
 
+    told: list[dict[str, Any]] = []
+
     def show(result: dict[str, Any]) -> None:
+        told.append(result)
         if as_json:
             print_json(result)
         elif story == "drift":
@@ -179,7 +208,12 @@ def demo_command(as_json: bool, story: str, **chosen: Any) -> None:
         else:
             outcome.show(result, tables.console)
 
-    asyncio.run((drift if story == "drift" else first).tell(options, say, show))
+    try:
+        asyncio.run((drift if story == "drift" else first).tell(options, say, show))
+    except KeyboardInterrupt:
+        if not told:
+            raise
+        say("stopped")
 
 
 for _command in (

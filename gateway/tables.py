@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from gateway.figures import figure, share
 from gateway.pipeline.comparison import METRICS
 from gateway.pipeline.evaluate import Report, Score
 from gateway.pipeline.gate import Decision
 from gateway.pipeline.intervals import Figure
-from gateway.pipeline.overview import serves
 from gateway.pipeline.predictions import Found
+from gateway.pipeline.serving import serves
 
 console = Console()
 _SENTENCES = ("model asked", "next", "remark", "condition", "slots", "holds", "example", "result")
 """Columns whose text may take several lines."""
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The first column to the left, figures to the right."""
-    made = Table(
+class Sheet(Table):
+    """A table that is written line by line, a row's first cell above the others, where the terminal has no room for
+    it: figures that are cut would be wrong ones."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.__rich_measure__(console, options.update(width=10_000)).minimum <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        if self.title:
+            yield Text(str(self.title).strip(), "bold")
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            yield from _lines([str(column.header) for column in self.columns], [str(cell) for cell in cells])
+        if self.caption:
+            yield Text(str(self.caption), "dim")
+
+
+def _lines(names: Sequence[str], cells: Sequence[str]) -> Iterator[RenderableType]:
+    """A row as lines: figures beside each other, sentences below them."""
+    yield Text(f"\n{cells[0]}", "bold")
+    rest = [(name, cell) for name, cell in zip(names[1:], cells[1:], strict=True) if cell]
+    figures = "   ".join(f"{name} {cell}" for name, cell in rest if name not in _SENTENCES)
+    for line in (figures, *(cell for name, cell in rest if name in _SENTENCES)):
+        if line:
+            yield Padding(Text(line), (0, 0, 0, 2))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, sentences: int = 20) -> Table:
+    """The first column to the left, figures to the right; `sentences` is the least width of a column of text."""
+    made = Sheet(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -36,7 +64,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         words = column in _SENTENCES
         justify: Literal["left", "right"] = "left" if words or number == 0 else "right"
         made.add_column(
-            column, justify=justify, no_wrap=not words, overflow="fold", min_width=20 if words else None
+            column, justify=justify, no_wrap=not words, overflow="fold", min_width=sentences if words else None
         )
     for row in rows:
         made.add_row(*row)
@@ -47,8 +75,9 @@ def tasks(rows: Sequence[dict[str, Any]]) -> Table:
     """One line a task; the share of its newest exchanges that fit the version in use; what happens next."""
     saves = any(row["saved_usd"] is not None for row in rows)
     columns = ("task", "calls", "stripped", "fits", *(["saved USD"] if saves else []), "next")
-    return table("Tasks", columns, [
-        (f"{row['name']}@{row['version']}", str(row["exchanges"]), str(row["stripped"]), share(row["match_rate"]),
+    return table("Tasks", columns, sentences=40, rows=[
+        (f"{row['name']}@{row['version']}", f"{row['exchanges']:,}", f"{row['stripped']:,}",
+         share(row["match_rate"]),
          *([figure(row["saved_usd"])] if saves else []),
          " ".join(filter(None, (row["kind"] and f"{row['kind']};", row["alarm"] and f"ALARM: {row['alarm']};",
                                 serves(row) and f"{serves(row)};", row["next"]))).removesuffix(";"))
@@ -120,9 +149,10 @@ def _with_interval(found: Figure | None) -> str:
     return "-" if found is None else f"{found.value:.1%} ({100 * found.low:.0f}-{100 * found.high:.0f})"
 
 
-def decision(made: Decision, *, trial: bool = False) -> Table:
+def decision(made: Decision, *, trial: bool = False, title: str | None = None) -> Table:
     """Each condition of the gate with what was measured. `trial`: nothing is changed by it."""
-    title = f"Decision: {made.reason}"
+    if title is None:
+        title = f"Decision: {made.reason}"
     if trial and made.score is not None:
         verdict = "would be promoted" if made.promote else f"would be refused ({made.failing})"
         title = f"Decision (nothing is changed): {made.score.candidate}: {verdict}"
@@ -132,6 +162,6 @@ def decision(made: Decision, *, trial: bool = False) -> Table:
     ])  # fmt: skip
 
 
-def remarks(made: Decision) -> str:
-    """What a reader of the record should know beside the conditions: a line each."""
-    return "\n".join(f"- {note}" for note in made.notes)
+def remarks(made: Decision, measured: Sequence[str] = ()) -> str:
+    """What a reader of the record should know beside the conditions, and how it was `measured`: a line each."""
+    return "\n".join(f"- {note}" for note in (*made.notes, *measured))

@@ -235,10 +235,10 @@ def test_too_little_is_refused_with_the_reason(desk: Desk) -> None:
 
 def test_what_has_to_come_first_is_said(desk: Desk) -> None:
     keep(desk.store, traffic(60))
-    assert "run 'unprompt finetune TASK'" in desk.types("evaluate", "mail").output
+    assert "run 'unprompt finetune mail' first" in desk.types("evaluate", "mail").output
     promoted = desk.types("promote", "mail")
     assert promoted.exit_code == 1
-    assert "run 'unprompt evaluate TASK'" in promoted.output
+    assert "run 'unprompt evaluate mail' first" in promoted.output
     back = desk.types("rollback", "mail")
     assert back.exit_code == 1
     assert "no promotion to roll back" in back.output
@@ -259,9 +259,21 @@ def test_from_traffic_to_a_route_and_back_by_hand(desk: Desk) -> None:
     assert desk.routes.read_text() == "routes: []\n"
 
 
+def test_a_dataset_that_was_only_looked_at_hides_no_candidates(trained: Desk) -> None:
+    keep(trained.store, traffic(40, start=5000))
+    (before,) = trained.store.rows("datasets")
+    assert trained.types("dataset", "mail").exit_code == 0
+    assert len(trained.store.rows("datasets")) == 2
+    judged = trained.types("evaluate", "mail")
+    assert judged.exit_code == 0, judged.output
+    assert f"judging those of {before['id']}" in judged.stderr
+
+
 def test_tables_are_for_people(trained: Desk) -> None:
     assert "classifier word" in trained.types("finetune", "mail").output
-    assert "classifier word" in trained.types("evaluate", "mail").output
+    told = trained.types("evaluate", "mail").output
+    assert "classifier word" in told
+    assert "- Intervals: rows resampled 1,000 times" in told
     dry = trained.types("promote", "mail", "--dry-run")
     assert dry.exit_code == 0
     assert "Decision (nothing is changed): classifier word: would be promoted" in " ".join(dry.output.split())
@@ -338,7 +350,7 @@ def test_the_report_is_beside_the_dataset_and_where_it_is_wanted(trained: Desk) 
 def test_a_candidate_that_does_not_exist_is_not_promoted(trained: Desk) -> None:
     result = trained.types("promote", "mail", "mail-99")
     assert result.exit_code == 1
-    assert "no candidate 'mail-99'; 'unprompt evaluate mail' lists them" in result.output
+    assert "no candidate 'mail-99' in its newest evaluation; 'unprompt evaluate mail' lists them" in result.output
 
 
 def test_promote_leaves_a_broken_routes_file_alone(trained: Desk) -> None:

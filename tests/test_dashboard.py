@@ -69,6 +69,24 @@ def test_all_tasks_on_a_page(shop: Workshop) -> None:
     assert "script" not in read.names
 
 
+def test_what_audits_have_eaten_up_is_no_saving_and_no_column(shop: Workshop) -> None:
+    served(shop)
+    found = facts.page(shop.store, shop.config, "mail")
+    assert 'class="filled"' in pages.task(found)
+    (day,) = found.saved.days
+    nothing = msgspec.structs.replace(found.saved, usd=4e-19, days=(msgspec.structs.replace(day, usd=4e-19),))
+    page = pages.task(msgspec.structs.replace(found, saved=nothing))
+    assert "0.00 USD at most" in page
+    assert 'class="filled"' not in page
+
+
+def test_on_a_narrow_screen_each_cell_has_the_name_of_its_column(shop: Workshop) -> None:
+    served(shop)
+    page = pages.board(facts.board(shop.store, shop.config))
+    assert '<td class="right" data-name="requests">50</td>' in page
+    assert "content: attr(data-name)" in page
+
+
 def test_one_task_with_its_prompt_and_texts_that_stay_texts(shop: Workshop) -> None:
     served(shop)
     page = pages.task(facts.page(shop.store, shop.config, "mail"))
@@ -205,6 +223,9 @@ async def test_a_program_promotes_and_rolls_back(tmp_path: Path) -> None:
         assert await soon(lambda: len(gateway.app.house.switchboard.table.routes) == 1, 2)
         assert (await posted(gateway, "mail/rollback")).status == 200
         assert await soon(lambda: gateway.app.house.switchboard.table.routes == (), 2)
+        asked_too = await posted(gateway, "mail/promote", b'{"shadow": true}', b"Content-Type: application/json")
+        assert asked_too.json()["route"]["shadow"]["percent"] == 100
+        assert (await posted(gateway, "mail/rollback")).status == 200
         assert (await posted(gateway, "mail/rollback")).status == 404
 
 

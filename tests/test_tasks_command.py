@@ -17,6 +17,8 @@ from stories import asked, exchange, keep, mail, template, traffic
 from gateway import tables
 from gateway.cli import main
 from gateway.domain import layout
+from gateway.pipeline.gate import Check, Decision
+from gateway.pipeline.promotions import note_refusal
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.watched import set_standing
 
@@ -267,3 +269,35 @@ def test_every_sub_command_has_help_with_an_example_and_is_in_the_reference(name
     assert f"unprompt tasks {name} " in said.partition("Example:")[2]
     reference = (Path(__file__).parent.parent / "docs" / "reference.md").read_text("utf-8")
     assert f"`tasks {name} " in reference
+
+
+def test_each_decision_is_printed_with_all_its_conditions(told: Desk) -> None:
+    assert "nothing was decided about mail yet" in told.types("decisions", "mail").stdout
+    checks = (
+        Check("agreement, lower bound", 0.93, 0.95, holds=False),
+        Check("held-out rows", 120.0, 50.0, holds=True),
+    )
+    record = Decision(task="mail", evaluation="e1", candidate="ft-1", score=None, checks=checks, promote=False,
+                      notes=("judged on 120 validation rows",))  # fmt: skip
+    note_refusal(told.store, record)
+    lines = [" ".join(line.split()) for line in told.types("decisions", "mail").stdout.splitlines()]
+    for line in (
+        "agreement, lower bound 0.93 0.95 NO",
+        "held-out rows 120 50 yes",
+        "- judged on 120 validation rows",
+    ):
+        assert line in lines
+    (read,) = told.reads("decisions", "mail")
+    assert (read["action"], read["decision"]["checks"][0]["value"]) == ("refuse", 0.93)
+    assert told.types("decisions", "mial").exit_code == 1
+
+
+def test_what_was_saved_stands_day_by_day(told: Desk) -> None:
+    bare = [exchange(300 + n, asked(text), label, cost_usd=0.0, latency_ms=100.0, stripped=True, target="local/m-1",
+                     version=2) for n, (text, label) in enumerate(mail()[:5])]  # fmt: skip
+    whole = [exchange(400 + n, asked(text, system=stories.NEW_SYSTEM), label, cost_usd=0.004, latency_ms=900.0,
+                      version=2) for n, (text, label) in enumerate(mail()[:10])]  # fmt: skip
+    keep(told.store, [*whole, *bare])
+    (day,) = told.reads("show", "mail")["saved_by_day"]
+    page = told.types("show", "mail").stdout
+    assert f"{5:>10}{day['usd']:>11.4f}" in page

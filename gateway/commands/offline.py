@@ -22,7 +22,8 @@ from gateway.pipeline.card import card_text
 from gateway.pipeline.cycle import Workshop
 from gateway.pipeline.formatting import Formatted, write_format
 from gateway.pipeline.predictions import infer_files
-from gateway.pipeline.report import FILE
+from gateway.pipeline.report import FILE, method
+from gateway.pipeline.token_counts import tokenizer_of
 from gateway.stores.sqlite import SqliteStore
 
 
@@ -74,8 +75,9 @@ def dataset_command(task: str, config: Path | None, out: Path | None, form: str 
         raise click.UsageError("--format needs --out: what stands outside the store's folder is yours to delete")
     with open_shop(config) as shop:
         built = dataset.build(
-            shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms()
-        )
+            shop.store, task, shop.datasets, shop.config.policy(task), shop.say, shop.config.terms(),
+            tokenizer_of(shop.config, task),
+        )  # fmt: skip
         place = dataset.export(built, out) if out else Path(built.directory)
         found = write_format(shop.store, built, form, place / form) if form else None
     if as_json:
@@ -133,7 +135,11 @@ def finetune_command(task: str, config: Path | None, file: Path | None, budget: 
     if dry_run:
         _show(planned, as_json, title=False)
         return
-    done = _train(shop, data, planned, allowed, cancel=cancel)
+    try:
+        done = _train(shop, data, planned, allowed, cancel=cancel)
+    except KeyboardInterrupt:
+        click.echo(f"stopped; 'unprompt finetune {task}' goes on where it was, --cancel ends it", err=True)
+        raise SystemExit(130) from None
     _show(done, as_json)
     if not cancel and not any(one.state in _USABLE for one in done):
         raise click.ClickException("no candidate was trained; the remarks above say why")
@@ -145,11 +151,12 @@ _USABLE = (FineTuneState.SUCCEEDED, FineTuneState.WAITING)
 def _planned(shop: Workshop, task: str, file: Path | None, *, newest: bool) -> tuple[Dataset, list[FineTune]]:
     """The dataset and the candidates; with `newest` those of the dataset that there is, as they stand."""
     if newest:
-        data = dataset.load(shop.store, _newest(shop, "datasets", task)["id"])
+        data = _newest(shop, task)
         found = shop.store.finetunes("dataset = ?", [data.id])
         return data, [one for one in found if not one.state.final]
     policy, terms = shop.config.policy(task), shop.config.terms()
-    data = dataset.build(shop.store, task, shop.datasets, policy, shop.say, terms)
+    tokenizer = tokenizer_of(shop.config, task)
+    data = dataset.build(shop.store, task, shop.datasets, policy, shop.say, terms, tokenizer)
     wanted = sweep.sweep_in(file, shop.config) if file else sweep.sweep_of(shop.config, data, shop.models)
     planned = sweep.plan(shop.store, data, wanted)
     return data, sweep.estimated(shop.store, shop.config, data, planned, shop.models)
@@ -176,13 +183,34 @@ def _show(done: list[FineTune], as_json: bool, *, title: bool = True) -> None:
         tables.console.print(sweep_page.results(done))
 
 
-def _newest(shop: Workshop, table: str, task: str) -> dict[str, Any]:
-    found = shop.store.rows(table, "task = ?", [task])
+def _newest(shop: Workshop, task: str) -> Dataset:
+    """
+    Raises:
+        TaskError: there is no dataset, or no such task.
+    """
+    found = shop.store.rows("datasets", "task = ?", [task])
     if not found:
-        known = ", ".join(row["name"] for row in shop.store.tasks()) or "none yet"
-        step = {"datasets": "finetune", "evaluations": "evaluate"}[table]
-        raise TaskError(f"task {task!r} has no {table} yet; run 'unprompt {step} TASK' (known tasks: {known})")
-    return found[-1]
+        by_hand.check_task(shop, task)
+        raise TaskError(f"task {task} has no datasets yet; run 'unprompt finetune {task}' first")
+    return dataset.load(shop.store, found[-1]["id"])
+
+
+def _trained(shop: Workshop, task: str) -> tuple[Dataset, list[FineTune]]:
+    """The newest dataset that somebody was trained on, with all its candidates; says so if there is a newer one.
+
+    Raises:
+        TaskError: there is none, or no such task.
+    """
+    built = shop.store.rows("datasets", "task = ?", [task])
+    for row in reversed(built):
+        trained = shop.store.finetunes("dataset = ?", [row["id"]])
+        if any(one.state is FineTuneState.SUCCEEDED for one in trained):
+            if row != built[-1]:
+                newer = built[-1]["id"]
+                click.echo(f"no candidate is trained on {newer} yet; judging those of {row['id']}", err=True)
+            return dataset.load(shop.store, row["id"]), trained
+    by_hand.check_task(shop, task)
+    raise TaskError(f"no candidate of task {task} is trained yet; run 'unprompt finetune {task}' first")
 
 
 @click.command("evaluate")
@@ -200,15 +228,15 @@ def evaluate_command(task: str, config: Path | None, page: Path | None, as_json:
     Example: unprompt evaluate support-intent --report report.html
     """
     with open_shop(config, calls=True) as shop:
-        data = dataset.load(shop.store, _newest(shop, "datasets", task)["id"])
-        report = cycle.evaluation(shop, data, shop.store.finetunes("dataset = ?", [data.id]))
+        data, trained = _trained(shop, task)
+        report = cycle.evaluation(shop, data, trained)
         decision = gate.decide(report, shop.config.policy(task))
         if as_json:
             print_json({"report": report, "decision": decision})
         else:
             measures = [tables.measures(report)] if tables.has_measures(report) else []
             tables.console.print(tables.report(report), *measures, tables.decision(decision))
-            tables.console.print(tables.remarks(decision), markup=False, highlight=False)
+            tables.console.print(tables.remarks(decision, method(report)), markup=False, highlight=False)
         written = Path(data.directory) / FILE
         if page is not None:
             _copy(written, page)
@@ -233,10 +261,11 @@ def _copy(written: Path, page: Path) -> None:
 @json_option
 def promote_command(task: str, candidate: str | None, config: Path | None, canary: str | None, shadow: bool,
                     force: bool, dry_run: bool, as_json: bool) -> None:  # fmt: skip
-    """Flip TASK's route to its best candidate, or to CANDIDATE (a model or fine-tune id), past the gate.
+    """Flip TASK's route to a candidate, past the gate.
 
-    With --canary or --shadow the worker takes the next steps of the task's policy itself, each when enough answers
-    were compared and nothing is wrong, and goes back when something is.
+    To the best one, or to CANDIDATE (a model or a fine-tune's id). With --canary or --shadow the worker takes the
+    next steps of the task's policy itself, each when enough answers were compared and nothing is wrong, and goes
+    back when something is.
 
     \b
     Example: unprompt promote support-intent --canary 5%
@@ -303,8 +332,13 @@ def rollback_command(task: str, config: Path | None, as_json: bool) -> None:
     files = Files.beside(config)
     # Waits for nobody and needs no key: going back must always work.
     shop = workshop(files, load_config(files.gateway, environment=False))
-    route = promote.rollback(shop.store, shop.config, shop.routes, task)
-    shop.store.close()
+    try:
+        route = promote.rollback(shop.store, shop.config, shop.routes, task)
+    except TaskError:
+        by_hand.check_task(shop, task)
+        raise
+    finally:
+        shop.store.close()
     if as_json:
         print_json({"task": task, "route": route})
         return

@@ -97,15 +97,20 @@ def export_command(config: Path | None, out: Path | None, task: str | None, tags
     with open_shop(config, alone=False) as shop:
         exchanges = shop.store.each_exchange(" AND ".join(where), values)
         if out is None:
-            _write_lines(sys.stdout.buffer, exchanges)
+            written = _write_lines(sys.stdout.buffer, exchanges)
         else:
             with out.open("wb") as file:
-                _write_lines(file, exchanges)
+                written = _write_lines(file, exchanges)
+    if out is not None or not written:
+        click.echo(f"{written:,} exchanges written{f' to {out}' if out else ''}", err=True)
 
 
-def _write_lines(file: Any, exchanges: Iterable[Exchange]) -> None:
+def _write_lines(file: Any, exchanges: Iterable[Exchange]) -> int:
+    written = 0
     for exchange in exchanges:
         file.write(msgspec.json.encode(readable(exchange)) + b"\n")
+        written += 1
+    return written
 
 
 @click.command("prune")

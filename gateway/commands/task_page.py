@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -16,15 +17,17 @@ from rich.text import Text
 from gateway import tables
 from gateway.domain import layout
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, Slot, TextPattern
-from gateway.figures import duration, share
+from gateway.figures import duration, figure, share
+from gateway.pipeline.decisions import ACTIONS, Flip
 from gateway.pipeline.differences import Piece, shorten
 from gateway.pipeline.explain import RECENT, Explanation, Tokens, VersionFacts, heading
-from gateway.pipeline.overview import serves
 from gateway.pipeline.revise import Revision
+from gateway.pipeline.serving import serves
 
 _SLOT = "bold cyan"
 _PIECES = {"same": "", "skipped": "dim", "gone": "red", "new": "green"}
 _MOST_TURNS = 6
+_MOST_DAYS = 14
 _FIXED_CHARS = 160
 _VALUE_CHARS = 600
 _CELL_CHARS = 72
@@ -55,6 +58,8 @@ def _page(found: Explanation, colour: bool) -> Iterator[RenderableType]:
         yield Text("\n").join(_turn(message) for message in found.example.stripped)
     if found.tokens is not None:
         yield Text(f"\nInput tokens of a request: {_tokens(found.tokens)}")
+    if found.row["saved_by_day"]:
+        yield _saved(found.row["saved_by_day"][-_MOST_DAYS:])
     yield _versions(found)
     yield from _changes(found.versions, colour)
     yield _non_matches(found)
@@ -96,7 +101,8 @@ def _prompt(template: PromptTemplate) -> Iterator[RenderableType]:
     for pattern in template.head:
         yield from _pattern(pattern)
     if template.turns:
-        yield _role("turns of the conversation: they stay")
+        inside = ", the user's without the last message's fixed text" if template.wraps else ""
+        yield _role(f"turns of the conversation: they stay{inside}")
     for pattern in template.tail:
         yield from _pattern(pattern)
 
@@ -191,6 +197,15 @@ def _tokens(tokens: Tokens) -> str:
     return f"{whole} whole, {stripped} stripped ({less:.0%} less{how})"
 
 
+def _saved(days: Sequence[dict[str, Any]]) -> RenderableType:
+    title = "Saved a day, beside what the whole prompt would have cost (UTC; net of audits and shadows)"
+    return tables.table(f"\n{title}", ("day", "stripped", "saved USD", "saved time", "audits USD"), [
+        (f"{datetime.fromtimestamp(one['day'], UTC):%Y-%m-%d}", f"{one['stripped']:,}",
+         figure(one["usd"], "{:,.4f}"), duration(one["seconds"]), figure(one["overhead_usd"], "{:,.4f}"))
+        for one in days
+    ])  # fmt: skip
+
+
 def _versions(found: Explanation) -> RenderableType:
     columns = ("version", "since", "by", "state", "fixed words", "requests", "share")
     return tables.table(f"\nVersions (requests: of the task's last {RECENT:,})", columns, [
@@ -230,6 +245,21 @@ def _non_matches(found: Explanation) -> RenderableType:
     return tables.table(title, ("reason", "requests", "example"), [
         (one.code, f"{one.count:,}", f"{one.sentence} ({one.exchange_id})") for one in found.non_matches
     ])  # fmt: skip
+
+
+# --- what was decided -----------------------------------------------------------------------------------
+
+
+def show_decisions(found: Iterable[Flip], console: Console) -> None:
+    """Print each decision and flip with the whole record, the newest last."""
+    for flip in reversed(list(found)):
+        when = f"{datetime.fromtimestamp(flip.at, UTC):%Y-%m-%d %H:%M} UTC"
+        what = " ".join(filter(None, (ACTIONS.get(flip.action, flip.action), flip.target)))
+        said = (("\n" + when, "dim"), "  ", (what, "bold"), f"\n{flip.reason}")
+        console.print(Text.assemble(*said), soft_wrap=True)
+        if flip.decision is not None:
+            console.print(tables.decision(flip.decision, title=""))
+            console.print(tables.remarks(flip.decision), markup=False, highlight=False)
 
 
 # --- what an import changes -----------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from gateway.config import InvalidConfig
 from gateway.errors import TaskError
 from gateway.files import write_whole
 from gateway.pipeline.cycle import Workshop
+from gateway.pipeline.decisions import flips
 from gateway.pipeline.explain import as_json as explanation_as_json
 from gateway.pipeline.explain import explain, find_version, recorded_settings
 from gateway.pipeline.overview import overview
 from gateway.pipeline.revise import Revision, plan, store_all
+from gateway.pipeline.serving import in_force
 from gateway.pipeline.template_text import Draft, read_draft, write_template
 from gateway.stores.edited import pin, pinned_tasks
 from gateway.stores.watched import confirm
@@ -62,7 +64,7 @@ def tasks_command(context: click.Context, config: Path | None, as_json: bool) ->
     if context.invoked_subcommand is not None:
         return
     with open_shop(config, alone=False) as shop:
-        rows = overview(shop.store, shop.config)
+        rows = overview(shop.store, shop.config, in_force(shop.routes, shop.config))
     if as_json:
         print_json(rows)
     elif rows:
@@ -87,11 +89,37 @@ def show_command(context: click.Context, task: tuple[str, int | None], config: P
              unprompt tasks show support-intent@2 --json
     """
     with open_shop(_given(context, "config", config), alone=False) as shop:
-        found = explain(shop.store, shop.config, *task)
+        found = explain(shop.store, shop.config, *task, table=in_force(shop.routes, shop.config))
     if _given(context, "as_json", as_json):
         print_json(explanation_as_json(found))
     else:
         task_page.show(found, tables.console)
+
+
+@tasks_command.command("decisions")
+@click.argument("task")
+@config_option
+@click.option("--last", type=click.IntRange(min=1), default=5, show_default=True, help="So many of the newest.")
+@json_option
+@click.pass_context
+def decisions_command(context: click.Context, task: str, config: Path | None, last: int, as_json: bool) -> None:
+    """Show what was decided about a task, and why.
+
+    Each flip of its route, step and rollback, and each candidate that was refused, with the gate's record: every
+    condition, what was measured, and what was asked.
+
+    \b
+    Example: unprompt tasks decisions support-intent --last 1
+    """
+    with open_shop(_given(context, "config", config), alone=False) as shop:
+        find_version(shop.store, task, None)
+        found = flips(shop.store, task, last)
+    if _given(context, "as_json", as_json):
+        print_json(found)
+    elif found:
+        task_page.show_decisions(found, tables.console)
+    else:
+        click.echo(f"nothing was decided about {task} yet; 'unprompt tasks' says what is next")
 
 
 @tasks_command.command("export")

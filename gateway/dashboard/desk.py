@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import msgspec
 
 from gateway.config import Config
+from gateway.domain.route import RouteTable
 from gateway.errors import ConfigError, Refused, StoreError, StoreUnavailable, TaskError, UnknownPage
 from gateway.stores.sqlite import SqliteStore
 
@@ -45,7 +46,7 @@ class Desk:
         def make(store: SqliteStore) -> str:
             from gateway.dashboard import facts, pages
 
-            return pages.board(facts.board(store, self._config))
+            return pages.board(facts.board(store, self._config, self._table(store)))
 
         return await self._read(make)
 
@@ -55,7 +56,7 @@ class Desk:
         def make(store: SqliteStore) -> str:
             from gateway.dashboard import facts, pages
 
-            return pages.task(facts.page(store, self._config, name))
+            return pages.task(facts.page(store, self._config, name, self._table(store)))
 
         return await self._read(make)
 
@@ -75,7 +76,7 @@ class Desk:
         def make(store: SqliteStore) -> object:
             from gateway.pipeline.overview import overview
 
-            return overview(store, self._config)
+            return overview(store, self._config, self._table(store))
 
         return await self._read(make)
 
@@ -85,7 +86,7 @@ class Desk:
         def make(store: SqliteStore) -> object:
             from gateway.pipeline.explain import as_json, explain
 
-            return as_json(explain(store, self._config, name))
+            return as_json(explain(store, self._config, name, table=self._table(store)))
 
         return await self._read(make)
 
@@ -93,9 +94,9 @@ class Desk:
         """The history of decisions and flips, newest first."""
 
         def make(store: SqliteStore) -> object:
-            from gateway.dashboard import facts
+            from gateway.pipeline.decisions import flips
 
-            return facts.flips(store)
+            return flips(store)
 
         return await self._read(make)
 
@@ -135,6 +136,11 @@ class Desk:
             return {"route": rollback(store, shop.config, shop.routes, name)}
 
         return await self._read(make)
+
+    def _table(self, store: SqliteStore) -> RouteTable | None:
+        from gateway.pipeline.serving import in_force
+
+        return in_force(self._open(store).routes, self._config)
 
     async def _read(self, make: Callable[[SqliteStore], T]) -> T:
         """

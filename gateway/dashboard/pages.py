@@ -10,21 +10,18 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway import __version__
-from gateway.dashboard.facts import Board, Flip, Page
+from gateway.dashboard.facts import Board, Page
 from gateway.domain.template import MessagePattern, PromptTemplate
 from gateway.figures import duration, figure, share
+from gateway.pipeline.decisions import ACTIONS, Flip
 from gateway.pipeline.explain import heading
 from gateway.pipeline.markup import Child, Markup, el, join
-from gateway.pipeline.overview import serves
 from gateway.pipeline.savings import Saved
+from gateway.pipeline.serving import serves
 from gateway.raised import Told
 
 _MOST_DAYS = 30
 _VALUE_CHARS = 400
-_ACTIONS = {
-    "promote": "promoted", "advance": "next step", "rollback": "rolled back", "refuse": "refused",
-    "ask": "waits for you",
-}  # fmt: skip
 
 
 def board(found: Board) -> str:
@@ -103,17 +100,25 @@ def _tiles(tiles: Sequence[tuple[str, str, str]]) -> Markup:
 
 
 def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[Child]]) -> Markup:
-    """Columns with whether they are figures."""
-    kind = ["right" if figures else None for _, figures in columns]
-    head = el("tr", *(el("th", name, class_=one) for (name, _), one in zip(columns, kind, strict=True)))
-    body = [el("tr", *(el("td", c, class_=one) for c, one in zip(row, kind, strict=True))) for row in rows]
-    return el("div", el("table", head, *body), class_="box")
+    """Columns with whether they are figures. On a narrow screen cells stand below each other, each with the name of
+    its column (pages.css)."""
+    named = [(name, "right" if figures else None) for name, figures in columns]
+    head = el("tr", *(el("th", name, class_=kind) for name, kind in named))
+    body = [
+        el(
+            "tr",
+            *(el("td", cell, class_=kind, data_name=name) for cell, (name, kind) in zip(row, named, strict=True)),
+        )
+        for row in rows
+    ]
+    return el("div", el("table", head, *body, class_="stacks"), class_="box")
 
 
 def _usd(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.2f} USD" if value == 0 or abs(value) >= 1 else f"{value:,.4f} USD"
+    small = round(value, 4)  # audits may cost what they save, and then a rounding error is all that is left
+    return f"{small or 0.0:,.2f} USD" if small == 0 or abs(small) >= 1 else f"{small:,.4f} USD"
 
 
 def _when(moment: float) -> str:
@@ -232,9 +237,9 @@ def _history(flips: Sequence[Flip], *, with_task: bool) -> Markup | None:
                ("why", False)]  # fmt: skip
     rows = [
         (
-            _when(flip.at),
+            el("span", _when(flip.at), class_="when"),
             *([el("a", flip.task, href=_link(flip.task))] if with_task else []),
-            el("span", _ACTIONS.get(flip.action, flip.action), class_=f"what-{flip.action}"),
+            el("span", ACTIONS.get(flip.action, flip.action), class_=f"what-{flip.action}"),
             flip.target or "-",
             join(flip.reason, join(" ", el("a", "report", href=f"/unprompt/reports/{quote(flip.report, safe='')}"))
                  if flip.report else None),
@@ -251,19 +256,25 @@ def _savings(saved: Saved) -> Markup | None:
     days = saved.days[-_MOST_DAYS:]
     if not days or saved.usd is None:
         return None
+    gains = [max(round(one.usd or 0.0, 6), 0.0) for one in days]
     bars = [
-        (_day(one.day), max(one.usd or 0.0, 0.0), max(one.usd or 0.0, 0.0),
+        (_day(one.day), gain, gain,
          f"{figure(one.usd, '{:,.4f}')} USD and {duration(one.seconds)} saved on {one.stripped:,} requests;"
          f" audits cost {one.overhead_usd:,.4f} USD")
-        for one in days
+        for one, gain in zip(days, gains, strict=True)
     ]  # fmt: skip
-    return join(el("h2", "Saved a day"), el("div", _bars(bars), class_="box"))
+    title = (
+        f"USD, net of audits and shadows: {_day(days[0].day)} to {_day(days[-1].day)}; {_usd(max(gains))} at most"
+    )
+    chart = el("div", _bars(bars), class_="box") if max(gains) else None
+    return join(el("h2", "Saved a day"), el("p", title, class_="soft small"), chart)
 
 
 def _prompt(template: PromptTemplate) -> list[Markup]:
     parts = [part for pattern in template.head for part in _pattern(pattern)]
     if template.turns:
-        parts.append(el("div", "turns of the conversation: they stay", class_="label"))
+        inside = ", the user's without the last message's fixed text" if template.wraps else ""
+        parts.append(el("div", f"turns of the conversation: they stay{inside}", class_="label"))
     return parts + [part for pattern in template.tail for part in _pattern(pattern)]
 
 

@@ -19,13 +19,13 @@ from typing import Any
 import msgspec
 import yaml
 
-from gateway.dashboard.facts import flips
 from gateway.demo.client import App, Call, Reply
 from gateway.demo.messages import Labelled
 from gateway.demo.prompts import Prompt
-from gateway.demo.stage import Options, Say, gateway_at, recorded, stats_of, teacher_at
+from gateway.demo.stage import Options, Say, gateway_at, recorded, stats_of, stay, teacher_at, write_config
 from gateway.demo.story import plot
 from gateway.errors import TaskError
+from gateway.pipeline.decisions import flips
 from gateway.stores.sqlite import SqliteStore
 
 BATCH, FIRST, MEASURED = 150, 50, 200
@@ -38,6 +38,7 @@ out that a good candidate is refused every other time."""
 GROWTH = 5.0
 """The app asks so much that the rows double during a training; the next one shall be for its second prompt."""
 ROUTE_SECONDS = 1.0
+POLICY = {"min_rows": ROWS, "share": 100, "canary": [100], "retrain_growth": GROWTH}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +149,7 @@ async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None
     home = options.home or Path("unprompt-demo") / f"{datetime.now():%Y%m%d-%H%M%S}-drift"
     home.mkdir(parents=True, exist_ok=True)
     async with teacher_at(options, home) as upstream:
-        _write_config(home, upstream)
+        write_config(home, upstream, POLICY)
         async with gateway_at(home) as url, App(f"{url}/v1", options.model) as app:
             store = SqliteStore(home / "data" / "unprompt.db")
             try:
@@ -160,6 +161,7 @@ async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None
                 show(figures | {"timeline": msgspec.to_builtins(tale.events), "home": str(home)})
             finally:
                 store.close()
+            await stay(options, url, say)
 
 
 async def _acts(told: Shift, tale: Tale, home: Path, rng: random.Random) -> dict[str, Any]:
@@ -215,15 +217,3 @@ def _figures(replies: Sequence[Reply]) -> dict[str, Any]:
         "accuracy": round(sum(reply.right for reply in replies) / len(replies), 4),
         "errors": sum(reply.error is not None for reply in replies),
     }
-
-
-def _write_config(home: Path, upstream: str) -> None:
-    config = {
-        "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
-        "store": {"url": f"sqlite:///{home / 'data' / 'unprompt.db'}"},
-        "jobs": {"poll_seconds": 0.5},
-        "tasks": {"default": {"min_rows": ROWS, "share": 100, "canary": [100], "retrain_growth": GROWTH}},
-    }
-    folder = home / "config"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gateway.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import yaml
 
 from gateway.demo.messages import BUILT_IN
 from gateway.errors import TaskError
@@ -37,6 +38,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     keep: bool = False
 
 
+def write_config(home: Path, upstream: str, policy: dict[str, Any]) -> None:
+    """An ordinary config in `home`, with this policy for all tasks. It names its store by a whole path, so that
+    commands find it from any folder."""
+    config = {
+        "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
+        "store": {"url": f"sqlite:///{home.resolve() / 'data' / 'unprompt.db'}"},
+        "jobs": {"poll_seconds": 0.5},
+        "tasks": {"default": policy},
+    }
+    folder = home / "config"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gateway.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+
+
 @asynccontextmanager
 async def teacher_at(options: Options, home: Path) -> AsyncIterator[str]:
     """The base URL of the teacher, or of the real LLM that was chosen instead."""
@@ -60,6 +75,13 @@ async def gateway_at(home: Path) -> AsyncIterator[str]:
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(config), "--port", "0"]
     async with _process(command, home / "gateway.log") as line:
         yield line.split(" relays ")[1].split("/v1 ")[0]
+
+
+async def stay(options: Options, url: str, say: Say) -> None:
+    """With `--keep`, for ever: whoever has had enough presses Ctrl-C."""
+    if options.keep:
+        say(f"everything stays up until Ctrl-C: {url}/unprompt/ to look at, {url}/v1 for your own requests")
+        await asyncio.Event().wait()
 
 
 @asynccontextmanager

@@ -23,7 +23,18 @@ from gateway.demo import messages as data
 from gateway.demo.client import App, Call, Reply
 from gateway.demo.messages import Labelled
 from gateway.demo.prompts import Prompt, few_shot, one_offs, triage
-from gateway.demo.stage import LIVE, Options, Say, gateway_at, recorded, route_in_force, stats_of, teacher_at
+from gateway.demo.stage import (
+    LIVE,
+    Options,
+    Say,
+    gateway_at,
+    recorded,
+    route_in_force,
+    stats_of,
+    stay,
+    teacher_at,
+    write_config,
+)
 from gateway.errors import TaskError
 from gateway.pipeline.canary import steps_of
 from gateway.stores.sqlite import SqliteStore
@@ -83,12 +94,10 @@ async def tell(options: Options, say: Say, show: Callable[[dict[str, Any]], None
     home = options.home or Path("unprompt-demo") / f"{datetime.now():%Y%m%d-%H%M%S}"
     home.mkdir(parents=True, exist_ok=True)
     async with teacher_at(options, home) as upstream:
-        _write_config(home, upstream, story)
+        write_config(home, upstream, _policy(story))
         async with gateway_at(home) as url, App(f"{url}/v1", options.model) as app:
             show(await _acts(options, story, home, url, upstream, app, say, started))
-            if options.keep:
-                say(f"everything stays up until Ctrl-C: {url}/v1 for your own requests, {url}/metrics")
-                await asyncio.Event().wait()
+            await stay(options, url, say)
 
 
 async def _acts(
@@ -111,18 +120,10 @@ async def _acts(
     return await _result(story, home, upstream, before, after, changed, seen, time.monotonic() - started)
 
 
-def _write_config(home: Path, upstream: str, story: Plot) -> None:
-    """An ordinary config. Training starts when the main task's traffic is in; the candidate takes over in fewer
-    steps than usual, for want of time."""
-    config = {
-        "providers": {"openai": {"protocol": "openai", "base_url": upstream}},
-        "store": {"url": f"sqlite:///{home / 'data' / 'unprompt.db'}"},
-        "jobs": {"poll_seconds": 0.5},
-        "tasks": {"default": {"min_rows": max(50, len(story.traffic) * 19 // 20), "canary": list(CANARY)}},
-    }
-    folder = home / "config"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gateway.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+def _policy(story: Plot) -> dict[str, Any]:
+    """Training starts when the main task's traffic is in; the candidate takes over in fewer steps than usual, for
+    want of time."""
+    return {"min_rows": max(50, len(story.traffic) * 19 // 20), "canary": list(CANARY)}
 
 
 # --- what is asked -------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """The demo's second story: who asks what, and what is read from the routes. The story itself is `unprompt demo
---story drift`, two minutes."""
+--story drift`, three minutes."""
 
 from __future__ import annotations
 

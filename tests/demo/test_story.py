@@ -10,9 +10,10 @@ import pytest
 from halves import begin, end
 from rich.console import Console
 
+from gateway.config import load_config
 from gateway.demo import outcome
 from gateway.demo.client import Reply
-from gateway.demo.stage import Options, recorded
+from gateway.demo.stage import Options, recorded, write_config
 from gateway.demo.story import phase_figures, plot
 from gateway.domain.exchange import Exchange
 from gateway.errors import TaskError
@@ -109,3 +110,12 @@ def test_the_last_page_fits_the_terminal(width: int) -> None:
     assert "-50.0 %" in page
     assert "classifier word+char lr" in page, "a candidate's name must not be broken"
     assert "1,388.4" in page
+
+
+def test_what_a_demo_has_kept_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_config(Path("kept"), "http://upstream/v1", {"min_rows": 100})
+    monkeypatch.chdir(tmp_path / "kept")
+    config = load_config(Path("config") / "gateway.yaml")
+    assert config.store.path == tmp_path / "kept" / "data" / "unprompt.db"
+    assert config.policy("mail").min_rows == 100
