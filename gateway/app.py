@@ -47,6 +47,7 @@ from gateway.upstreams import Upstream
 from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream, EmbeddingUnavailable
 from gateway.upstreams.http import HttpUpstream
 from gateway.upstreams.outbox import Outbox
+from gateway.upstreams.selective import SelectiveUpstream
 from gateway.withheld import FILE, withheld
 from gateway.workers import Seat
 
@@ -210,12 +211,14 @@ class App:
     def _house(self, switchboard: Switchboard) -> House:
         """All that a request needs on its way, with an upstream for each provider."""
         config, outbox = self.config, Outbox()
+        reached = {name: HttpUpstream(name, p.base_url, outbox) for name, p in config.providers.items()}
         upstreams: dict[str, Upstream] = {
-            name: HttpUpstream(name, provider.base_url, outbox) for name, provider in config.providers.items()
+            name: SelectiveUpstream(one) if config.providers[name].protocol == "openai" else one
+            for name, one in reached.items()
         }
         return House(
             default_provider=config.default_provider,
-            prefixes={name: u.prefix for name, u in upstreams.items() if isinstance(u, HttpUpstream)},
+            prefixes={name: one.prefix for name, one in reached.items()},
             providers={name: providers.load(p.protocol) for name, p in config.providers.items()},
             keys={name: os.environ[p.api_key_env] for name, p in config.providers.items() if p.api_key_env},
             upstreams=upstreams | {LOCAL: self.local},

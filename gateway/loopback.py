@@ -31,8 +31,9 @@ from gateway.domain.price import PriceBook
 from gateway.domain.route import LOCAL, Match, Retry, Route, RouteTable, Target
 from gateway.domain.template import PromptTemplate, parse_stripped
 from gateway.errors import TaskError
-from gateway.pipeline.asking import Answered, Ask, Asking, Envelope, in_turn, several_at_once
+from gateway.pipeline.asking import Answered, Ask, Asking, Envelope, Sureness, in_turn, several_at_once
 from gateway.pipeline.tool_calls import of_choice
+from gateway.providers.answers.confidence import confidence_of
 from gateway.proxy.house import House
 from gateway.proxy.router import Switchboard
 from gateway.upstreams.embedded import EmbeddedModel, EmbeddedUpstream
@@ -84,7 +85,7 @@ def asking_through(
 
         def candidate(finetune: FineTune) -> Ask:
             if finetune.upstream != LOCAL:
-                return asked.remote(finetune.upstream or "", finetune.model or "")
+                return asked.remote(finetune.upstream or "", finetune.model or "", is_candidate=True)
             found = EmbeddedModel.load(models, finetune.model or "")
             return asked.embedded(found, finetune.model or "", template, model)
 
@@ -150,8 +151,8 @@ class _Asked:
         self._address = urlsplit(base).netloc
         self._mine = threading.local()
 
-    def remote(self, upstream: str, model: str) -> Ask:
-        """A model of a provider, asked the row's messages as they are.
+    def remote(self, upstream: str, model: str, *, is_candidate: bool = False) -> Ask:
+        """A model of a provider, asked the row's messages as they are; a candidate also how sure it is.
 
         Raises:
             TaskError: there is no such provider in the config, any more.
@@ -163,11 +164,14 @@ class _Asked:
         route = Route(name="asked", match=Match(), targets=target, fallbacks=target, retry=Retry(), circuit=None)
         key = self._config.key(upstream) or "none"
         path = f"/{upstream}/chat/completions"
+        sureness = Sureness(is_candidate and self._config.providers[upstream].logprobs)
 
         def one(asked: tuple[Row, Envelope]) -> Answered:
             row, envelope = asked
-            body = {**envelope, "model": model, "messages": row.messages}
-            plain, answered = self._post(path, body, key)
+            sent = sureness.asked(envelope)
+            status, plain, answered = self._post(path, {**sent, "model": model, "messages": row.messages}, key)
+            if answered.error and sureness.may_be_why(status, sent, envelope):
+                return one(asked)
             usage = _OPENAI.read_response(plain, streamed=False).usage
             cost = 0.0 if answered.error else self._prices.cost(upstream, model, usage)
             return msgspec.structs.replace(answered, cost_usd=cost)
@@ -185,7 +189,7 @@ class _Asked:
         def one(asked: tuple[Row, Envelope]) -> Answered:
             row, envelope = asked
             heard.sure.clear()
-            _, answered = self._post(path, _whole(template, row, {**envelope, "model": called}), "none")
+            _, _, answered = self._post(path, _whole(template, row, {**envelope, "model": called}), "none")
             sure = heard.sure[-1] if heard.sure and not answered.error else None
             return msgspec.structs.replace(answered, sure=sure, cost_usd=0.0, error=None)
 
@@ -210,8 +214,9 @@ class _Asked:
             raise TaskError("no provider with the protocol openai is in the config; embedded models speak no other")
         return found
 
-    def _post(self, path: str, body: dict[str, Any], key: str) -> tuple[bytes, Answered]:
-        """The answer's body, and what it says; the time is from the first byte sent to the last one received."""
+    def _post(self, path: str, body: dict[str, Any], key: str) -> tuple[int, bytes, Answered]:
+        """The answer's status (0: there is none) and body, and what it says; the time is from the first byte sent
+        to the last one received."""
         sent = json.dumps(body).encode()
         head = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         connection = self._connection()
@@ -222,14 +227,19 @@ class _Asked:
             plain = response.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            return b"", _failed(f"{type(error).__name__}: {error}", started)
+            return 0, b"", _failed(f"{type(error).__name__}: {error}", started)
         took = (time.perf_counter() - started) * 1000
         read = _OPENAI.read_answer(plain, streamed=False) if response.status == 200 else None
         if read is None or read.error:
             told = response.headers.get("x-unprompt-error", "")
             said = plain[:400].decode("utf-8", "replace")
-            return plain, _failed(f"{response.status} {told} {said}".replace(key, "[key]"), started)
-        return plain, Answered(text=of_choice(read.choices[0]), sure=None, latency_ms=took, cost_usd=None)
+            return (
+                response.status,
+                plain,
+                _failed(f"{response.status} {told} {said}".replace(key, "[key]"), started),
+            )
+        text, sure = of_choice(read.choices[0]), confidence_of(read.choices[0])
+        return 200, plain, Answered(text=text, sure=sure, latency_ms=took, cost_usd=None)
 
     def _connection(self) -> http.client.HTTPConnection:
         """Kept alive, one for each thread; it connects anew where it was closed."""

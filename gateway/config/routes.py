@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field
 
 from gateway.config.document import Document, InvalidConfig, Problem, Section, parse, validate
-from gateway.config.settings import Config, names
+from gateway.config.settings import Config, ProviderConfig, names
 from gateway.domain.route import (
     CAUSES,
     LOCAL,
@@ -251,6 +251,8 @@ def _checks(
             yield document.problem([*here, "model"], "a local target needs the name of a trained model")
         elif target.upstream == LOCAL and target.strip is None:
             yield document.problem([*here, "strip"], "a local target needs 'strip: TASK@VERSION'")
+        elif target.upstream != LOCAL and target.min_confidence > 0:
+            yield from _confidence_checks(target, here, config.providers[target.upstream], document)
     for step, fallback in route.fallbacks:
         if fallback.upstream not in config.providers:
             yield document.problem(
@@ -258,6 +260,21 @@ def _checks(
             )
     yield from _resilience_checks(route, path, document)
     yield from _protocol_checks(route, path, config, document)
+
+
+def _confidence_checks(
+    target: _PlaceConfig, here: list[str | int], provider: ProviderConfig, document: Document
+) -> Iterable[Problem]:
+    """A model elsewhere is as sure as the log-probabilities of its answer say."""
+    path, name = [*here, "min_confidence"], target.upstream
+    if provider.protocol != "openai":
+        reason = f"{name!r} speaks {provider.protocol}, which tells no log-probabilities in this way; remove it"
+        yield document.problem(path, reason)
+    elif not provider.logprobs:
+        reason = f"providers.{name}.logprobs is false, so nobody can tell how sure it is; change one of the two"
+        yield document.problem(path, reason)
+    elif target.strip is None:
+        yield document.problem(path, "who is asked the whole prompt always answers; add 'strip', or remove it")
 
 
 def _targets(route: _RouteConfig, path: list[str | int]) -> Iterator[tuple[list[str | int], _PlaceConfig]]:

@@ -55,6 +55,7 @@ class ProviderConfig(Section):
     base_url: str
     api_key_env: str | None = None
     stream_usage: Literal["auto", "ask", "leave"] = "auto"
+    logprobs: bool = Field(True, description="whether its models may be asked how sure they are of each token")
     train_on_outputs: bool = Field(True, description="whether its terms let models be trained on its answers")
     prices: dict[str, PriceConfig] = {}
     shutdown_dates: dict[str, datetime.date] = Field({}, description="when the provider takes a model away")

@@ -19,6 +19,8 @@ from gateway.domain.route import LOCAL
 from gateway.errors import TaskError
 from gateway.pipeline.quality import same_answer
 from gateway.pipeline.tool_calls import spelled
+from gateway.providers.answers import UNREADABLE, chat
+from gateway.providers.answers.confidence import confidence_of
 from gateway.upstreams.embedded import EmbeddedModel
 
 __all__ = ["Answered", "Ask", "Asking", "Envelope", "asker", "directly", "in_turn", "other_models", "same_answer",
@@ -46,8 +48,8 @@ Ask = Callable[[Iterable[tuple[Row, Envelope]]], list[Answered]]
 
 
 class Asking(NamedTuple):
-    """How candidates are asked, and other models by the names of their provider and their own. `relayed`: through a
-    running relay, as a client would ask them."""
+    """How candidates are asked, also how sure they are, and other models by the names of their provider and their
+    own. `relayed`: through a running relay, as a client would ask them."""
 
     candidate: Callable[[FineTune], Ask]
     other: Callable[[str, str], Ask]
@@ -69,7 +71,9 @@ def asker(config: Config, prices: PriceBook, models: Path) -> Callable[[FineTune
     def ask_of(finetune: FineTune) -> Ask:
         if finetune.upstream == LOCAL:
             return _ask_embedded(EmbeddedModel.load(models, finetune.model or ""))
-        return _ask_remote(config, prices, finetune.upstream or "", finetune.model or "")
+        upstream = finetune.upstream or ""
+        sureness = Sureness(config.providers[upstream].logprobs)
+        return _ask_remote(config, prices, upstream, finetune.model or "", sureness)
 
     return ask_of
 
@@ -84,9 +88,30 @@ def other_models(config: Config, prices: PriceBook) -> Callable[[str, str], Ask]
     def ask_of(upstream: str, model: str) -> Ask:
         if upstream not in config.providers:
             raise TaskError(f"no provider {upstream!r} in the config; there are: {', '.join(config.providers)}")
-        return _ask_remote(config, prices, upstream, model)
+        return _ask_remote(config, prices, upstream, model, Sureness(False))
 
     return ask_of
+
+
+class Sureness:
+    """Asks a model how sure it is of each token, until it says that it does not tell."""
+
+    _REFUSALS = (400, 403, 422)
+    """What servers say to `logprobs` that do not know it, or have it not for this model or this key."""
+
+    def __init__(self, asks: bool) -> None:
+        self._asks = asks
+
+    def asked(self, envelope: Envelope) -> Envelope:
+        """What the request says beside its messages."""
+        return envelope | {"logprobs": True} if self._asks else envelope
+
+    def may_be_why(self, status: int, sent: Envelope, envelope: Envelope) -> bool:
+        """Whether a request was perhaps refused for the question; then it is not put again."""
+        if sent is envelope or status not in self._REFUSALS:
+            return False
+        self._asks = False
+        return True
 
 
 def _ask_embedded(model: EmbeddedModel) -> Ask:
@@ -98,7 +123,7 @@ def _ask_embedded(model: EmbeddedModel) -> Ask:
     return in_turn(lambda asked: one(asked[0]))
 
 
-def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str) -> Ask:
+def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str, sureness: Sureness) -> Ask:
     import openai
 
     key = config.key(upstream) or "none"  # never None: the package would take another key from the environment
@@ -106,20 +131,25 @@ def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str) ->
 
     def one(asked: tuple[Row, Envelope]) -> Answered:
         row, envelope = asked
-        started = time.perf_counter()
+        sent, started = sureness.asked(envelope), time.perf_counter()
         try:
-            made = client.chat.completions.create(model=model, messages=row.messages, extra_body=envelope)  # type: ignore[arg-type]
+            made = client.chat.completions.create(model=model, messages=row.messages, extra_body=sent)  # type: ignore[arg-type]
             text = _said(made.choices[0].message)
+        except openai.APIStatusError as error:
+            return one(asked) if sureness.may_be_why(error.status_code, sent, envelope) else failed(error, started)
         except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
             # TypeError, AttributeError: the package does not check what it parses, a page of HTML for one
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].replace(key, "[key]")
-            return Answered(text=None, sure=None, latency_ms=_since(started), cost_usd=0.0, error=reason)
+            return failed(error, started)
         usage = Usage(
             input=made.usage.prompt_tokens if made.usage else None,
             output=made.usage.completion_tokens if made.usage else None,
         )
         cost = prices.cost(upstream, model, usage)
-        return Answered(text=text, sure=None, latency_ms=_since(started), cost_usd=cost)
+        return Answered(text=text, sure=_sure_of(made), latency_ms=_since(started), cost_usd=cost)
+
+    def failed(error: Exception, started: float) -> Answered:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].replace(key, "[key]")
+        return Answered(text=None, sure=None, latency_ms=_since(started), cost_usd=0.0, error=reason)
 
     return several_at_once(one)
 
@@ -130,6 +160,15 @@ def _said(message: Any) -> str:
                  if call.type == "function"]  # fmt: skip
     others = [(call.custom.name, call.custom.input) for call in message.tool_calls or () if call.type == "custom"]
     return spelled([*functions, *others]) if message.tool_calls else message.content or ""
+
+
+def _sure_of(made: Any) -> float | None:
+    """How sure the model was of a completion of the `openai` package, where it tells."""
+    try:
+        answer = chat.assemble([made.model_dump()])
+        return None if answer is None else confidence_of(answer.choices[0])
+    except UNREADABLE:
+        return None
 
 
 def in_turn(one: Callable[[tuple[Row, Envelope]], Answered]) -> Ask:

@@ -61,8 +61,9 @@ def chance_to_pass(wrong: NDArray[Any], seen: int, rows: int, margin: float, con
 
 
 def most_that_keep(
-    sure: NDArray[Any], wrong: NDArray[Any], ends: NDArray[Any], agreement: float, confidence: float
-) -> int:
+    sure: NDArray[Any], wrong: NDArray[Any], ends: NDArray[Any], agreement: float, confidence: float,
+    whole: tuple[int, float] = (0, 0.0),
+) -> int:  # fmt: skip
     """How many of the surest rows may be answered so that the answers agree as promised; 0: that cannot be shown.
 
     Of `ends`, the ascending counts of rows that a threshold can let through; `sure` descends, and `wrong[k - 1]` is
@@ -70,7 +71,8 @@ def most_that_keep(
     probability `confidence`: thresholds are tested by the exact binomial bound in an order that is fixed before
     right and wrong are looked at, up to the first that fails (fixed sequence testing in "Learn then Test",
     Angelopoulos et al. 2021). The first is where by the confidences alone the promise would be kept most clearly,
-    and each next one lets more rows through.
+    and each next one lets more rows through. `whole`: of so many rows, with those that somebody else answers
+    rightly, so large a share must agree, too.
     """
     if agreement >= 1:
         return 0
@@ -81,7 +83,10 @@ def most_that_keep(
     asked, kept = float(ends[int(np.argmax(margin * np.sqrt(ends)))]), 0
     while (place := int(np.searchsorted(ends, asked))) < len(ends):
         rows = int(ends[place])
-        if agreement_low(int(wrong[rows - 1]), rows, confidence) < agreement:
+        misses, (all_rows, promised) = int(wrong[rows - 1]), whole
+        if agreement_low(misses, rows, confidence) < agreement:
+            break
+        if all_rows and agreement_low(misses, all_rows, confidence) < promised:
             break
         kept, asked = rows, rows + max(1.0, STEP * len(sure))
     return kept

@@ -168,7 +168,7 @@ def cell(text: str, under: str | None = None) -> Markup:
 
 
 def _threshold(score: Score) -> str | None:
-    return f"above {score.min_confidence:.3g}" if score.min_confidence > 0 else None
+    return f"above {score.min_confidence:.4g}" if score.min_confidence > 0 else None
 
 
 def _hosting(score: Score) -> str | None:

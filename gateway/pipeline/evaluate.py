@@ -3,7 +3,8 @@
 The incumbent's answers are the yardstick, so quality is called agreement: a share of requests, against what
 the prompted model answered; accuracy is what people's corrections and approvals say, where there are any. The
 threshold under which a candidate abstains comes from the training rows alone (cross-fitted), so the validation
-rows judge it unseen; the first candidate is then confirmed once on rows that are newer than all others.
+rows judge it unseen; where a model elsewhere says how sure it is, they choose it, and pay for that (`thresholds`).
+The first candidate is then confirmed once on rows that are newer than all others.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from gateway.domain.dataset import Dataset, Row
 from gateway.domain.finetune import FineTune, FineTuneState
 from gateway.domain.route import LOCAL
 from gateway.errors import DatasetError, TaskError
-from gateway.pipeline import itself, judge
+from gateway.pipeline import itself, judge, thresholds
 from gateway.pipeline.asking import Answered, Ask
 from gateway.pipeline.bounds import LEAST, CrossFit, choose_threshold
 from gateway.pipeline.quality import Likeness, has_calls, same_answer
@@ -70,9 +71,11 @@ def evaluate(
     failed = {f.id: f.error or f.state.value for f in finetunes if f.state is not FineTuneState.SUCCEEDED}
     trial, later = _trials(store, dataset)
     policy = config.policy(dataset.task)
-    terms, seats = _seats(config, policy, dataset, trained, models, asks, trial)
-    terms = msgspec.structs.replace(terms, relayed=relayed, likeness=_likeness(policy, terms.kind, failed))
+    seats = [_seat(finetune, asks, trial) for finetune in trained]
     answered = _asked(seats, failed)
+    terms = _terms(config, policy, dataset, trial)
+    terms = msgspec.structs.replace(terms, relayed=relayed, likeness=_likeness(policy, terms.kind, failed))
+    terms, answered = _selective(answered, {f.id: _cross_fit(models, f) for f in trained}, policy, terms)
     others = others if answered else None  # with nobody to compare them with, they would cost money for nothing
     baselines = _lines(_asked(_baselines(config, policy, trained, trial, others), failed), terms)
     lines = _ranked(answered, terms)
@@ -82,7 +85,7 @@ def evaluate(
         lines = _ranked(answered, terms)
     lines = beaten(lines, terms.confidence)
     best, bill = lines[:1], None
-    confirmation = _confirmed(seats, best, later, terms, failed)
+    confirmation = _confirmed([seat for seat, _ in answered], best, later, terms, failed)
     if best and terms.measure == "judge" and others is not None:
         best[0], bill = _judged(policy, others, best[0], trial, terms)
         if confirmation is not None:
@@ -149,6 +152,8 @@ def _order(score: Score) -> tuple[float, float, str]:
     the cheaper one."""
     likeness = score.metrics["chrf"].value if "chrf" in score.metrics else score.agreement
     measured = likeness if score.quality is None else score.quality
+    if score.min_confidence > 0:  # what it hands over is right, and not by its merit
+        measured = score.answered * (score.agreement_answered or 0.0)
     cost = math.inf if score.cost_per_1k_usd is None else score.cost_per_1k_usd
     return (-(measured if score.expected is None else score.expected), cost, score.candidate)
 
@@ -156,31 +161,48 @@ def _order(score: Score) -> tuple[float, float, str]:
 # --- who is asked ----------------------------------------------------------------------------------------
 
 
-def _seats(
-    config: Config, policy: TaskPolicy, dataset: Dataset, trained: Sequence[FineTune], models: Path,
-    asks: Callable[[FineTune], Ask], trial: Trial,
-) -> tuple[Terms, list[_Seat]]:  # fmt: skip
-    """Each candidate above its threshold, and what all are scored by."""
-    fits = {f.id: _cross_fit(models, f) for f in trained}
-    # Those without a promise of their own are chosen by the rows that judge them, so each counts as one look.
-    looks = sum(fit is None for fit in fits.values()) + any(fit is not None for fit in fits.values())
-    confidence = 1 - (1 - policy.confidence) / max(1, looks)
-    seats = []
-    for finetune in trained:
-        threshold, expected = choose_threshold(fits[finetune.id], policy, len(trial.rows), confidence)
-        if finetune.upstream == LOCAL:
-            threshold = max(threshold, LEAST)
-        who = Contender(
-            name=describe(finetune), upstream=finetune.upstream or "", model=finetune.model or "",
-            finetune=finetune.id, threshold=threshold, expected=expected,
-        )  # fmt: skip
-        seats.append(_Seat(who, lambda one=finetune: asks(one), trial))  # type: ignore[misc]
+def _seat(finetune: FineTune, asks: Callable[[FineTune], Ask], trial: Trial) -> _Seat:
+    """A candidate, asked all rows; from when on it may answer shows later."""
+    who = Contender(
+        name=describe(finetune), upstream=finetune.upstream or "", model=finetune.model or "", finetune=finetune.id
+    )
+    return _Seat(who, lambda: asks(finetune), trial)
+
+
+def _terms(config: Config, policy: TaskPolicy, dataset: Dataset, trial: Trial) -> Terms:
+    """What all are scored by, if there is one candidate."""
     kind = dataset.card.get("kind", "classification")
     again = itself.rows_to_ask(policy, config, trial, dataset.card["teacher"]["target"])
     return Terms(
-        kind=kind, measure=measure_of(policy, kind, again), confidence=confidence,
+        kind=kind, measure=measure_of(policy, kind, again), confidence=policy.confidence,
         hosting=_hosting(config, dataset, trial), twice=itself.asked_twice(dataset.card, kind),
-    ), seats  # fmt: skip
+    )  # fmt: skip
+
+
+def _selective(
+    answered: Sequence[tuple[_Seat, list[Answered]]], fits: Mapping[str, CrossFit | None], policy: TaskPolicy,
+    terms: Terms,
+) -> tuple[Terms, list[tuple[_Seat, list[Answered]]]]:  # fmt: skip
+    """Each candidate above its threshold, and the confidence of all bounds: one that has no promise of its own is
+    chosen by the rows that judge it, so that each look of them at one counts."""
+    chosen_here = {
+        seat.who.finetune for seat, answers in answered
+        if seat.who.upstream != LOCAL and terms.measure == "exact" and thresholds.tells(answers)
+    }  # fmt: skip
+    looks = [thresholds.LOOKS if name in chosen_here else 1 for name, fit in fits.items() if fit is None]
+    looks += [1] if any(fit is not None for fit in fits.values()) else []
+    confidence = 1 - (1 - policy.confidence) / max(1, sum(looks))
+    found = []
+    for seat, answers in answered:
+        fit = fits[seat.who.finetune or ""]
+        threshold, expected = choose_threshold(fit, policy, len(seat.trial.rows), confidence)
+        if seat.who.upstream == LOCAL:
+            threshold = max(threshold, LEAST)
+        elif seat.who.finetune in chosen_here:
+            threshold = thresholds.threshold_of(seat.trial, answers, policy, confidence)
+        who = msgspec.structs.replace(seat.who, threshold=threshold, expected=expected)
+        found.append((msgspec.structs.replace(seat, who=who), answers))
+    return msgspec.structs.replace(terms, confidence=confidence), found
 
 
 def _likeness(policy: TaskPolicy, kind: str, failed: dict[str, str]) -> Likeness | None:

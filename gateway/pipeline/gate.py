@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from gateway.config import TaskPolicy
+from gateway.domain.route import LOCAL
 from gateway.pipeline.bounds import agreement_low
 from gateway.pipeline.itself import LEAST_AGAIN, LEAST_ITSELF
 from gateway.pipeline.scores import Report, Score
@@ -227,6 +228,7 @@ def _at_least(name: str, bound: float | None, limit: float) -> Check:
 def _notes(best: Score, report: Report, policy: TaskPolicy, named_of: int) -> list[str]:
     return [
         _how_chosen(best, report, policy, named_of),
+        *_how_selective(best),
         _how_confirmed(best, report, policy),
         _how_measured(report, policy),
         _against_itself(best, report, policy),
@@ -248,6 +250,17 @@ def _how_chosen(best: Score, report: Report, policy: TaskPolicy, named_of: int) 
         f"Chosen of {number} by the very rows that judge it; {judged}. {bounds} ({shared}: Bonferroni), so that "
         "the luckiest is let through no more often than a single one."
     )
+
+
+def _how_selective(best: Score) -> list[str]:
+    """Of a threshold that the validation rows have chosen; that training chose one goes without saying."""
+    if best.upstream == LOCAL or best.min_confidence <= 0:
+        return []
+    return [
+        f"It answers where its log-probabilities make it at least {best.min_confidence:.4g} sure: the lowest such "
+        "threshold that the validation rows show to keep the promise, tested in a fixed sequence; that they chose "
+        "it counts as one more look at them."
+    ]
 
 
 def _how_confirmed(best: Score, report: Report, policy: TaskPolicy) -> str:

@@ -131,7 +131,8 @@ def scored(who: Contender, trial: Trial, answers: Sequence[Answered], terms: Ter
 def _got(who: Contender, row: Row, answer: Answered, known: Known, hosting: float, *, beyond: bool) -> _Got:
     cost = 0.0 if answer.cost_usd is None and hosting else answer.cost_usd
     alone = who.role != "candidate"
-    if alone or (answer.text is not None and (answer.sure is None or answer.sure >= who.threshold)):
+    sure = answer.sure is not None and answer.sure >= who.threshold
+    if alone or (answer.text is not None and (sure or not who.threshold)):
         text = None if beyond else answer.text
         tokens = known.input_tokens if who.role in _WHOLE else len(row.text) // 4
         return _Got(not alone or text is not None, text, answer.latency_ms, cost, tokens)

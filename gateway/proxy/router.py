@@ -36,7 +36,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One upstream to ask, and the exact body for it. `text`: the stripped input, for models in this process.
 
-    `streamed` and `wants_usage` (of a stream) say in which form a model in this process must answer.
+    `streamed` and `wants_usage` (of a stream) say in which form a model in this process must answer, which
+    abstains below `min_confidence`, as a model elsewhere does that says how sure it is.
     """
 
     upstream: str
@@ -172,6 +173,8 @@ class Switchboard(msgspec.Struct, frozen=True):
             return _whole(request, target.upstream, target.model or request.model)
         if parsed is None or (target.upstream == LOCAL and not _asks_for_one_text(parsed)):
             return None
+        if target.min_confidence > 0 and parsed.get("n") not in (None, 1):
+            return None  # of several answers, which one is it to be sure of?
         if target.strip in self.withheld:
             return None
         if match is not None and match.template.name == target.strip:

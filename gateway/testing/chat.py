@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -39,9 +40,21 @@ def _finish(message: dict[str, Any]) -> str:
     return "tool_calls" if message.get("tool_calls") else "stop"
 
 
-def completion(base: dict[str, Any], body: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
+def _logprobs(text: str, sure: float) -> dict[str, Any]:
+    """Of a text whose words are all equally sure, and the whole text is `sure` (0 to 1)."""
+    words = re.findall(r"\S+\s*|\s+", text)
+    each = math.log(sure) / len(words) if sure > 0 and words else -9999.0
+    tokens = [{"token": word, "logprob": each, "bytes": list(word.encode()), "top_logprobs": []} for word in words]
+    return {"content": tokens, "refusal": None}
+
+
+def completion(
+    base: dict[str, Any], body: dict[str, Any], message: dict[str, Any], *, sure: float | None = None
+) -> dict[str, Any]:
+    """A whole answer; with log-probabilities where it is known how `sure` it is."""
     whole = {"content": None, "refusal": None} | message
-    choice = {"index": 0, "message": whole, "logprobs": None, "finish_reason": _finish(message)}
+    told = None if sure is None or not text_of(message) else _logprobs(text_of(message), sure)
+    choice = {"index": 0, "message": whole, "logprobs": told, "finish_reason": _finish(message)}
     return {**base, "object": "chat.completion", "choices": [choice], "usage": _usage(body, message)}
 
 

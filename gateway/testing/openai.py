@@ -32,7 +32,9 @@ class FakeOpenAI(FakeServer):
     with the `clock` (seconds); `states` may hold a state that no client knows, and `running` several times:
     each time a share of the epochs is trained, with the `loss` that is given. Chat takes `latency` seconds
     to its first byte and accepts any model, but of the `ft:` names only those of jobs that succeeded.
-    `answer` is called in the server's thread and may raise `Refusal`. Errors, pages and the reasons for
+    `answer` is called in the server's thread and may raise `Refusal`; so may `sure`, which says how probable the
+    answer to a request is as a whole (0 to 1), for who asks for log-probabilities; without it, as with many
+    servers, there are none. Errors, pages and the reasons for
     which files are refused follow the public API reference; tokens are counted by `count_tokens`.
     `shutdown_dates` are told in the list of models.
     """
@@ -41,6 +43,7 @@ class FakeOpenAI(FakeServer):
         self,
         answer: Answer = echo,
         *,
+        sure: Callable[[dict[str, Any]], float] | None = None,
         models: Iterable[str] = MODELS,
         states: Sequence[str] = STATES,
         polls_per_state: int = 1,
@@ -52,7 +55,7 @@ class FakeOpenAI(FakeServer):
         api_key: str | None = None,
     ) -> None:
         super().__init__(api_key=api_key)
-        self.answer, self.models, self.states = answer, list(models), states
+        self.answer, self.sure, self.models, self.states = answer, sure, list(models), states
         self.polls_per_state, self.seconds_per_state, self.clock = polls_per_state, seconds_per_state, clock
         self.latency, self.loss, self.shutdown_dates = latency, loss, dict(shutdown_dates or {})
         self.files: dict[str, dict[str, Any]] = {}
@@ -135,7 +138,8 @@ class FakeOpenAI(FakeServer):
         await asyncio.sleep(self.latency)
         base = {"id": self._id("chatcmpl"), "created": int(self.clock()), "model": body["model"]}
         if not body.get("stream"):
-            return web.json_response(completion(base, body, message))
+            sure = self.sure(body) if self.sure is not None and body.get("logprobs") else None
+            return web.json_response(completion(base, body, message, sure=sure))
         wanted = bool((body.get("stream_options") or {}).get("include_usage"))
         return await _stream(request, chunks(base, body, message, usage=wanted))
 

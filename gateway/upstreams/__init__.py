@@ -35,8 +35,9 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False):
 
     `body` None means that the body follows through `Call.write`. `length` None frames it as chunked, also
     where the body is given. With `websocket` the connection becomes a tunnel when the upstream answers 101:
-    what follows in both directions is raw. `text` is the stripped input for a model in this process, which
-    abstains below `min_confidence`.
+    what follows in both directions is raw. `text` is the stripped input for a model in this process. Below
+    `min_confidence` a model abstains: one in this process (`embedded`), or one that says how sure it was of each
+    token (`selective`).
     """
 
     method: bytes

@@ -12,7 +12,7 @@ from gateway.domain.route import CircuitPolicy, Retry, Route, RouteLimits, Timeo
 BOTH = Config.model_validate({
     "providers": {
         "openai": {"base_url": "http://127.0.0.1:1/v1"},
-        "spare": {"base_url": "http://127.0.0.1:2/v1"},
+        "spare": {"base_url": "http://127.0.0.1:2/v1", "logprobs": False},
         "anthropic": {"protocol": "anthropic", "base_url": "http://127.0.0.1:3"},
     }
 })  # fmt: skip
@@ -197,6 +197,15 @@ routes:
          "routes[0].targets[0].model: a local target needs the name of a trained model"),
         ("{name: r, targets: [{upstream: local, model: m}]}",
          "routes[0].targets[0].strip: a local target needs 'strip: TASK@VERSION'"),
+        ("{name: r, targets: [{upstream: openai, model: m, min_confidence: 0.9}]}",
+         "routes[0].targets[0].min_confidence: who is asked the whole prompt always answers; add 'strip', or remove"
+         " it"),
+        ("{name: r, targets: [{upstream: anthropic, model: m, strip: t@1, min_confidence: 0.9}]}",
+         "routes[0].targets[0].min_confidence: 'anthropic' speaks anthropic, which tells no log-probabilities in"
+         " this way; remove it"),
+        ("{name: r, targets: [{upstream: spare, model: m, strip: t@1, min_confidence: 0.9}]}",
+         "routes[0].targets[0].min_confidence: providers.spare.logprobs is false, so nobody can tell how sure it"
+         " is; change one of the two"),
         ("{name: r, targets: [{upstream: openai}], fallback: {upstream: local}}",
          "routes[0].fallback.upstream: no provider 'local'; known: openai, spare, anthropic"),
         ("{name: r, targets: [{upstream: openai, weight: .nan}]}",

@@ -19,6 +19,7 @@ from relaying import ANSWER, Upstream, Wire, answering, relay, request, response
 
 from gateway.upstreams.http import HttpUpstream
 from gateway.upstreams.names import KEPT_SECONDS, Addresses, Host
+from gateway.upstreams.selective import SelectiveUpstream
 
 
 class Resolver:
@@ -190,7 +191,9 @@ async def test_the_addresses_are_tried_in_turn_and_the_one_that_answered_first_t
             assert (await gateway.ask(request())).body == ANSWER
         assert {message.header(b"host") for message in up.requests} == {b"models.test:%d" % up.port}
         assert (len(up.requests), resolver.asked) == (3, ["models.test"])
-        to = gateway.app.house.upstreams["openai"]
+        outer = gateway.app.house.upstreams["openai"]
+        assert isinstance(outer, SelectiveUpstream)
+        to = outer.inner
         assert isinstance(to, HttpUpstream)
         assert await to._host.addresses() == ("127.0.0.1", "127.0.0.2")
 

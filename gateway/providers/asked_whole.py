@@ -1,0 +1,91 @@
+"""A chat request asked in another form than the client's: whole, not streamed, and with log-probabilities, so that
+somebody can look at the answer before it leaves; and the answer in the client's form again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from gateway import sse
+from gateway.providers.answers import UNREADABLE
+from gateway.providers.answers.confidence import confidence_of
+from gateway.providers.openai import OpenAI
+
+_FORM = ("stream", "stream_options", "logprobs", "top_logprobs")
+_openai = OpenAI()
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TRUE = msgspec.Raw(b"true")
+
+
+class Form(msgspec.Struct, frozen=True):
+    """In which form the client wants its answer."""
+
+    streamed: bool
+    wants_usage: bool
+    wants_logprobs: bool
+
+
+def ask_whole(body: bytes) -> tuple[bytes, Form]:
+    """The request to send, and the form that was asked for.
+
+    Raises:
+        ValueError: the body is not a JSON object.
+    """
+    asked = _fields.decode(body)
+    options = msgspec.json.decode(asked.get("stream_options", b"null"))
+    form = Form(
+        streamed=asked.get("stream") == _TRUE,
+        wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        wants_logprobs=asked.get("logprobs") == _TRUE,
+    )
+    sent = {name: value for name, value in asked.items() if name not in _FORM} | {"logprobs": _TRUE}
+    if form.wants_logprobs and "top_logprobs" in asked:
+        sent["top_logprobs"] = asked["top_logprobs"]
+    return msgspec.json.encode(sent), form
+
+
+def sure_of(body: bytes) -> float | None:
+    """How sure the model was of the answer in this body; None: it cannot be told."""
+    answer = _openai.read_answer(body, streamed=False)
+    if answer is None or answer.error or len(answer.choices) != 1:
+        return None
+    return confidence_of(answer.choices[0])
+
+
+def give_back(body: bytes, form: Form) -> bytes:
+    """The answer in the form that the client asked for: a JSON object, or server-sent events.
+
+    Raises:
+        ValueError: the body is no answer of one text, for which `sure_of` knows no confidence.
+    """
+    try:
+        said: dict[str, Any] = msgspec.json.decode(body)
+        (choice,) = said["choices"]
+        if not form.wants_logprobs:
+            choice["logprobs"] = None
+        return _events(said, choice, form) if form.streamed else msgspec.json.encode(said)
+    except UNREADABLE as error:
+        raise ValueError("no answer of one text") from error
+
+
+def _events(said: dict[str, Any], choice: dict[str, Any], form: Form) -> bytes:
+    """The chunks that a stream of this answer has: who speaks, the text with its log-probabilities, the end, and
+    the usage where it is wanted."""
+    envelope = {name: value for name, value in said.items() if name not in ("choices", "usage")}
+    envelope["object"] = "chat.completion.chunk"
+    nothing: dict[str, Any] = {"usage": None} if form.wants_usage else {}
+    message = {name: value for name, value in choice["message"].items() if value is not None}
+    rest = {name: value for name, value in choice.items() if name not in ("message", "logprobs", "finish_reason")}
+    role = {"role": message.pop("role", "assistant"), "content": ""}
+    parts: list[tuple[dict[str, Any], Any, Any]] = [
+        (role, None, None), (message, choice["logprobs"], None), ({}, None, choice["finish_reason"])]  # fmt: skip
+    chunks = [
+        envelope | nothing | {"choices": [{**rest, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]}
+        for delta, logprobs, finish in parts
+    ]
+    if form.wants_usage:
+        chunks.append(envelope | {"choices": [], "usage": said.get("usage")})
+    data = [json.dumps(chunk, ensure_ascii=False).encode("utf-8", "surrogatepass") for chunk in chunks]
+    return b"".join(map(sse.encode, [*data, b"[DONE]"]))
