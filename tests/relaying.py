@@ -23,7 +23,7 @@ from gateway.stores.recorder import Recorder
 from gateway.stores.sqlite import SqliteStore
 
 P = ParamSpec("P")
-PATIENCE = 10.0
+PATIENCE = 30.0
 CHAT = b'{"model":"gpt-6-luna","messages":[{"role":"user","content":"hi"}]}'
 ANSWER = (
     b'{"id":"c1","object":"chat.completion","model":"gpt-6-luna-1","choices":[{"index":0,"message":'
