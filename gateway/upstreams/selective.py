@@ -10,10 +10,11 @@ from gateway.errors import Abstained, UpstreamError
 from gateway.providers.asked_whole import Form, ask_whole, give_back, sure_of
 from gateway.upstreams import Call, Head, Outgoing, Sink, Upstream
 
-LARGEST = 16 << 20
-"""Bytes of the largest answer that is waited for; a larger one counts as not sure."""
+LARGEST = 1 << 20
+"""Bytes of the largest answer that is looked at, since that holds up everybody else; a larger one counts as not
+sure."""
 _NOT_ASKED_FOR = re.compile(rb"\r\n(?:accept-encoding|accept):[^\r\n]*", re.IGNORECASE)
-_FRAMING = (b"content-length", b"transfer-encoding", b"content-type", b"connection", b"keep-alive", b"trailer")
+_MADE_ANEW = (b"content-length:", b"content-type:")
 
 
 class SelectiveUpstream:
@@ -57,6 +58,9 @@ class _Looking:
         if self._is_over:
             return
         self._head = head or self._head
+        if self._head is not None and self._head.status != 200:  # what to do about that is not for us to say
+            self._sink.on_data(head, piece, done)
+            return
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > LARGEST:
@@ -82,9 +86,6 @@ class _Looking:
         self._sink.on_upload(ready)
 
     def _judge(self, head: Head, body: bytes) -> None:
-        if head.status != 200:  # what to do about that is not for us to say
-            self._sink.on_data(head, body, True)
-            return
         sure, least = sure_of(body), self._request.min_confidence
         if sure is None or sure < least:
             told = "does not say how sure it is" if sure is None else f"is {sure:.4g} sure"
@@ -100,7 +101,7 @@ class _Looking:
     def _given(self, head: Head, body: bytes) -> tuple[Head, bytes]:
         """The answer in the client's form."""
         out = give_back(body, self._form)
-        lines = [line for line in head.raw.split(b"\r\n")[1:] if not line.lower().startswith(_FRAMING)]
+        lines = [line for line in head.raw.split(b"\r\n")[1:] if not line.lower().startswith(_MADE_ANEW)]
         headers = [(name, value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
         if self._form.streamed:
             headers.insert(0, (b"Content-Type", b"text/event-stream; charset=utf-8"))

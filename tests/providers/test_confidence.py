@@ -37,6 +37,8 @@ def test_an_answer_is_as_probable_as_all_its_tokens_together() -> None:
     assert confidence_of(said("no", {"token": "no", "logprob": -0.1})) == pytest.approx(math.exp(-0.1))
     assert confidence_of(said("no", {"token": "no", "logprob": -9999.0})) == 0.0
     assert confidence_of(said("no", {"token": "no", "logprob": 1e-7})) == 1.0  # rounded by its server
+    for never in (-math.inf, -1.7e308, -(10**400)):
+        assert confidence_of(said("no", *[{"token": "no", "logprob": never}] * 2)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,9 @@ def test_an_answer_is_as_probable_as_all_its_tokens_together() -> None:
         said("refund", {"token": "refund", "logprob": None}),
         said("refund", {"token": "refund", "logprob": float("nan")}),
         said("refund", {"token": "refund", "logprob": True}),
+        said("refund", {"token": "refund", "logprob": 5.0}),
+        said("refund", {"token": "refund", "logprob": math.inf}, {"token": "", "logprob": -math.inf}),
+        said("refund", {"token": "refund", "logprob": 10**400}),
         said("refund", token("re", 0.9)),
         said("refund", "refund"),  # type: ignore[arg-type]
         said("refund", token("refund", 0.9), refusal="No."),
@@ -58,6 +63,7 @@ def test_an_answer_is_as_probable_as_all_its_tokens_together() -> None:
         Choice(text="refund", finish_reason="length", logprobs={"content": [token("refund", 0.9)]}),
     ],
     ids=["none", "null", "empty", "of another format", "without", "null for one", "no number", "a boolean",
+         "of no probability", "without an end", "a huge one",
          "of a part", "no objects", "a refusal", "a call", "no text", "cut off"],
 )  # fmt: skip
 def test_what_cannot_be_told_is_not_made_up(choice: Choice) -> None:

@@ -101,11 +101,13 @@ async def test_the_client_gets_its_headers_and_no_log_probabilities_it_did_not_a
     [
         (response(SURE.replace(b"-0.01", b"-0.5")), "abstained"),
         (response(SURE.replace(b"logprobs", b"secret")), "abstained"),
+        (response(SURE.replace(b'"refund"', b'"%b"' % (b"r" * (1 << 20)))), "abstained"),
+        (response(SURE.replace(b"-0.01", b'1e999},{"token":"s","logprob":-1e999')), "abstained"),
         (response(b"<html>busy</html>", b"Content-Type: text/html"), "abstained"),
         (response(b'{"error":{"message":"logprobs?"}}', status=b"400 Bad Request"), "http_400"),
         (response(b"{}", status=b"500 Down"), "http_500"),
     ],
-    ids=["not sure", "it does not tell", "a page", "refused", "broken"],
+    ids=["not sure", "it does not tell", "too long", "no logarithm", "a page", "refused", "broken"],
 )
 @story
 async def test_whatever_else_it_says_the_prompted_model_answers(tmp_path: Path, answer: bytes, reason: str) -> None:
@@ -118,6 +120,39 @@ async def test_whatever_else_it_says_the_prompted_model_answers(tmp_path: Path, 
             assert got.header(b"x-unprompt-target") == b"openai/gpt-6 whole"
             assert home.requests[0].body == BODY
             assert (await gateway.row()).attempts == [f"tuned/tiny: {reason}"]
+
+
+@story
+async def test_headers_for_the_next_hop_end_here(tmp_path: Path) -> None:
+    learned(tmp_path)
+    more = b"Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nConnection-Id: 7\r\nContent-Type-Hint: 8"
+    routes = mail_route("tuned", "tiny", min_confidence=0.9)
+    async with upstream(answering(response(SURE, more))) as tiny, upstream(answering(response())) as home:
+        providers = at(home) | {"tuned": at(tiny)["openai"]}
+        async with relay(tmp_path, providers, routes=routes) as gateway:
+            got = await gateway.ask(request(BODY))
+            assert got.names == [
+                b"content-type", b"content-length", b"connection-id", b"content-type-hint",
+                b"x-unprompt-exchange", b"x-unprompt-target",
+            ]  # fmt: skip
+
+
+@story
+async def test_nobody_waits_for_the_rest_of_an_error(tmp_path: Path) -> None:
+    learned(tmp_path)
+
+    async def slow(told: Upstream, wire: Wire) -> None:
+        await told.asked(wire)
+        await wire.send(b"HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{")
+        await wire.ends()
+
+    routes = mail_route("tuned", "tiny", min_confidence=0.9)
+    async with upstream(slow) as tiny, upstream(answering(response())) as home:
+        providers = at(home) | {"tuned": at(tiny)["openai"]}
+        async with relay(tmp_path, providers, routes=routes) as gateway:
+            got = await asyncio.wait_for(gateway.ask(request(BODY)), 5)
+            assert got.header(b"x-unprompt-target") == b"openai/gpt-6 whole"
+            assert (await gateway.row()).attempts == ["tuned/tiny: http_503"]
 
 
 @story

@@ -8,6 +8,10 @@ from typing import Any
 from gateway.providers.answers import Choice
 
 _ENDED = ("stop", "eos")  # the second is Together's word
+_NEVER = -9999.0
+"""The log-probability of what never comes, as servers write it; some write an infinite one."""
+_ABOVE_ALL = 0.01
+"""Above 0, the log-probability of a certain token, by more than rounding."""
 
 
 def confidence_of(choice: Choice) -> float | None:
@@ -34,8 +38,9 @@ def _token(one: Any) -> tuple[int, float] | None:
     if not isinstance(one, dict):
         return None
     logprob, spelled, text = one.get("logprob"), one.get("bytes"), one.get("token")
-    if isinstance(logprob, bool) or not isinstance(logprob, int | float) or math.isnan(logprob):
-        return None
+    if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not logprob < _ABOVE_ALL:
+        return None  # no number, or of no probability
+    known = float(max(logprob, _NEVER))
     if isinstance(spelled, list):
-        return len(spelled), float(logprob)
-    return (len(text.encode("utf-8", "surrogatepass")), float(logprob)) if isinstance(text, str) else None
+        return len(spelled), known
+    return (len(text.encode("utf-8", "surrogatepass")), known) if isinstance(text, str) else None
