@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from gateway.domain.exchange import Outcome
-from gateway.domain.route import Route
+from gateway.domain.route import LOCAL, Route
 from gateway.errors import BodyTooLarge, CircuitOpen, GatewayError, Overloaded, UpstreamError
 from gateway.providers import RequestFacts
 from gateway.providers.stream_usage import UsageTaker, ask_for_usage
@@ -183,7 +183,9 @@ class Exchanging(Answering):
     def _ask_for_usage(self, request: Outgoing, upstream: str) -> None:
         """Streams tell their usage only where it is asked for; what comes for that is taken out again."""
         said, self._taker = self._asked, None
-        if self._house.may_ask_usage(upstream, said.place.endpoint) and "content-encoding" not in said.headers_kept:
+        is_made_here = upstream != LOCAL and request.min_confidence > 0  # of a whole answer, which tells it anyway
+        may_ask = is_made_here or self._house.may_ask_usage(upstream, said.place.endpoint)
+        if may_ask and "content-encoding" not in said.headers_kept:
             body = ask_for_usage(request.body or b"")
             if body is not None:
                 request.body, request.lines = body, plain_lines(said, request, upstream)

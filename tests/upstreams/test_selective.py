@@ -138,6 +138,23 @@ async def test_headers_for_the_next_hop_end_here(tmp_path: Path) -> None:
 
 
 @story
+async def test_a_stream_costs_what_the_whole_answer_says(tmp_path: Path) -> None:
+    """The client asked for no usage, and gets none; in the books it stands all the same."""
+    learned(tmp_path)
+    routes = mail_route("tuned", "tiny", min_confidence=0.9)
+    async with upstream(answering(response(SURE))) as tiny, upstream(answering(response())) as home:
+        providers = at(home) | {"tuned": at(tiny)["openai"]}
+        async with relay(tmp_path, providers, routes=routes) as gateway:
+            got = await gateway.ask(request(json.dumps(asked(TEXT, stream=True)).encode()))
+            assert got.header(b"x-unprompt-target") == b"tuned/tiny stripped"
+            assert got.body.endswith(b"data: [DONE]\n\n")
+            assert b"usage" not in got.body
+            assert b"stream_options" not in tiny.requests[0].body
+            row = await gateway.row()
+            assert (row.usage_source, row.input_tokens, row.output_tokens) == ("upstream", 9, 1)
+
+
+@story
 async def test_nobody_waits_for_the_rest_of_an_error(tmp_path: Path) -> None:
     learned(tmp_path)
 
