@@ -168,13 +168,13 @@ class _Asked:
 
         def one(asked: tuple[Row, Envelope]) -> Answered:
             row, envelope = asked
-            sent = sureness.asked(envelope)
-            status, plain, answered = self._post(path, {**sent, "model": model, "messages": row.messages}, key)
-            if answered.error and sureness.may_be_why(status, sent, envelope):
-                return one(asked)
+            return sureness.put(envelope, lambda sent: ask({**sent, "model": model, "messages": row.messages}))
+
+        def ask(body: dict[str, Any]) -> tuple[int, Answered]:
+            status, plain, answered = self._post(path, body, key)
             usage = _OPENAI.read_response(plain, streamed=False).usage
             cost = 0.0 if answered.error else self._prices.cost(upstream, model, usage)
-            return msgspec.structs.replace(answered, cost_usd=cost)
+            return status, msgspec.structs.replace(answered, cost_usd=cost)
 
         return self._with(route, {}, [], several_at_once(one))
 

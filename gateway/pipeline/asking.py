@@ -102,16 +102,16 @@ class Sureness:
     def __init__(self, asks: bool) -> None:
         self._asks = asks
 
-    def asked(self, envelope: Envelope) -> Envelope:
-        """What the request says beside its messages."""
-        return envelope | {"logprobs": True} if self._asks else envelope
-
-    def may_be_why(self, status: int, sent: Envelope, envelope: Envelope) -> bool:
-        """Whether a request was perhaps refused for the question; then it is not put again."""
-        if sent is envelope or status not in self._REFUSALS:
-            return False
-        self._asks = False
-        return True
+    def put(self, envelope: Envelope, ask: Callable[[Envelope], tuple[int, Answered]]) -> Answered:
+        """What is said to a request that says this beside its messages. `ask` gives the status, too (0: none)."""
+        if self._asks:
+            status, answered = ask(envelope | {"logprobs": True})
+            if not (answered.error and status in self._REFUSALS):
+                return answered
+        _, plain = ask(envelope)
+        if not plain.error:  # else it is the request that is refused, and not the question
+            self._asks = False
+        return msgspec.structs.replace(plain, sure=None)
 
 
 def _ask_embedded(model: EmbeddedModel) -> Ask:
@@ -131,21 +131,24 @@ def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str, su
 
     def one(asked: tuple[Row, Envelope]) -> Answered:
         row, envelope = asked
-        sent, started = sureness.asked(envelope), time.perf_counter()
+        return sureness.put(envelope, lambda sent: ask(row, sent))
+
+    def ask(row: Row, sent: Envelope) -> tuple[int, Answered]:
+        started = time.perf_counter()
         try:
             made = client.chat.completions.create(model=model, messages=row.messages, extra_body=sent)  # type: ignore[arg-type]
             text = _said(made.choices[0].message)
         except openai.APIStatusError as error:
-            return one(asked) if sureness.may_be_why(error.status_code, sent, envelope) else failed(error, started)
+            return error.status_code, failed(error, started)
         except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
             # TypeError, AttributeError: the package does not check what it parses, a page of HTML for one
-            return failed(error, started)
+            return 0, failed(error, started)
         usage = Usage(
             input=made.usage.prompt_tokens if made.usage else None,
             output=made.usage.completion_tokens if made.usage else None,
         )
         cost = prices.cost(upstream, model, usage)
-        return Answered(text=text, sure=_sure_of(made), latency_ms=_since(started), cost_usd=cost)
+        return 200, Answered(text=text, sure=_sure_of(made), latency_ms=_since(started), cost_usd=cost)
 
     def failed(error: Exception, started: float) -> Answered:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].replace(key, "[key]")

@@ -175,6 +175,36 @@ def test_a_model_whose_confidence_tells_nothing_hardly_ever_breaks_the_promise(r
     assert found <= 300 * 0.05 + 12  # three standard deviations above the 5 % that it may be
 
 
+def test_a_row_that_is_refused_for_itself_leaves_the_others_asked(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    """By a content filter, or for its length: with the question or without."""
+    first = data.part("validation")[0].text
+
+    def reply(body: dict[str, Any]) -> str:
+        if body["messages"][-1]["content"] == first:
+            raise Refusal(400, "The prompt triggered the content filter")
+        return tuned(body["messages"][-1]["content"])
+
+    with FakeOpenAI(reply, sure=lambda body: how_sure(body["messages"][-1]["content"])) as api:
+        config = config_in(tmp_path, providers={"openai": {"base_url": api.base_url}})
+        ask = asker(config, price_book(config), tmp_path)
+        score = only(evaluate(store, config, data, [REMOTE], tmp_path, ask))
+        assert sum("logprobs" not in request.json() for request in api.received) == 1
+    assert score.min_confidence == pytest.approx(0.97)
+
+
+def test_one_that_must_not_be_asked_has_no_threshold_though_the_app_itself_asks(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    """No route could have one: its check refuses it."""
+    row = data.part("validation")[0]
+    with FakeOpenAI(sure=lambda body: 0.9) as api:
+        config = config_in(tmp_path, providers={"openai": {"base_url": api.base_url, "logprobs": False}})
+        (answer,) = asker(config, price_book(config), tmp_path)(REMOTE)([(row, {"logprobs": True})])
+    assert (answer.error, answer.sure) == (None, None)
+
+
 def test_a_narrow_margin_asks_more_than_the_answers_promise() -> None:
     """Of 200 answers that it is sure of, 2 are wrong: agreed as promised; of all 400 that clients get 99.5 % must
     be right, and that is not shown."""
