@@ -53,15 +53,16 @@ def lowest_threshold(
         wrong, rows, promised, confidence
     ):
         return 0.0
-    told = given & ~np.isnan(sure)
-    # What is equally sure to four digits stays together: the same model differs by less from one time to another.
-    sure, right = np.floor(sure[told] * _DIGITS + 1e-6) / _DIGITS, right[told]
-    order = np.argsort(-sure, kind="stable")
-    sure, misses = sure[order], np.cumsum(~right[order])
+    told = np.flatnonzero(given & ~np.isnan(sure))
+    told = told[np.argsort(-sure[told], kind="stable")]
+    exactly, misses = sure[told], np.cumsum(~right[told])
+    # What is equally sure to four digits stays together, also if it is certain: the same model differs by less from
+    # one time to another.
+    sure = np.minimum(np.floor(exactly * _DIGITS + 1e-6), _DIGITS - 1) / _DIGITS
     ends = 1 + np.flatnonzero(np.append(sure[1:] < sure[:-1], True)) if len(sure) else np.array([], dtype=int)
     ends = ends[sure[ends - 1] > 0]
     kept = most_that_keep(sure, misses, ends, policy.answer_agreement, confidence, whole=(rows, promised))
-    return float(sure[kept - 1]) if kept else None
+    return float(min(sure[kept - 1], exactly[kept - 1])) if kept else None
 
 
 def _keeps(wrong: int, rows: int, promised: float, confidence: float) -> bool:

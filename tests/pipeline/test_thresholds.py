@@ -205,6 +205,17 @@ def test_one_that_must_not_be_asked_has_no_threshold_though_the_app_itself_asks(
     assert (answer.error, answer.sure) == (None, None)
 
 
+def test_who_is_certain_is_no_surer_than_who_is_nearly_so() -> None:
+    """What was 1 here is 0.99999988 there, where numbers are added up in another order. And whoever a threshold was
+    chosen by is above it."""
+    right = np.repeat([True, False], [300, 100])
+    certain = lowest_threshold(np.ones(400, bool), right, np.repeat([1.0, 0.2], [300, 100]), POLICY, CONFIDENCE)
+    assert certain == 0.9999
+    nearly = 0.97 - 1e-12
+    chosen = lowest_threshold(np.ones(400, bool), right, np.repeat([nearly, 0.2], [300, 100]), POLICY, CONFIDENCE)
+    assert chosen == nearly
+
+
 def test_a_narrow_margin_asks_more_than_the_answers_promise() -> None:
     """Of 200 answers that it is sure of, 2 are wrong: agreed as promised; of all 400 that clients get 99.5 % must
     be right, and that is not shown."""
