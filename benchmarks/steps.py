@@ -37,6 +37,7 @@ from gateway.proxy.server import Limits, Server
 from gateway.stores.journal import JournalWriter
 from gateway.upstreams.connection import HttpConnection
 from gateway.upstreams.http import HttpUpstream
+from gateway.upstreams.selective import SelectiveUpstream
 from gateway.upstreams.shapes import Shapes
 
 WORDS = "the order came late and the box was open so please send a new one to the same place as before thank you "
@@ -105,7 +106,9 @@ class Bench:
         self.app = App(Files.beside(home / "gateway.yaml"))
         limits = Limits(body_bytes=1 << 26, header_seconds=10, idle_seconds=75)
         server = Server(self.app.house, limits, lambda: asyncio.Protocol())
-        upstream = self.app.house.upstreams["openai"]
+        outer = self.app.house.upstreams["openai"]
+        assert isinstance(outer, SelectiveUpstream)
+        upstream = outer.inner
         assert isinstance(upstream, HttpUpstream)
         self.upstream = HttpConnection("openai", b"upstream", upstream)
         self.upstream.connection_made(Sink())  # type: ignore[arg-type]
