@@ -10,9 +10,9 @@ from gateway.errors import Abstained, UpstreamError
 from gateway.providers.asked_whole import Form, ask_whole, give_back, sure_of
 from gateway.upstreams import Call, Head, Outgoing, Sink, Upstream
 
-LARGEST = 1 << 20
-"""Bytes of the largest answer that is looked at, since that holds up everybody else; a larger one counts as not
-sure."""
+LARGEST = 2 << 20
+"""Bytes of the largest answer that is looked at, since that holds up everybody else (about 100 ms); a larger one
+counts as not sure. llama.cpp writes about 2 KB for each token, others 0.1."""
 _NOT_ASKED_FOR = re.compile(rb"\r\n(?:accept-encoding|accept):[^\r\n]*", re.IGNORECASE)
 _MADE_ANEW = (b"content-length:", b"content-type:")
 

@@ -101,7 +101,7 @@ async def test_the_client_gets_its_headers_and_no_log_probabilities_it_did_not_a
     [
         (response(SURE.replace(b"-0.01", b"-0.5")), "abstained"),
         (response(SURE.replace(b"logprobs", b"secret")), "abstained"),
-        (response(SURE.replace(b'"refund"', b'"%b"' % (b"r" * (1 << 20)))), "abstained"),
+        (response(SURE.replace(b'"refund"', b'"%b"' % (b"r" * (2 << 20)))), "abstained"),
         (response(SURE.replace(b"-0.01", b'1e999},{"token":"s","logprob":-1e999')), "abstained"),
         (response(b"<html>busy</html>", b"Content-Type: text/html"), "abstained"),
         (response(b'{"error":{"message":"logprobs?"}}', status=b"400 Bad Request"), "http_400"),
