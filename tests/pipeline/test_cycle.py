@@ -369,7 +369,8 @@ def test_when_the_candidates_upstream_is_down_they_are_asked_again_later_and_not
 ) -> None:
     keep(store, traffic(570))
     with FakeOpenAI(tuned) as api:
-        api.inject(Fault(404, path="/v1/chat/completions", times=16, message="closed for today"))
+        tried = 2 * 8 * 2  # candidates, rows, and each row with the question how sure it is, and without
+        api.inject(Fault(400, path="/v1/chat/completions", times=tried, message="closed for today"))
         shop = at_a_provider(tmp_path, store, api)
         assert turn(shop, "mail") is None
         assert "closed for today" in next_step(shop)
