@@ -21,6 +21,7 @@ from gateway.pipeline.quality import same_answer
 from gateway.pipeline.tool_calls import spelled
 from gateway.providers.answers import UNREADABLE, chat
 from gateway.providers.answers.confidence import confidence_of
+from gateway.providers.asked_whole import HOW_SURE
 from gateway.upstreams.embedded import EmbeddedModel
 
 __all__ = ["Answered", "Ask", "Asking", "Envelope", "asker", "directly", "in_turn", "other_models", "same_answer",
@@ -105,7 +106,7 @@ class Sureness:
     def put(self, envelope: Envelope, ask: Callable[[Envelope], tuple[int, Answered]]) -> Answered:
         """What is said to a request that says this beside its messages. `ask` gives the status, too (0: none)."""
         if self._asks:
-            status, answered = ask(envelope | {"logprobs": True})
+            status, answered = ask(envelope | HOW_SURE)
             if not (answered.error and status in self._REFUSALS):
                 return answered
         _, plain = ask(envelope)

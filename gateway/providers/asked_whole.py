@@ -17,6 +17,8 @@ _FORM = ("stream", "stream_options", "logprobs", "top_logprobs")
 _openai = OpenAI()
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TRUE = msgspec.Raw(b"true")
+HOW_SURE: dict[str, Any] = {"logprobs": True, "top_logprobs": 1}
+"""The question. Of the tokens that might have come instead llama.cpp tells twenty, unless it is asked for fewer."""
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -40,9 +42,11 @@ def ask_whole(body: bytes) -> tuple[bytes, Form]:
         wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
         wants_logprobs=asked.get("logprobs") == _TRUE,
     )
-    sent = {name: value for name, value in asked.items() if name not in _FORM} | {"logprobs": _TRUE}
-    if form.wants_logprobs and "top_logprobs" in asked:
-        sent["top_logprobs"] = asked["top_logprobs"]
+    sent: dict[str, Any] = {name: value for name, value in asked.items() if name not in _FORM}
+    if not form.wants_logprobs:
+        sent |= HOW_SURE
+    else:  # as the client asks for them
+        sent |= {name: asked[name] for name in HOW_SURE if name in asked}
     return msgspec.json.encode(sent), form
 
 

@@ -284,7 +284,7 @@ def test_a_remote_candidate_is_asked_what_a_live_request_would_ask(store: Sqlite
         bodies = [request.json() for request in api.received]
     assert score.agreement == 1.0
     assert len(bodies) == score.rows == len(data.part("validation"))
-    asked_for = {"max_tokens", "messages", "model", "temperature", "logprobs"}  # the last is our own question
+    asked_for = {"max_tokens", "messages", "model", "temperature", "logprobs", "top_logprobs"}
     assert all(set(body) == asked_for for body in bodies)
     assert {body["messages"][0]["content"] for body in bodies} == {row.text for row in data.part("validation")}
     assert score.cost_per_1k_usd is not None

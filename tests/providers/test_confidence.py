@@ -86,14 +86,14 @@ def test_a_request_is_asked_whole_and_how_sure_and_all_else_keeps_its_bytes() ->
     sent, form = ask_whole(asked)
     assert sent == (
         b'{"model":"tiny","messages":[{"role":"user","content":"caf\\u00e9"}],'
-        b'"seed":12345678901234567890123,"temperature":0.10,"logprobs":true}'
+        b'"seed":12345678901234567890123,"temperature":0.10,"logprobs":true,"top_logprobs":1}'
     )
     assert form == Form(streamed=True, wants_usage=True, wants_logprobs=False)
     plain, form = ask_whole(b'{"model":"tiny","messages":[],"logprobs":true,"top_logprobs":3}')
     assert json.loads(plain) == {"model": "tiny", "messages": [], "logprobs": True, "top_logprobs": 3}
     assert form == Form(streamed=False, wants_usage=False, wants_logprobs=True)
     assert json.loads(ask_whole(b'{"model":"tiny","logprobs":false,"top_logprobs":3}')[0]) == {
-        "model": "tiny", "logprobs": True,
+        "model": "tiny", "logprobs": True, "top_logprobs": 1,
     }  # fmt: skip
 
 
