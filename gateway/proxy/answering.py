@@ -103,7 +103,7 @@ class Answering:
         try:
             if head is None:
                 self._take(None, piece, done)
-            elif done and head.length is not None and len(piece) < LARGE and self._is_plain(head):
+            elif done and len(piece) < LARGE and self._is_plain(head):
                 if not (self._has_others and self._goes_elsewhere(head, piece, done)):
                     self._pass_whole(head, piece)
             else:
@@ -145,7 +145,8 @@ class Answering:
 
     def _is_plain(self, head: Head) -> bool:
         """Whether this answer, where it is taken, leaves for the client as it is."""
-        return self._taker is None and (self._blanker is None or head.status < 400)
+        has_end = head.length is not None or head.status == 200
+        return has_end and self._taker is None and (self._blanker is None or head.status < 400)
 
     @property
     def _has_others(self) -> bool:
@@ -160,7 +161,11 @@ class Answering:
         recording.answered(head)
         if body:
             recording.piece(body, now)
-        out = wire.answer_head(head, self._own_lines(), close=self._close) + body
+        if head.length is None:
+            self._frame(head)
+            if self._chunked:
+                body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        out = wire.answer_head(head, self._own_lines(), chunked=self._chunked, close=self._close) + body
         self._end(recording.outcome_by_status, complete=True, last_received=now)
         self._client.write(out)
         self._client.finish(keep_alive=not self._close)
@@ -199,16 +204,20 @@ class Answering:
         self._tunnel = head.status == 101
         if self._tunnel:
             return wire.answer_head(head, self._own_lines())
-        bodiless = self._asked.head.method == b"HEAD" or head.status in (204, 304)
-        if not bodiless and head.length is None:
-            self._chunked = self._framed = not self._asked.head.http_1_0
-            self._close = self._close or self._asked.head.http_1_0
+        if head.length is None:
+            self._frame(head)
         if head.status < 400:
             self._blanker = None  # an answer, not an error that quotes the request
         if not self._recording.streamed or head.length is not None or b"content-encoding" in head.first:
             self._taker = None  # nothing that it could read, or whose length it could change
         self._flows = self._chunked and self._recording.streamed and self._blanker is None
         return wire.answer_head(head, self._own_lines(), chunked=self._chunked, close=self._close)
+
+    def _frame(self, head: Head) -> None:
+        """How a client is told the end of a body whose length is not known: by a last chunk, or by closing."""
+        if self._asked.head.method != b"HEAD" and head.status not in (204, 304):
+            self._chunked = self._framed = not self._asked.head.http_1_0
+            self._close = self._close or self._asked.head.http_1_0
 
     def _own_lines(self) -> bytes:
         attempt = self._attempt

@@ -168,12 +168,16 @@ def answer_head(head: Head, extra: bytes, *, chunked: bool = False, close: bool 
 def _end_to_end(head: Head, hops: frozenset[bytes]) -> bytes:
     """An answer's head without its hop-by-hop headers, of which it has `hops`."""
     raw = head.raw
-    if len(hops) == 1 and head.first.get(b"connection") in _NAMES_NO_HEADER:
-        at = raw.find(b"\r\nConnection: ")
-        if at > 0 and head.plain:
+    if head.plain and head.first.get(b"connection", b"close") in _NAMES_NO_HEADER and hops <= _SPELLED.keys():
+        for hop in hops:
+            at = raw.find(_SPELLED[hop])
+            if at < 0:
+                break
             behind = raw.find(b"\r\n", at + 2)
-            return raw[:at] + (raw[behind:] if behind > 0 else b"")
-    lines = raw.split(b"\r\n")
+            raw = raw[:at] + (raw[behind:] if behind > 0 else b"")
+        else:
+            return raw
+    lines = head.raw.split(b"\r\n")
     pairs = [(line.partition(b":")[0].strip().lower(), line) for line in lines[1:]]
     named = _named_in_connection([(name, line.partition(b":")[2]) for name, line in pairs])
     dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
@@ -181,6 +185,11 @@ def _end_to_end(head: Head, hops: frozenset[bytes]) -> bytes:
 
 
 _NAMES_NO_HEADER = (b"keep-alive", b"close")
+_SPELLED = {
+    b"connection": b"\r\nConnection: ", b"transfer-encoding": b"\r\nTransfer-Encoding: ",
+    b"keep-alive": b"\r\nKeep-Alive: ",
+}  # fmt: skip
+"""The hop-by-hop headers that nearly all answers have none but, as nearly all write them."""
 
 
 def own_answer(status: int, reason: bytes, headers: Headers, body: bytes) -> Head:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 from pathlib import Path
 
 import pytest
 from relaying import ANSWER, CHAT, Upstream, Wire, answering, openai, relay, request, response, story, upstream
+
+from gateway.upstreams.http import HttpUpstream
+from gateway.upstreams.selective import SelectiveUpstream
+from gateway.upstreams.shapes import HEADS_TO_LEARN
 
 EVENTS = [b'data: {"n":%d,"t":"caf\xc3\xa9"}\n\n' % n for n in range(5)]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -275,3 +280,47 @@ async def test_expect_continue_is_answered_when_the_body_is_wanted(tmp_path: Pat
         )
         assert (await wire.message()).status == 413  # and no invitation to send it
         wire.close()
+
+
+DONE = b"data: [DONE]\n\n"
+AT_ONCE = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\nContent-Type: "
+JSON_AT_ONCE = AT_ONCE + b"application/json\r\n\r\n" + chunk(ANSWER[:50]) + chunk(ANSWER[50:]) + b"0\r\n\r\n"
+STREAM_AT_ONCE = AT_ONCE + b"text/event-stream\r\n\r\n" + b"".join(map(chunk, [*EVENTS, DONE])) + b"0\r\n\r\n"
+TO_1_0 = b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(CHAT) + CHAT
+
+
+@pytest.mark.parametrize(
+    ("asked", "framing"),
+    [
+        (request(), b"\r\nTransfer-Encoding: chunked"),
+        (request(CHAT, b"Connection: close"), b"\r\nTransfer-Encoding: chunked\r\nConnection: close"),
+        (TO_1_0, b"\r\nConnection: close"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("answer", "kind", "body"),
+    [(JSON_AT_ONCE, b"application/json", ANSWER), (STREAM_AT_ONCE, b"text/event-stream", b"".join(EVENTS) + DONE)],
+)
+@story
+async def test_an_answer_whose_chunks_came_at_once_leaves_as_one_chunk_however_it_was_read(
+    tmp_path: Path, asked: bytes, framing: bytes, answer: bytes, kind: bytes, body: bytes
+) -> None:
+    """The first three by the parser, the others by their shape."""
+    left = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Type: %b\r\nx-unprompt-exchange: ID" % kind
+    left += b"\r\nx-unprompt-target: openai/gpt-6-luna whole%b\r\n\r\n" % framing
+    left += chunk(body) + b"0\r\n\r\n" if b"chunked" in framing else body
+    async with upstream(answering(answer)) as up, relay(tmp_path, openai(up)) as gateway:
+        outer = gateway.app.house.upstreams["openai"]
+        assert isinstance(outer, SelectiveUpstream)
+        assert isinstance(outer.inner, HttpUpstream)
+        for number in range(HEADS_TO_LEARN + 2):
+            assert (outer.inner.shapes.read(answer) is not None) == (number >= HEADS_TO_LEARN)
+            wire = await gateway.connect()
+            await wire.send(asked)
+            got = await (wire.until(b"\r\n0\r\n\r\n") if b"chunked" in framing else wire.rest())
+            assert re.sub(rb"exchange: [^\r]+", b"exchange: ID", got) == left
+            wire.close()
+        rows = [(row.response, row.streamed, row.complete, row.output_tokens) for row in gateway.rows()]
+        assert len(rows) == HEADS_TO_LEARN + 2
+        assert set(rows) == {(body, kind != b"application/json", True, rows[0][3])}
+        assert up.connections == 1

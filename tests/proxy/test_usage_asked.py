@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from relaying import Upstream, Wire, relay, request, story, upstream
+from relaying import Upstream, Wire, answering, relay, request, story, upstream
 
 STREAM = b'{"model":"gpt-6-luna","stream":true,"messages":[]}'
 ASKED = b'{"stream_options":{"include_usage":true},"model":"gpt-6-luna","stream":true,"messages":[]}'
@@ -49,6 +49,18 @@ async def test_the_usage_is_asked_for_and_taken_out_again(tmp_path: Path) -> Non
         row = await gateway.row()
         assert (row.request, row.response) == (STREAM, WORD + USAGE + DONE)
         assert (row.usage_source, row.input_tokens, row.output_tokens) == ("upstream", 9, 2)
+
+
+@story
+async def test_the_usage_is_taken_out_of_a_stream_that_comes_at_once(tmp_path: Path) -> None:
+    """The first three are read by the parser, the others by their shape."""
+    whole = HEAD + b"".join(map(chunk, [WORD, USAGE, DONE])) + b"0\r\n\r\n"
+    async with upstream(answering(whole)) as up, relay(tmp_path, asking(up, "ask")) as gateway:
+        for _ in range(6):
+            answer = await gateway.ask(request(STREAM))
+            assert (answer.body, answer.chunked, answer.complete) == (SEEN, True, True)
+        rows = [(row.response, row.usage_source, row.input_tokens, row.output_tokens) for row in gateway.rows()]
+        assert rows == [(WORD + USAGE + DONE, "upstream", 9, 2)] * 6
 
 
 @pytest.mark.parametrize("setting", ["auto", "leave"])

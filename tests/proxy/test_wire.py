@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.errors import BadRequest, GatewayError, UnknownPath
 from gateway.proxy import wire
 from gateway.proxy.wire import RequestHead
-from gateway.upstreams import Head
+from gateway.upstreams import NOTED, Head
 
 PREFIXES = {"openai": b"/v1", "deep": b"/api/openai/v1", "bare": b"", "a.b": b"/x"}
 SEGMENTS = st.sampled_from(
@@ -89,6 +89,30 @@ def test_headers_pass_in_their_order_and_spelling_but_for_those_of_the_connectio
     ], keep_alive=True)  # fmt: skip
     assert wire.forwarded(head) == [(b"X-A", b"1"), (b"x-a", b"3"), (b"Authorization", b"k")]
     assert (head.header(b"x-a"), head.header(b"none")) == (b"1", None)
+
+
+HEADERS_OF_ANSWERS = [
+    b"Connection: keep-alive", b"connection: close", b"Connection: X-Left", b"Transfer-Encoding: chunked",
+    b"transfer-encoding: chunked", b"Transfer-Encoding:chunked", b"Keep-Alive: timeout=5", b"Upgrade: h2c",
+    b"TE: trailers", b"Content-Type: text/plain", b"X-Left: Connection: keep-alive",
+    b"X-Transfer-Encoding: chunked", b"X-Empty: ",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(HEADERS_OF_ANSWERS), unique_by=lambda line: line.split(b":")[0].lower()))
+@settings(max_examples=1000)
+def test_headers_of_the_connection_go_from_a_plain_answer_as_from_any(lines: list[bytes]) -> None:
+    pairs = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+    first = {name: value for name, value in pairs if name in NOTED}
+    raw = b"\r\n".join([b"HTTP/1.1 200 OK", *lines])
+    plain, other = Head(200, raw, first, None, plain=True), Head(200, raw, first, None)
+    assert wire.answer_head(plain, b"", chunked=True) == wire.answer_head(other, b"", chunked=True)
+
+
+def test_an_answer_leaves_without_the_headers_of_its_connection() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: 1\r\nConnection: keep-alive"
+    head = Head(200, raw, {b"transfer-encoding": b"chunked", b"connection": b"keep-alive"}, None, plain=True)
+    assert wire.answer_head(head, b"") == b"HTTP/1.1 200 OK\r\nX-A: 1\r\n\r\n"
 
 
 @given(st.text(max_size=400))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -36,20 +37,19 @@ class Transport(asyncio.Transport):
 
 
 class Heard:
-    """A sink: all that it was told, the pieces of a body joined."""
+    """A sink: all that it was told, and the body that came so."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.body = b""
 
     def on_data(self, head: Head | None, piece: bytes, done: bool) -> None:
-        if head is not None:
-            self.told.append((head.status, head.raw, head.first, head.length, head.plain))
+        known = head and (head.status, head.raw, head.first, head.length, head.plain)
+        self.told.append((known, piece, done))
         self.body += piece
-        if done:
-            self.told.append("done")
 
     def on_chunk(self, framed: bytes, piece: bytes) -> None:
+        self.told.append((framed, piece))
         self.body += piece
 
     def on_interim(self, head: Head) -> None:
@@ -61,15 +61,28 @@ class Heard:
     def on_upload(self, ready: bool) -> None: ...
 
 
-def heard(upstream: HttpUpstream, answer: bytes, method: bytes = b"POST") -> tuple[list[Any], bytes, bool]:
-    """What the sink of a call hears, its body, and whether the connection stays open."""
+def connected(upstream: HttpUpstream, transport: Transport | None = None) -> HttpConnection:
     upstream.outbox.flush_soon = lambda: None  # type: ignore[method-assign]  # there is no event loop
-    connection, transport, sink = HttpConnection("openai", b"upstream", upstream), Transport(), Heard()
-    connection.connection_made(transport)
+    connection = HttpConnection("openai", b"upstream", upstream)
+    connection.connection_made(transport or Transport())
+    return connection
+
+
+def asked(upstream: HttpUpstream, connection: HttpConnection, *pieces: bytes, method: bytes = b"POST") -> Heard:
+    """What the sink of a call hears when its answer comes in these pieces."""
+    sink = Heard()
     request = Outgoing(method=method, path=b"/", lines=b"")
     connection.start(HttpCall(upstream, request, sink, 1.0), reused=True)
-    connection.data_received(answer)
+    for piece in pieces:
+        connection.data_received(piece)
     upstream.outbox.flush()
+    return sink
+
+
+def heard(upstream: HttpUpstream, *pieces: bytes, method: bytes = b"POST") -> tuple[list[Any], bytes, bool]:
+    """What the sink of a call hears, its body, and whether the connection stays open."""
+    transport = Transport()
+    sink = asked(upstream, connected(upstream, transport), *pieces, method=method)
     return sink.told, sink.body, not transport.is_closed
 
 
@@ -78,6 +91,15 @@ ANSWER = (
     b"Content-Length: 11\r\nConnection: keep-alive\r\nx-ratelimit-left: 99\r\nX-Request-Id: req-1\r\n"
     b'Set-Cookie: a=1; path=/\r\nX-Empty: \r\n\r\n{"ok":true}'
 )
+
+
+CHUNKED_HEAD = ANSWER.partition(b"\r\n\r\n")[0].replace(b"Content-Length: 11", b"Transfer-Encoding: chunked")
+CHUNKED = CHUNKED_HEAD + b'\r\n\r\n5\r\n{"ok"\r\nA\r\n: "1234"}\n\r\n0\r\n\r\n'
+EVENTS = (b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n', b"data: [DONE]\n\n")
+
+
+def in_chunks(*pieces: bytes, head: bytes = CHUNKED_HEAD) -> bytes:
+    return head + b"\r\n\r\n" + b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
 
 
 def taught(*answers: bytes) -> HttpUpstream:
@@ -167,18 +189,124 @@ def test_every_byte_that_is_put_into_a_head_is_taken_or_refused_as_by_the_parser
     assert by_the_pattern == ({False} if where == b"11" else {False, True})
 
 
+def test_a_chunked_answer_of_a_known_shape_is_read_by_its_pattern() -> None:
+    shapes = taught(CHUNKED).shapes
+    found = shapes.read(CHUNKED.replace(b"req-1", b"req-2"))
+    assert found is not None
+    head, body = found
+    assert body == b'{"ok": "1234"}\n'
+    assert head.raw == CHUNKED_HEAD.replace(b"req-1", b"req-2")
+    assert (head.length, head.first[b"transfer-encoding"]) == (None, b"chunked")
+
+
+NOT_WHOLE_IN_PLAIN_CHUNKS = {
+    "no body": CHUNKED_HEAD + b"\r\n\r\n0\r\n\r\n",
+    "a size with a zero before it": CHUNKED.replace(b"\r\n5\r\n", b"\r\n05\r\n"),
+    "a size of many digits": CHUNKED.replace(b"\r\n5\r\n", b"\r\n0000000000000005\r\n"),
+    "a size with a sign": CHUNKED.replace(b"\r\n5\r\n", b"\r\n+5\r\n"),
+    "a size with a space": CHUNKED.replace(b"\r\n5\r\n", b"\r\n5 \r\n"),
+    "a size as Python writes it": CHUNKED.replace(b"\r\nA\r\n", b"\r\n0xA\r\n"),
+    "no size": CHUNKED.replace(b"\r\n5\r\n", b"\r\n\r\n"),
+    "an extension": CHUNKED.replace(b"\r\n5\r\n", b"\r\n5;name=value\r\n"),
+    "an extension of the last chunk": CHUNKED.replace(b"\r\n0\r\n", b"\r\n0;name=value\r\n"),
+    "a last chunk of two zeros": CHUNKED.replace(b"\r\n0\r\n", b"\r\n00\r\n"),
+    "trailers": CHUNKED[:-2] + b"X-Sum: 1\r\n\r\n",
+    "trailers that end like a last chunk": CHUNKED[:-2] + b"X-Sum: 1\r\n0\r\n\r\n",
+    "a size too small": CHUNKED.replace(b"\r\nA\r\n", b"\r\n9\r\n"),
+    "a size too large": CHUNKED.replace(b"\r\nA\r\n", b"\r\nB\r\n"),
+    "a size far beyond the end": CHUNKED.replace(b"\r\nA\r\n", b"\r\nFFFFFFFF\r\n"),
+    "a line end that is a bare LF": CHUNKED.replace(b"\r\nA\r\n", b"\nA\r\n"),
+    "a size's line end that is a bare LF": CHUNKED.replace(b"\r\nA\r\n", b"\r\nA\n"),
+    "a last chunk in the middle": CHUNKED.replace(b"\r\nA\r\n", b"\r\n0\r\n\r\nA\r\n"),
+    "another answer behind": CHUNKED + CHUNKED,
+    "no last chunk": CHUNKED[:-5],
+    "half a last chunk": CHUNKED[:-2],
+    "more than it": CHUNKED + b"\r\n0\r\n\r\n",
+    "a length, too": CHUNKED.replace(b"Transfer-Encoding", b"Content-Length: 15\r\nTransfer-Encoding"),
+    "another spelling of the coding": CHUNKED.replace(b": chunked", b": Chunked"),
+    "another coding before it": CHUNKED.replace(b": chunked", b": gzip, chunked"),
+    "two codings": CHUNKED.replace(b": chunked", b": chunked\r\nTransfer-Encoding: chunked"),
+    "it closes the connection": CHUNKED.replace(b"keep-alive", b"close"),
+    "another status": CHUNKED.replace(b"200 OK", b"429 Too Many Requests"),
+    "a status without a body": CHUNKED.replace(b"200 OK", b"204 No Content"),
+}
+
+
+@pytest.mark.parametrize("difference", NOT_WHOLE_IN_PLAIN_CHUNKS)
+def test_whatever_is_unusual_about_chunks_is_left_to_the_parser(difference: str) -> None:
+    answer = NOT_WHOLE_IN_PLAIN_CHUNKS[difference]
+    upstream = taught(CHUNKED)
+    assert upstream.shapes.read(answer) is None
+    assert heard(upstream, answer) == heard(HttpUpstream("openai", "http://upstream/v1"), answer)
+
+
+@given(st.lists(st.one_of(st.binary(min_size=1, max_size=600), st.sampled_from(EVENTS)), min_size=1, max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_any_body_in_any_chunks_is_heard_as_the_parser_tells_it(pieces: list[bytes]) -> None:
+    answer, upstream = in_chunks(*pieces), taught(CHUNKED)
+    assert upstream.shapes.read(answer) is not None
+    told, body, stays_open = heard(upstream, answer)
+    assert (told, body, stays_open) == heard(HttpUpstream("openai", "http://upstream/v1"), answer)
+    assert (len(told), body, stays_open) == (1, b"".join(pieces), True)
+
+
+@given(
+    pieces=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=4),
+    from_end=st.integers(0, 120),
+    gone=st.integers(0, 6),
+    put=st.text(alphabet="\r\n\t ;=:0159aAfFgx+-\x80", max_size=6).map(lambda text: text.encode("latin-1")),
+)
+@settings(max_examples=1500, deadline=None)
+def test_no_change_of_chunks_is_heard_otherwise_than_the_parser_tells_it(
+    pieces: list[bytes], from_end: int, gone: int, put: bytes
+) -> None:
+    whole = in_chunks(*pieces)
+    at = len(whole) - from_end
+    answer = whole[:at] + put + whole[at + gone :]
+    assert heard(taught(CHUNKED), answer) == heard(HttpUpstream("openai", "http://upstream/v1"), answer)
+
+
+@pytest.mark.parametrize("where", [b"\r\n5", b"5\r\n", b'"ok"', b'"ok"\r', b"\r\nA", b"A\r", b"\r\n0", b"0\r\n\r"])
+def test_every_byte_that_is_put_between_chunks_is_taken_or_refused_as_by_the_parser(where: bytes) -> None:
+    upstream = taught(CHUNKED)
+    for byte in range(256):
+        head, empty, chunks = CHUNKED.partition(b"\r\n\r\n")
+        answer = head + empty[:2] + (empty[2:] + chunks).replace(where, where + bytes([byte]), 1)
+        assert heard(upstream, answer) == heard(HttpUpstream("openai", "http://upstream/v1"), answer), byte
+
+
+@given(st.lists(st.integers(0, len(CHUNKED)), max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_a_chunked_answer_in_pieces_is_heard_as_the_parser_tells_it(cuts: list[int]) -> None:
+    ends = [0, *sorted(cuts), len(CHUNKED)]
+    pieces = [CHUNKED[a:b] for a, b in itertools.pairwise(ends) if a < b]
+    new = HttpUpstream("openai", "http://upstream/v1")
+    assert heard(taught(CHUNKED), *pieces) == heard(new, *pieces)
+
+
+def test_a_connection_serves_answers_of_both_ways_in_turn() -> None:
+    """By the pattern, by the parser (a trailer), and by the pattern again."""
+    upstream, by_parser = taught(CHUNKED), CHUNKED[:-2] + b"X-Sum: 1\r\n\r\n"
+    connection = connected(upstream)
+    bodies = [asked(upstream, connection, answer).body for answer in (CHUNKED, by_parser, CHUNKED, CHUNKED)]
+    assert bodies == [b'{"ok": "1234"}\n'] * 4
+
+
 def test_an_answer_to_head_has_no_body_whatever_its_length_says() -> None:
     answer = ANSWER.replace(b"Content-Length: 11", b"Content-Length: 0")[:-11]
-    assert heard(taught(ANSWER), answer, b"HEAD") == heard(taught(), answer, b"HEAD")
+    assert heard(taught(ANSWER), answer, method=b"HEAD") == heard(taught(), answer, method=b"HEAD")
+    assert heard(taught(CHUNKED), CHUNKED, method=b"HEAD") == heard(taught(), CHUNKED, method=b"HEAD")
 
 
 @pytest.mark.parametrize(
     "head",
-    [b"Transfer-Encoding: chunked", b"Connection: close\r\nContent-Length: 1", b"Content-Length: 1\r\nUpgrade: h2c",
-     b"X-No-Length: 1", b"Content-Length: 1\r\nA: 1\r\nA: 2", b"Content-Length: 1\r\nB: 1\r\nb: 2"],
+    [b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: Chunked", b"X-No-Length: 1",
+     b"Connection: close\r\nContent-Length: 1", b"Content-Length: 1\r\nUpgrade: h2c",
+     b"Content-Length: 1\r\nA: 1\r\nA: 2", b"Content-Length: 1\r\nB: 1\r\nb: 2"],
 )  # fmt: skip
 def test_no_pattern_is_made_of_what_needs_the_parser(head: bytes) -> None:
-    answer = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n1"
+    body = b"1\r\n1\r\n0\r\n\r\n" if b"Transfer" in head else b"1"
+    answer = b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + body
     assert taught(answer).shapes.read(answer) is None
 
 
