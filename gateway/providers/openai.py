@@ -121,9 +121,13 @@ _response = msgspec.json.Decoder(_Response)
 _write = msgspec.json.Encoder().encode
 
 
+_LONGEST_SUFFIX = max(map(len, _OPERATIONS))
+
+
 @functools.lru_cache(1024)
-def _operation(path: str) -> str:
-    return next((name for suffix, name in _OPERATIONS.items() if path.endswith(suffix)), "other")
+def _operation(end: str) -> str:
+    """By a path's last `_LONGEST_SUFFIX` characters: whole paths, which clients make up, are not kept."""
+    return next((name for suffix, name in _OPERATIONS.items() if end.endswith(suffix)), "other")
 
 
 class OpenAI:
@@ -135,7 +139,7 @@ class OpenAI:
         return b"Authorization", b"Bearer " + key.encode()
 
     def operation(self, path: str) -> str:
-        return _operation(path)
+        return _operation(path[-_LONGEST_SUFFIX:])
 
     def read_request(self, path: str, body: bytes) -> RequestFacts:
         try:

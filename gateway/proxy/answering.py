@@ -4,7 +4,6 @@ written down before the client can take it for whole. How it is asked for: `forw
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
 
@@ -221,7 +220,7 @@ class Answering:
 
     def _own_lines(self) -> bytes:
         attempt = self._attempt
-        target = b"" if attempt is None else _target_line(attempt.label, attempt.stripped)
+        target = b"" if attempt is None else wire.target_line(attempt.label, attempt.stripped)
         return b"\r\nx-unprompt-exchange: " + self.id.encode() + target
 
     def _relayed(self, piece: bytes, now: float, done: bool) -> bytes:
@@ -361,8 +360,3 @@ class Answering:
             self._attempts.left()
         for seat in self._seats:
             self._house.guard.seats.leave(seat)
-
-
-@functools.lru_cache(1024)
-def _target_line(label: str, stripped: bool) -> bytes:
-    return b"\r\nx-unprompt-target: " + wire.header_value(label) + (b" stripped" if stripped else b" whole")

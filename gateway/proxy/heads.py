@@ -10,7 +10,11 @@ from __future__ import annotations
 from gateway.proxy.asked import Asked
 
 HEADS_AT_MOST = 1024
+BYTES_AT_MOST = 2 * 1024 * 1024
+"""Of the heads themselves; what was read from them takes up to fifteen times as much."""
 LONGEST = 8 * 1024
+LINES_AT_MOST = 64
+"""Each takes some 250 bytes, however short it is."""
 _DIGITS_AT_MOST = 15
 _MARK = b"ength: "
 """Ends `Content-Length: ` in either spelling. Which header it really was is settled when a head is kept."""
@@ -21,6 +25,7 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[bytes, Asked] = {}
+        self._bytes = 0
 
     def find(self, data: bytes) -> tuple[Asked, int, int] | None:
         """What the head that `data` begins with says, its body's length, and where that begins; None: parse it."""
@@ -46,7 +51,7 @@ class Heads:
             return
         if asked.error is not None:  # it may be for our own pages, which only stand elsewhere on a connection
             return
-        if data.count(b"\n", 0, end) != len(head.headers):
+        if len(head.headers) > LINES_AT_MOST or data.count(b"\n", 0, end) != len(head.headers):
             return
         key, digits = _split(data, end)
         named = head.first.get(b"content-length")
@@ -55,8 +60,11 @@ class Heads:
                 return
         elif named != digits or not key[: key.find(_MARK) + len(_MARK)].lower().endswith(b"\r\ncontent-length: "):
             return
-        if len(self._known) >= HEADS_AT_MOST:
-            self._known.clear()
+        if key not in self._known:
+            if len(self._known) >= HEADS_AT_MOST or self._bytes + len(key) > BYTES_AT_MOST:
+                self._known.clear()
+                self._bytes = 0
+            self._bytes += len(key)
         self._known[key] = asked
 
 

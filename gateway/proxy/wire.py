@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 
@@ -168,9 +169,9 @@ def answer_head(head: Head, extra: bytes, *, chunked: bool = False, close: bool 
 def _end_to_end(head: Head, hops: frozenset[bytes]) -> bytes:
     """An answer's head without its hop-by-hop headers, of which it has `hops`."""
     raw = head.raw
-    if head.plain and head.first.get(b"connection", b"close") in _NAMES_NO_HEADER and hops <= _SPELLED.keys():
+    if head.plain and head.first.get(b"connection", b"close") in _NAMES_NO_HEADER:
         for hop in hops:
-            at = raw.find(_SPELLED[hop])
+            at = raw.find(_SPELLED.get(hop, b"\r\n\r\n"))  # the default stands in no head
             if at < 0:
                 break
             behind = raw.find(b"\r\n", at + 2)
@@ -199,8 +200,19 @@ def own_answer(status: int, reason: bytes, headers: Headers, body: bytes) -> Hea
 
 
 _NOT_IN_A_HEADER = re.compile(r"[^\x21-\x7e]")
+_LONGEST_VALUE = 256
 
 
 def header_value(text: str) -> bytes:
     """Text of a client or a file as a header value: whatever could end the header or the line is replaced."""
-    return _NOT_IN_A_HEADER.sub("?", text[:256]).encode("ascii")
+    return _NOT_IN_A_HEADER.sub("?", text[:_LONGEST_VALUE]).encode("ascii")
+
+
+def target_line(label: str, stripped: bool) -> bytes:
+    """The header line that says who answered, and whether the prompt was stripped."""
+    return _target_line(label[:_LONGEST_VALUE], stripped)  # a label has the model's name as the client wrote it
+
+
+@functools.lru_cache(1024)
+def _target_line(label: str, stripped: bool) -> bytes:
+    return b"\r\nx-unprompt-target: " + header_value(label) + (b" stripped" if stripped else b" whole")

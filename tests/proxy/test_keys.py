@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from relaying import CHAT, Upstream, Wire, answering, openai, relay, request, response, story, upstream
 
-from gateway.proxy import secrets
+from gateway.providers.openai import OpenAI
+from gateway.proxy import secrets, wire
 from gateway.proxy.capture import kept_headers
 from gateway.proxy.wire import RequestHead
 
@@ -259,10 +260,18 @@ def _keys_made_up(n: int) -> None:
 
 
 def _models_made_up(n: int) -> None:
-    assert secrets.blank_text(f"gpt-{n}-" + "x" * 1_000_000, (KEY,)).startswith("gpt-")
+    model = f"gpt-{n}-" + "x" * 1_000_000
+    assert secrets.blank_text(model, (KEY,)).startswith("gpt-")
+    assert wire.target_line(model, stripped=False).endswith(b"xxx whole")
 
 
-@pytest.mark.parametrize("made_up", [_heads_made_up, _keys_made_up, _models_made_up])
+def _paths_made_up(n: int) -> None:
+    path = f"/v1/x-{n}-" + "x" * 60_000
+    assert OpenAI().operation(path) == "other"
+    assert OpenAI().operation(path + "/chat/completions") == "chat"
+
+
+@pytest.mark.parametrize("made_up", [_heads_made_up, _keys_made_up, _models_made_up, _paths_made_up])
 def test_nothing_that_a_client_makes_up_stays_in_memory(made_up: Any) -> None:
     made_up(0)
     tracemalloc.start()
