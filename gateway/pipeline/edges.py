@@ -41,8 +41,10 @@ _WORDS = re.compile(r"[A-Za-z ]+")
 _PARAGRAPH = re.compile(r"(?<=[^\n])\n+(?=[^\n])")
 _LINE_END = re.compile(r"(?<=\w)\W*?\n")
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_ROOT = re.compile(r"(?<![^\s\"'`(\[<=])/\Z")
+_TITLE = re.compile(r"(?<![^\n])#{1,6} \Z")
 _OPENED = re.compile(r"(?<!\w)'")
-_CODE = re.compile(r"\n[ \t]{2,}\S|[{};=<>\\]")
+_CODE = re.compile(r"\n[ \t]{2,}(?![-*•] )\S|[{};=<>\\]")
 
 
 class Gap(NamedTuple):
@@ -55,7 +57,7 @@ class Gap(NamedTuple):
 
 def settled(gap: Gap) -> Gap:
     """The gap with its edges where they most likely are in the prompt that was filled in."""
-    for rule in (_bracketed, _sign_after, _words_before, _words_after, _rotated, _listed, _ended, _framed):
+    for rule in _RULES:
         gap = rule(gap)
     return gap
 
@@ -86,6 +88,15 @@ def _bracketed(gap: Gap) -> Gap:
             return _bracketed(_give_left(gap, 1))
         if before and after and all(is_json(opening + value + closing) for value in gap.values):
             return _give_right(_give_left(gap, 1), 1)
+    return gap
+
+
+def _begun(gap: Gap) -> Gap:
+    """Give the values what begins them: a path its slash, a document the mark of its title."""
+    for beginning, sign in ((_ROOT, "/"), (_TITLE, "\n")):
+        begun = beginning.search(gap.left)
+        if begun and 2 * sum(sign in value for value in gap.values) > len(gap.values):
+            return _give_left(gap, len(begun[0]))
     return gap
 
 
@@ -241,7 +252,14 @@ def _framed(gap: Gap) -> Gap:
     several = sum("\n\n" in value for value in gap.values)
     if several < _SEVERAL * len(gap.values) or any(len(run) == 3 or len(run) > 4 for run in apart):
         return gap
+    if gap.right != "\n" and any(len(run) == 1 for run in apart):
+        return gap  # a document, whose paragraphs have lines
     return _give_right(_give_left(gap, 1), 1)
+
+
+def _spaced(gap: Gap) -> Gap:
+    """Give the values the first of two blanks in front of an empty line: they are items that end with one each."""
+    return _give_right(gap, 1) if gap.right.startswith("  \n\n") else gap
 
 
 def _line_starts(left: str) -> list[int]:
@@ -332,3 +350,10 @@ def _with_items(gap: Gap, start: int, ends: Sequence[str], *, lines: bool) -> Ga
     ):
         shared = 0  # turns of a dialogue, or paragraphs that begin alike: joined by new lines
     return _give_right(_give_left(gap, len(gap.left) - start + own), shared)
+
+
+_RULES = (
+    *(_bracketed, _begun, _sign_after, _words_before, _words_after),
+    *(_rotated, _listed, _ended, _framed, _spaced),
+)
+"""The rules in the order in which they are applied."""

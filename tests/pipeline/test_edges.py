@@ -182,3 +182,38 @@ def test_inputs_that_a_prompt_counts_are_no_list() -> None:
     assert edges(settled(gap("Compare.\nText 1: ", pairs, "\nSame?"))) == ("Compare.\nText 1: ", "\nSame?")
     lists = [*pairs[:6], *(f"{pair}\nText 3: {pair[:4]}" for pair in pairs[6:])]
     assert edges(settled(gap("Compare.\nText 1: ", lists, "\nSame?"))) == ("Compare.\n", "Same?")
+
+
+@pytest.mark.parametrize(
+    ("left", "values", "right", "expected"),
+    [
+        # a path has its slash, a document the mark of its title
+        ("## Code: /", ["app/main", "var/log/mail"], ".py\n", ("## Code: ", ".py\n")),
+        ("Paths: ('/", ["app/main", "tmp/x"], "')\n", ("Paths: ('", "')\n")),
+        ("## Design\n# ", ["Tea\nIt grows", "Maps\nThey fold\n## Why"], "\n## Task", ("## Design\n", "\n## Task")),
+        ("## Topic\n# ", ["Tea", "Maps"], "\nGo on.", ("## Topic\n# ", "\nGo on.")),
+        ("Yes/", ["no", "and/or"], "?", ("Yes/", "?")),
+        # sentences in a loop, each with a blank behind it; two blanks are a break where the paragraph goes on
+        ("Text: ", ["It rains. It pours.", "Nothing."], "  \n\nWho?", ("Text: ", " \n\nWho?")),
+        ("Town: ", ["Rome", "Oslo"], "  \nDay: 1", ("Town: ", "  \nDay: 1")),
+        # the items of an indented list are sentences, not lines of code
+        (
+            "Facts:",
+            ["\n  - He never saw the old town again", "\n  - It was a day\n  - They left by the sea"],
+            ".\n",
+            ("Facts:", "\n"),
+        ),
+    ],
+)
+def test_what_values_begin_and_end_with(
+    left: str, values: list[str], right: str, expected: tuple[str, str]
+) -> None:
+    assert edges(settled(gap(left, values, right))) == expected
+
+
+def test_a_document_with_lines_is_no_list_of_blocks() -> None:
+    documents = ["It rains.\n\nMore:\n- tea\n- sea", "One line.\n\nAnother one.\nA third."]
+    assert edges(settled(gap("---Data---\n\n", documents, "\n\n\n---Goal---"))) == (
+        "---Data---\n\n",
+        "\n\n\n---Goal---",
+    )
