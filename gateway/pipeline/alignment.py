@@ -21,10 +21,11 @@ import numpy.typing as npt
 from gateway.domain.template import DATE, ID
 
 TOKEN = re.compile(
-    rf"(?<!\w)(?:{DATE}|{ID})(?!\w)|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+(?![^\W\d_](?<![A-Z]))|[^\W\d_]+|\d+|[\W_]"
+    rf"(?<!\w)(?:{DATE}|{ID})(?!\w)|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+(?![^\W\d_](?<![A-Z]))|[^\W\d_]+|\d+"
+    r"| (?:(?<=\n )|(?<=\n {5})|(?<=\n {9})) {3}|[\W_]"
 )
-"""A date, an id, a word, a number or a sign. A capital before small letters begins a new word: a prompt's word may
-stand right behind a value's last one."""
+"""A date, an id, a word, a number, four blanks of an indentation, or a sign. A capital before small letters begins
+a new word: a prompt's word may stand right behind a value's last one."""
 WORD = re.compile(r"[^\W\d_]+|\d+")
 _VOLATILE = re.compile(rf"(?:{DATE}|{ID})")
 _SIZES = (10, 5, 3, 2, 1)
@@ -78,7 +79,7 @@ class Run(NamedTuple):
 
 
 def tokens(text: str) -> list[str]:
-    """Dates, ids, words, numbers and single signs; joined they are the text again."""
+    """Dates, ids, words, numbers, indentations and single signs; joined they are the text again."""
     return TOKEN.findall(text)
 
 
@@ -159,10 +160,18 @@ def _behind_typed(samples: _Samples, spans: Spans) -> int:
 
 
 def _begins_items(samples: _Samples, spans: Spans, length: int) -> bool:
-    """Whether lines that begin like these spans follow in most of them: then they are items of one value."""
-    first = samples.ids[0][spans[0][0] : spans[0][0] + length]
+    """Whether lines that begin like these spans follow in most of them: then they are items of one value.
+
+    Any text has lines: where the spans share no more than a line's end, what that line began with must follow.
+    """
+    pivot, place = samples.ids[0], spans[0][0]
+    first = pivot[place : place + length]
     if samples.newline not in first:
         return False
+    if samples.are_blank(place, place + length):
+        ends = np.flatnonzero(pivot[: place - 1] == samples.newline)
+        lead = pivot[(ends[-1] + 1 if len(ends) else 0) : place - 1]
+        first = lead if len(lead) else first
     rests = [ids[low + length : high] for ids, (low, high) in zip(samples.ids, spans, strict=True)]
     return sum(first.tobytes() in rest.tobytes() for rest in rests) > len(spans) / 2
 

@@ -15,12 +15,14 @@ from gateway.domain.pattern import kind_of, type_of
 from gateway.domain.template import DATE, ID, Slot, TextPattern
 from gateway.pipeline.alignment import WORD, Run, by_chance, shared_runs, surprise, tokens
 from gateway.pipeline.edges import Gap, settled
+from gateway.pipeline.objects import join_objects
 
 _VOLATILE = re.compile(rf"(?<!\w)(?:{DATE}|{ID})(?!\w)")
 _CUE = re.compile(r"(?i)\b(today|todays|date|time|now|current|currently|timestamp|id|trace|session|request)\b")
 Values = tuple[str, ...]
 """What stands in one slot, sample by sample."""
 _PUNCTUATION = frozenset(".,;?!'")
+_ADDRESS = re.compile(r"@|://")
 _PROMPT = 3
 """Words of fixed text from which on signs between two slots may be fixed text too."""
 _SOME = 16
@@ -49,6 +51,7 @@ def field_cut(texts: Sequence[str], *, inside: bool = False) -> Cut:
     types: list[str] = []
     if len(set(texts)) > 1:
         literals, columns = _cut_by_runs(texts)
+        join_objects(literals, columns)
         for i, values in enumerate(columns):
             literals[i], columns[i], literals[i + 1] = settled(Gap(literals[i], values, literals[i + 1]))
         types = _keep_separators(literals, columns, texts, inside=inside)
@@ -130,10 +133,10 @@ def _without_volatile(literal: str) -> tuple[list[str], list[str]]:
     """The literal cut where it holds a date or an id that is only the same because all requests are of one day; and
     which of the two.
 
-    A word must announce it (today, date, trace, ...), always another one: examples hold dates too.
+    A word must announce it (today, date, trace, ...), always another one: examples hold other dates too.
     """
     found = [(v, literal[max(0, v.start() - 40) : v.start()]) for v in _VOLATILE.finditer(literal)]
-    labels = Counter(_last_word(before) for _, before in found)
+    labels = Counter(label for label, _ in {(_last_word(before), v[0]) for v, before in found})
     pieces, types, start = list[str](), list[str](), 0
     for volatile, before in found:
         if labels[_last_word(before)] == 1 and _CUE.search(before) and volatile.start() >= start + 3:
@@ -200,9 +203,14 @@ def _is_typed(value: Sequence[str]) -> bool:
 
 
 def _is_plain(piece: Sequence[str], count: int) -> bool:
-    """Whether these are only the signs of any sentence, or a bare word that texts on one subject may share."""
+    """Whether these are only the signs of any sentence, or a bare word that texts on one subject may share.
+
+    So is what stands within an address.
+    """
     names = [token for token in piece if WORD.fullmatch(token)]
     marks = [token for token in piece if token == "\n" or not (token.isspace() or token in names)]
+    if _ADDRESS.search("".join(piece)) and not any(map(str.isspace, piece)):
+        return True
     if not names:
         return all(mark in _PUNCTUATION for mark in marks)
     return not marks and len(names) == 1 and (count < _SOME or len(piece) == 1)

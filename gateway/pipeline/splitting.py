@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import islice, pairwise
 from typing import TypeVar
 
+from gateway.domain.pattern import is_kind
 from gateway.domain.template import TextPattern, kind_of
 from gateway.pipeline.alignment import TOKEN, WORD
 from gateway.pipeline.literals import field_literals
@@ -148,6 +149,8 @@ def _own_words(values: Sequence[str], strong: bool, system: bool) -> int:
         return words(distinct[0]) if words(distinct[0]) >= _SENTENCE else 0
     if len(values) < MIN_ROWS or len(distinct) < max(3, MIN_DISTINCT * len(values)):
         return 0
+    if strong and all(is_kind("json", value) for value in distinct):
+        return 0  # objects of one kind share their keys
     literals = field_literals(spread(distinct, 8))
     longest = max(map(words, literals))
     return sum(map(words, literals)) if longest >= (6 if strong else 3) else 0

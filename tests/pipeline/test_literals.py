@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -50,6 +51,56 @@ def test_what_separates_a_date_or_a_number_from_the_next_value_may_be_in_that_va
     assert field_cut(dated) == (["Today is ", ".", "\nAnswer:"], ["date", "text"])
     numbered = [f"Answer issue #{rng.randint(1, 99)} for the {talk} team." for talk in talks]
     assert field_cut(numbered) == (["Answer issue #", " for the ", " team."], ["number", "text"])
+
+
+def test_lines_behind_a_date_are_the_next_value_however_many_they_are() -> None:
+    rng = random.Random(6)
+    logs = ["\n".join(value(rng, 4) for _ in range(1 + i % 4)) for i in range(20)]
+    dated = [f"Logs.\nDate: 2026-03-{rng.randint(10, 30)}\n{log}\nSummary:" for log in logs]
+    assert field_cut(dated) == (["Logs.\nDate: ", "\n", "\nSummary:"], ["date", "text"])
+
+
+def test_today_may_be_said_twice() -> None:
+    prompt = "Today's date is 2026-03-01. Town: {}\nAssume that the date is 2026-03-01."
+    assert field_cut(filled(prompt, 12)).types == ["date", "text", "date"]
+    examples = "The date is 2026-03-01 in: tea\nThe date is 2025-12-31 in: fog\nNow: {}"
+    assert field_cut(filled(examples, 12)).types == ["text"]
+
+
+def test_an_indentation_says_no_more_than_a_blank() -> None:
+    prompt = "## Plan\n{}\n\n## Task\n{}\n\n## Code\n{}\n\nGo."
+    rng = random.Random(8)
+    plain = [value(rng, 5) for _ in range(12)]
+    looped = [f"{value(rng, 5)}\n        if {value(rng, 5)}" for _ in range(12)]
+    code = [(a, b) if n % 2 else (b, a) for n, (a, b) in enumerate(zip(plain, looped, strict=True))]
+    asked = [prompt.format(first, value(rng, 5), second) for first, second in code]
+    assert field_literals(asked) == prompt.split("{}")
+
+
+def test_an_address_is_one_value() -> None:
+    rng = random.Random(7)
+    names = [value(rng, 3).replace(" ", ".") for _ in range(20)]
+    asked = [f"Who is {name}@example.{rng.choice(WORDS)}, please?\nAnswer:" for name in names]
+    assert field_literals(asked) == ["Who is ", ", please?\nAnswer:"]
+    sites = [f"Open {rng.choice(['http', 'ftp', 'https'])}://{name} now.\nAnswer:" for name in names]
+    assert field_literals(sites) == ["Open ", " now.\nAnswer:"]
+
+
+def test_objects_with_the_same_keys_are_one_value_each() -> None:
+    rng = random.Random(11)
+    towns = [
+        {"name": value(rng, 4), "sights": {value(rng, 4): value(rng, 4) for _ in range(1 + n % 3)}, "tags": [n]}
+        for n in range(12)
+    ]
+    asked = [f"The guest lives here: {json.dumps(town, indent=1)}. Be brief." for town in towns]
+    assert field_literals(asked) == ["The guest lives here: ", ". Be brief."]
+
+
+def test_an_object_that_the_prompt_writes_is_prompt() -> None:
+    prompt = '{{"text": "{}", "language": "{}", "{}": 1}}. Answer in JSON.'
+    rng = random.Random(12)
+    asked = [prompt.format(value(rng, 5), value(rng, 2), value(rng, 3)) for _ in range(20)]
+    assert field_literals(asked) == ['{"text": "', '", "language": "', '", "', '": 1}. Answer in JSON.']
 
 
 def test_items_that_a_prompt_writes_alike_are_told_by_their_order() -> None:

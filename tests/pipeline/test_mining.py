@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 from hypothesis import given
@@ -68,6 +69,22 @@ def test_a_closed_set_of_short_values_is_a_slot_and_no_reason_to_part() -> None:
     ]
     (found,) = Miner(rows, "s", [False]).mine()
     assert found.patterns[0].literals[0] == "Translate the text below to "
+
+
+def test_objects_of_two_kinds_in_one_slot_are_one_prompt() -> None:
+    flights = [
+        {"flight_number": f"HAT{n}", "status_of_the_flight": asked, "leaves_from_the_town": city}
+        for n, (asked, city) in enumerate(zip(ASKED * 2, CITIES * 2, strict=True))
+    ]
+    guests = [
+        {"name_of_the_guest": asked, "town_the_guest_lives_in": city, "nights": n}
+        for n, (asked, city) in enumerate(zip(ASKED * 2, reversed(CITIES * 2), strict=True))
+    ]
+    prompt = "Goal of all that we are asked to do, in JSON: {}. What is to be done first of all?"
+    rows = [(prompt.format(json.dumps(one)),) for pair in zip(flights, guests, strict=True) for one in pair]
+    (found,) = Miner(rows, "s", [False]).mine()
+    assert found.patterns[0].literals == tuple(prompt.split("{}"))
+    assert len(found.members) == 40
 
 
 def test_strays_do_not_blur_a_prompt() -> None:
