@@ -22,7 +22,7 @@ _CUE = re.compile(r"(?i)\b(today|todays|date|time|now|current|currently|timestam
 Values = tuple[str, ...]
 """What stands in one slot, sample by sample."""
 _PUNCTUATION = frozenset(".,;?!'")
-_ADDRESS = re.compile(r"@|://")
+_ADDRESS = re.compile(r"[\w.+%~:/?#&=-]*(?:@|://)[\w.+%~:/?#&=-]*")
 _PROMPT = 3
 """Words of fixed text from which on signs between two slots may be fixed text too."""
 _SOME = 16
@@ -205,11 +205,11 @@ def _is_typed(value: Sequence[str]) -> bool:
 def _is_plain(piece: Sequence[str], count: int) -> bool:
     """Whether these are only the signs of any sentence, or a bare word that texts on one subject may share.
 
-    So is what stands within an address.
+    So is what stands within an address: `@example.`, `://`.
     """
     names = [token for token in piece if WORD.fullmatch(token)]
     marks = [token for token in piece if token == "\n" or not (token.isspace() or token in names)]
-    if _ADDRESS.search("".join(piece)) and not any(map(str.isspace, piece)):
+    if _ADDRESS.fullmatch("".join(piece)):
         return True
     if not names:
         return all(mark in _PUNCTUATION for mark in marks)

@@ -84,6 +84,8 @@ def test_an_address_is_one_value() -> None:
     assert field_literals(asked) == ["Who is ", ", please?\nAnswer:"]
     sites = [f"Open {rng.choice(['http', 'ftp', 'https'])}://{name} now.\nAnswer:" for name in names]
     assert field_literals(sites) == ["Open ", " now.\nAnswer:"]
+    prompt = 'In XML: <a name="{}"href="https://{}">, please.\nAnswer:'
+    assert field_literals([prompt.format(name, f"{name}/x") for name in names])[1] == '"href="https://'
 
 
 def test_objects_with_the_same_keys_are_one_value_each() -> None:
