@@ -15,6 +15,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 WORK=${WORK:-${TMPDIR:-/tmp}/conformance-sdk-suites}
 MOCK_PORT=${MOCK_PORT:-9100}
 PORT=${PORT:-9180}
+folder_of_clients="$WORK/frameworks" # a copy: node looks for its packages beside the script
 
 skip() {
     echo "conformance: skipped, $1"
@@ -84,7 +85,6 @@ both() { # SUITE DIRECT PROXIED
 }
 
 frameworks() { # [NAME,NAME]
-    folder_of_clients="$WORK/frameworks" # a copy: node looks for its packages beside the script
     [ -x "$WORK/venv-frameworks/bin/uv" ] || install_frameworks
     mock
     if [ $# -gt 0 ]; then
