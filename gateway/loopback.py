@@ -233,11 +233,8 @@ class _Asked:
         if read is None or read.error:
             told = response.headers.get("x-unprompt-error", "")
             said = plain[:400].decode("utf-8", "replace")
-            return (
-                response.status,
-                plain,
-                _failed(f"{response.status} {told} {said}".replace(key, "[key]"), started),
-            )
+            reason = f"{response.status} {told} {said}".replace(key, "[key]")
+            return response.status, plain, _failed(reason, started)
         text, sure = of_choice(read.choices[0]), confidence_of(read.choices[0])
         return 200, plain, Answered(text=text, sure=sure, latency_ms=took, cost_usd=None)
 

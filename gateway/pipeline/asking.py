@@ -66,15 +66,13 @@ def asker(config: Config, prices: PriceBook, models: Path) -> Callable[[FineTune
     """How each candidate is asked.
 
     Raises (the function that is returned):
-        TaskError: the candidate's model is not there any more.
+        TaskError: the candidate's model, or its provider, is not there any more.
     """
 
     def ask_of(finetune: FineTune) -> Ask:
         if finetune.upstream == LOCAL:
             return _ask_embedded(EmbeddedModel.load(models, finetune.model or ""))
-        upstream = finetune.upstream or ""
-        sureness = Sureness(config.providers[upstream].logprobs)
-        return _ask_remote(config, prices, upstream, finetune.model or "", sureness)
+        return _ask_remote(config, prices, finetune.upstream or "", finetune.model or "", is_candidate=True)
 
     return ask_of
 
@@ -87,9 +85,7 @@ def other_models(config: Config, prices: PriceBook) -> Callable[[str, str], Ask]
     """
 
     def ask_of(upstream: str, model: str) -> Ask:
-        if upstream not in config.providers:
-            raise TaskError(f"no provider {upstream!r} in the config; there are: {', '.join(config.providers)}")
-        return _ask_remote(config, prices, upstream, model, Sureness(False))
+        return _ask_remote(config, prices, upstream, model)
 
     return ask_of
 
@@ -124,9 +120,12 @@ def _ask_embedded(model: EmbeddedModel) -> Ask:
     return in_turn(lambda asked: one(asked[0]))
 
 
-def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str, sureness: Sureness) -> Ask:
+def _ask_remote(config: Config, prices: PriceBook, upstream: str, model: str, *, is_candidate: bool = False) -> Ask:
     import openai
 
+    if upstream not in config.providers:
+        raise TaskError(f"no provider {upstream!r} in the config; there are: {', '.join(config.providers)}")
+    sureness = Sureness(is_candidate and config.providers[upstream].logprobs)
     key = config.key(upstream) or "none"  # never None: the package would take another key from the environment
     client = openai.OpenAI(base_url=config.providers[upstream].base_url, api_key=key, max_retries=2)
 

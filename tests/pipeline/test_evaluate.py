@@ -291,6 +291,18 @@ def test_a_remote_candidate_is_asked_what_a_live_request_would_ask(store: Sqlite
     assert 0.005 < score.cost_per_1k_usd < 0.05
 
 
+def test_a_candidate_whose_provider_is_gone_from_the_config_is_noted_as_failed(
+    store: SqliteStore, tmp_path: Path, data: Dataset
+) -> None:
+    with FakeOpenAI(last_word) as api:
+        config = remote_config(tmp_path, api)
+        gone = msgspec.structs.replace(REMOTE, id="ft-gone", upstream="closed")
+        ask = asker(config, price_book(config), tmp_path)
+        report = evaluate.evaluate(store, config, data, [REMOTE, gone], tmp_path, ask)
+    assert only(report).finetune == REMOTE.id
+    assert report.failed == {"ft-gone": "no provider 'closed' in the config; there are: openai"}
+
+
 def test_tool_calls_and_empty_answers_of_a_candidate_are_wrong_and_not_an_abstention(
     store: SqliteStore, tmp_path: Path, data: Dataset
 ) -> None:
