@@ -3,15 +3,13 @@ somebody can look at the answer before it leaves; and the answer in the client's
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
 
-from gateway import sse
 from gateway.providers.answers import UNREADABLE
 from gateway.providers.answers.confidence import confidence_of
-from gateway.providers.openai import OpenAI
+from gateway.providers.openai import OpenAI, as_stream
 
 _FORM = ("stream", "stream_options", "logprobs", "top_logprobs")
 _openai = OpenAI()
@@ -69,27 +67,6 @@ def give_back(body: bytes, form: Form) -> bytes:
         (choice,) = said["choices"]
         if not form.wants_logprobs:
             choice["logprobs"] = None
-        return _events(said, choice, form) if form.streamed else msgspec.json.encode(said)
+        return as_stream(said, with_usage=form.wants_usage) if form.streamed else msgspec.json.encode(said)
     except UNREADABLE as error:
         raise ValueError("no answer of one text") from error
-
-
-def _events(said: dict[str, Any], choice: dict[str, Any], form: Form) -> bytes:
-    """The chunks that a stream of this answer has: who speaks, the text with its log-probabilities, the end, and
-    the usage where it is wanted."""
-    envelope = {name: value for name, value in said.items() if name not in ("choices", "usage")}
-    envelope["object"] = "chat.completion.chunk"
-    nothing: dict[str, Any] = {"usage": None} if form.wants_usage else {}
-    message = {name: value for name, value in choice["message"].items() if value is not None}
-    rest = {name: value for name, value in choice.items() if name not in ("message", "logprobs", "finish_reason")}
-    role = {"role": message.pop("role", "assistant"), "content": ""}
-    parts: list[tuple[dict[str, Any], Any, Any]] = [
-        (role, None, None), (message, choice["logprobs"], None), ({}, None, choice["finish_reason"])]  # fmt: skip
-    chunks = [
-        envelope | nothing | {"choices": [{**rest, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]}
-        for delta, logprobs, finish in parts
-    ]
-    if form.wants_usage:
-        chunks.append(envelope | {"choices": [], "usage": said.get("usage")})
-    data = [json.dumps(chunk, ensure_ascii=False).encode("utf-8", "surrogatepass") for chunk in chunks]
-    return b"".join(map(sse.encode, [*data, b"[DONE]"]))

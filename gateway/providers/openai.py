@@ -222,27 +222,44 @@ def _ends_facts(body: bytes) -> ResponseFacts | None:
 
 def chat_completion(id: str, model: str, text: str, usage: Usage) -> bytes:
     """A whole answer of our own, as `POST /v1/chat/completions` gives it."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None},
-              "logprobs": None, "finish_reason": "stop"}  # fmt: skip
-    return json.dumps(
-        _envelope(id, model, "chat.completion") | {"choices": [choice], "usage": _counts(usage)}
-    ).encode()
+    return json.dumps(_completion(id, model, text, usage)).encode()
 
 
 def chat_stream(id: str, model: str, text: str, usage: Usage | None) -> bytes:
     """The same answer as server-sent events; with a usage event where `usage` is given."""
-    envelope = _envelope(id, model, "chat.completion.chunk")
-    deltas: list[tuple[dict[str, str], str | None]] = [
-        ({"role": "assistant", "content": ""}, None), ({"content": text}, None), ({}, "stop")]  # fmt: skip
+    return as_stream(_completion(id, model, text, usage or _NONE), with_usage=usage is not None)
+
+
+def as_stream(said: dict[str, Any], *, with_usage: bool) -> bytes:
+    """A chat completion with one choice as server-sent events: who speaks, all that is said, the end, and the usage
+    where it is wanted.
+
+    Raises:
+        KeyError, ValueError, AttributeError: it is none.
+    """
+    (choice,) = said["choices"]
+    envelope = {name: value for name, value in said.items() if name not in ("choices", "usage")}
+    envelope["object"] = "chat.completion.chunk"
+    nothing: dict[str, Any] = {"usage": None} if with_usage else {}
+    message = {name: value for name, value in choice["message"].items() if value is not None}
+    rest = {name: value for name, value in choice.items() if name not in ("message", "logprobs", "finish_reason")}
+    role = {"role": message.pop("role", "assistant"), "content": ""}
+    parts: list[tuple[dict[str, Any], Any, Any]] = [
+        (role, None, None), (message, choice["logprobs"], None), ({}, None, choice["finish_reason"])]  # fmt: skip
     chunks = [
-        envelope | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]}
-        for delta, finish in deltas
+        envelope | {"choices": [{**rest, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]} | nothing
+        for delta, logprobs, finish in parts
     ]
-    if usage is not None:
-        chunks = [chunk | {"usage": None} for chunk in chunks]
-        chunks.append(envelope | {"choices": [], "usage": _counts(usage)})
+    if with_usage:
+        chunks.append(envelope | {"choices": [], "usage": said.get("usage")})
     data = [json.dumps(chunk).encode() for chunk in chunks] + [b"[DONE]"]
     return b"".join(map(sse.encode, data))
+
+
+def _completion(id: str, model: str, text: str, usage: Usage) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None},
+              "logprobs": None, "finish_reason": "stop"}  # fmt: skip
+    return _envelope(id, model, "chat.completion") | {"choices": [choice], "usage": _counts(usage)}
 
 
 def _envelope(id: str, model: str, kind: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from relaying import Upstream, Wire, answering, relay, request, response, soon, story, upstream
+from relaying import Relay, Upstream, Wire, answering, relay, request, response, soon, story, upstream
 from relaying import openai as at
 from sorted_mail import BODY, TEXT, learned, mail_route
 from stories import asked
@@ -31,12 +31,14 @@ def places(api: FakeOpenAI) -> dict[str, Any]:
     return {name: {"protocol": "openai", "base_url": api.base_url} for name in ("openai", "tuned")}
 
 
-async def said(client: openai.AsyncOpenAI, text: str, *, stream: bool, **more: Any) -> str:
-    body = asked(text, **more)
-    if not stream:
-        return (await client.chat.completions.create(**body)).choices[0].message.content or ""
-    parts = [chunk async for chunk in await client.chat.completions.create(**body, stream=True)]
-    return "".join(choice.delta.content or "" for chunk in parts for choice in chunk.choices)
+async def said(gateway: Relay, text: str, *, stream: bool) -> str:
+    """What the app reads."""
+    address = f"http://127.0.0.1:{gateway.port}/v1"
+    async with openai.AsyncOpenAI(base_url=address, api_key="sk-x", max_retries=0) as client:
+        if not stream:
+            return (await client.chat.completions.create(**asked(text))).choices[0].message.content or ""
+        parts = [chunk async for chunk in await client.chat.completions.create(**asked(text), stream=True)]
+        return "".join(choice.delta.content or "" for chunk in parts for choice in chunk.choices)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -46,12 +48,8 @@ async def test_it_answers_what_it_is_sure_of_and_hands_the_rest_on_whole(tmp_pat
     with FakeOpenAI(tuned, sure=sure_of_refunds) as api:
         routes = mail_route("tuned", "tiny", min_confidence=0.9)
         async with relay(tmp_path, places(api), routes=routes) as gateway:
-            client = openai.AsyncOpenAI(
-                base_url=f"http://127.0.0.1:{gateway.port}/v1", api_key="sk-x", max_retries=0
-            )
-            assert await said(client, TEXT, stream=stream) == "refund"
-            assert await said(client, "hm", stream=stream) == "the incumbent: refund"
-            await client.close()
+            assert await said(gateway, TEXT, stream=stream) == "refund"
+            assert await said(gateway, "hm", stream=stream) == "the incumbent: refund"
             bodies = [told.json() for told in api.received]
             assert [(body["model"], body.get("stream"), body.get("logprobs")) for body in bodies] == [
                 ("tiny", None, True), ("tiny", None, True), ("gpt-6", stream or None, None),
@@ -218,9 +216,5 @@ async def test_a_server_that_refuses_the_question_is_passed_over_and_others_are_
     with FakeOpenAI(tuned, sure=refuse) as api:
         routes = mail_route("tuned", "tiny", min_confidence=0.9)
         async with relay(tmp_path, places(api), routes=routes) as gateway:
-            client = openai.AsyncOpenAI(
-                base_url=f"http://127.0.0.1:{gateway.port}/v1", api_key="sk-x", max_retries=0
-            )
-            assert await said(client, TEXT, stream=False) == "the incumbent: refund"
-            await client.close()
+            assert await said(gateway, TEXT, stream=False) == "the incumbent: refund"
             assert (await gateway.row()).attempts == ["tuned/tiny: http_403"]
