@@ -43,6 +43,8 @@ _LINE_END = re.compile(r"(?<=\w)\W*?\n")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _ROOT = re.compile(r"(?<![^\s\"'`(\[<=])/\Z")
 _TITLE = re.compile(r"(?<![^\n])#{1,6} \Z")
+_SPEAKER = re.compile(r"(?<!\w)[^\W\d_]+: \Z")
+_UNDER_WAY = re.compile(r"(?<![^ ])[a-z]+ \Z")
 _OPENED = re.compile(r"(?<!\w)'")
 _CODE = re.compile(r"\n[ \t]{2,}(?![-*•] )\S|[{};=<>\\]")
 
@@ -142,6 +144,8 @@ def _words_before(gap: Gap) -> Gap:
     """With few samples: give words in front back to the values, up to a sign or into a sentence under way."""
     if len(gap.values) >= _FEW or not gap.left or all(map(str.isdigit, gap.values)):
         return gap
+    if _UNDER_WAY.search(gap.left) and all(value[:1].isupper() for value in gap.values):
+        return gap  # a small letter, and then all values begin with a capital: `You are playing {{game}}`
     piece = tokens(gap.left[-200:])
     end, long = len(piece), len(WORD.findall(gap.left[-200:])) >= _LONG
     for i in range(len(piece) - 1, max(-1, len(piece) - 1 - _REACH), -1):
@@ -217,7 +221,7 @@ def _orderliness(gap: Gap) -> tuple[bool, int, int]:
 
 def _listed(gap: Gap) -> Gap:
     """Give the values the marker of a list's first item and what ends its last, where further items have both."""
-    for start in (*_line_starts(gap.left), *_numbered_starts(gap.left)):
+    for start in (*_line_starts(gap.left), *_numbered_starts(gap.left), *_speaker_starts(gap.left)):
         marker = gap.left[start:]
         if not marker.strip() or marker.startswith("\n"):
             continue
@@ -281,6 +285,12 @@ def _numbered_starts(left: str) -> list[int]:
     start = left.rfind("\n", 0, found[-1].start()) + 1
     at = list(accumulate(map(len, tokens(left[start : found[-1].start()])), initial=start))
     return [place for place in at[1:] if len(left) - place <= _MARKER and not left[place].isspace()]
+
+
+def _speaker_starts(left: str) -> list[int]:
+    """Where the speaker of a dialogue's first turn is named, where that may be within a line: `<chat>User: `."""
+    named = _SPEAKER.search(left)
+    return [named.start()] if named else []
 
 
 def _like(marker: str) -> re.Pattern[str]:

@@ -79,6 +79,13 @@ def test_words_in_front_of_a_slot_when_there_are_few_samples() -> None:
     assert settled(Gap("whats the difference between ", few * 3, "")).left == "whats the difference between "
 
 
+def test_a_small_letter_in_front_of_capitals_is_the_prompts() -> None:
+    games = ("Chess", "Go", "Nine Men's Morris", "Hex")
+    assert settled(Gap("You are playing ", games, ".\nYour move:")).left == "You are playing "
+    assert settled(Gap("You are playing ", ("Chess", "chess", "Go", "Hex"), ".")).left == "You are "
+    assert settled(Gap("Name: Sir ", games, ".")).left == "Name: "
+
+
 def test_a_label_behind_a_slot_is_no_part_of_the_value() -> None:
     assert settled(Gap("Task: ", ("f(x)", "g(y)", "h(z)"), "Response: ")).right == "Response: "
     assert settled(Gap("Task: ", ("f(x)", "g(y)", "h(z)"), "Yes, do")).right == ", do"
@@ -143,6 +150,14 @@ def test_a_label_that_values_quote_begins_no_list() -> None:
     values = ["red", "blue", "green", "up", "down", "say so\nQuestion: left", "be brief.\n\nQuestion: why"]
     left = "Answer in a word, be brief.\n\nQuestion: "
     assert edges(settled(gap(left, values, "\nAnswer:"))) == (left, "\nAnswer:")
+
+
+def test_a_dialogue_may_begin_within_a_line() -> None:
+    turns = ["Hi\nAgent: Yes?\nUser: My card is gone\nAgent: I see", "Help\nAgent: Yes?\nUser: Stop it", "Hello"]
+    chat = settled(gap("<chat>User: ", turns, "</chat>\nIs the user angry?"))
+    assert edges(chat) == ("<chat>", "</chat>\nIs the user angry?")
+    assert chat.values[2] == "User: Hello"
+    assert edges(settled(gap("<chat>User: ", TOWNS, "</chat>"))) == ("<chat>User: ", "</chat>")
 
 
 def test_blocks_that_bring_their_own_line_ends_keep_them() -> None:
