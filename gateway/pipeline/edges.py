@@ -105,8 +105,8 @@ def _begun(gap: Gap) -> Gap:
 def _sign_after(gap: Gap) -> Gap:
     """Give a sign back to the values when it ends their sentences, or a quote that they opened."""
     sign, few = gap.right[:1], len(gap.values) < _SOME
-    if not sign or not few or gap.right[1:2] == sign:
-        return gap
+    if not sign or not few or gap.right.startswith(sign * (2 if sign in _QUOTES else 3)):
+        return gap  # an empty quote, an ellipsis; of two full stops the first ends a value
     if gap.right in _ENDS and not gap.left:
         return _give_right(gap, 1)  # all the fixed text that there would be
     if sign in _QUOTES:

@@ -37,6 +37,8 @@ def edges(settled_gap: Gap) -> tuple[str, str]:
             ".\nGo.",
             "\nGo.",
         ),
+        (["The train to Oslo was late again", "Nobody in Bern ever looks at a map"], "..\nGo on.", ".\nGo on."),
+        (["The train to Oslo was late again", "Nobody in Bern ever looks at a map"], "...\nGo on.", "...\nGo on."),
         # a quote is the values' when they opened it
         (['He said: "come', 'They cried "no'], '"\nWho?', "\nWho?"),
         (['the word "tea"', "plain"], '" is what?', '" is what?'),
