@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from gateway.domain.matching import Match, TemplateIndex
 from gateway.pipeline.history import Found, TemplateHistory
 from gateway.pipeline.infer import infer
 from gateway.pipeline.records import Recorded
+from gateway.pipeline.takeover import Takeover
 
 REQUESTS = 20
 NEAR = 8
@@ -162,31 +163,61 @@ class Requests:
         return [app.render(version, 0, conv=(mode, talk, copy.deepcopy(first)), turn=n) for n in turns]
 
 
-def histories(index: TemplateIndex, train: list[dict[str, Any]]) -> dict[str, TemplateHistory]:
-    """What the training traffic teaches: for each template, the values that its slots had."""
-    found: dict[str, TemplateHistory] = {}
-    for line in train:
-        match = index.match(line["body"])
-        if match is not None:
-            name = match.template.name
-            found.setdefault(name, TemplateHistory(match.template)).add(line["rid"], match.inputs)
-    for history in found.values():
-        history.learn()
-    return found
+class Learnt:
+    """What the training traffic teaches: the values that each template's slots had, and which versions of its
+    prompt a task's requests are of."""
+
+    def __init__(self, index: TemplateIndex, train: list[dict[str, Any]]) -> None:
+        self._histories: dict[str, TemplateHistory] = {}
+        self._takeovers: dict[str, Takeover] = {}
+        requests: dict[str, list[tuple[str, Match]]] = defaultdict(list)
+        for line in train:
+            match = index.match(line["body"])
+            if match is not None:
+                requests[match.template.task].append((line["rid"], match))
+        for task, matches in requests.items():
+            self._takeovers[task] = Takeover({m.template.name: m.template for _, m in matches}.values())
+            for rid, match in matches:
+                name = match.template.name
+                self._histories.setdefault(name, TemplateHistory(match.template))
+                self.add(rid, match)
+        for history in self._histories.values():
+            history.learn()
+
+    def about(self, matches: list[Match]) -> Learnt:
+        """A copy of what concerns these requests."""
+        names, tasks = {m.template.name for m in matches}, {m.template.task for m in matches}
+        made = copy.copy(self)
+        made._histories = copy.deepcopy({k: v for k, v in self._histories.items() if k in names})
+        made._takeovers = copy.deepcopy({k: v for k, v in self._takeovers.items() if k in tasks})
+        return made
+
+    def knows(self, match: Match) -> bool:
+        """Whether any training request matched this template."""
+        return match.template.name in self._histories
+
+    def add(self, rid: str, match: Match) -> Found | None:
+        """Note one more request; what is new in the newest ones, as `gateway.pipeline.watch` has it."""
+        found = self._histories[match.template.name].add(rid, match.inputs)
+        taken = self._takeovers[match.template.task].add(match.inputs)
+        return Found("", taken.drift) if found is None and taken is not None else found
+
+    def accept(self, match: Match) -> None:
+        """The user says that all is well."""
+        self._histories[match.template.name].learn()
+        self._takeovers[match.template.task].accept(match.template.name)
 
 
-def send(
-    index: TemplateIndex, learnt: dict[str, TemplateHistory], bodies: list[dict[str, Any]]
-) -> tuple[int, Found | None, int]:
+def send(index: TemplateIndex, learnt: Learnt, bodies: list[dict[str, Any]]) -> tuple[int, Found | None, int]:
     """How many match, what was noticed in them, and after how many requests."""
-    state = copy.deepcopy(learnt)
+    matches = [(number, match) for number, body in enumerate(bodies, 1) if (match := index.match(body))]
+    state = learnt.about([match for _, match in matches])
     matched, first, after = 0, None, len(bodies)
-    for number, body in enumerate(bodies, 1):
-        match: Match | None = index.match(body)
-        if match is None or match.template.name not in state:
+    for number, match in matches:
+        if not state.knows(match):
             continue
         matched += 1
-        found = state[match.template.name].add(f"live-{number}", match.inputs)
+        found = state.add(f"live-{number}", match)
         if first is None and found is not None and found.drift.adds_text:
             first, after = found, number
     return matched, first, after
@@ -199,7 +230,7 @@ def one_scenario(
     count: Counter[str] = Counter()
     inference = infer([Recorded(line["rid"], line["ts"], line["body"]) for line in train])
     index = TemplateIndex(inference.templates)
-    learnt = histories(index, train)
+    learnt = Learnt(index, train)
     dice = random.Random(f"{given.seed}:{name}")
     for app in dice.sample(apps, min(given.tasks, len(apps))):
         talks = name == "s08_multi" or bool(app.opts.get("conv"))
@@ -209,7 +240,7 @@ def one_scenario(
         for kind in dice.sample(KINDS, min(given.changes, len(KINDS))):
             in_turns = talks and kind in ("append_end", "fewpair")
             messages = app.versions[-1] if in_turns else changed(gen, app, kind, dice)
-            if messages is None:
+            if messages is None or messages in app.versions[:-1]:  # what was sent before is no new prompt
                 continue
             app.versions.append(messages)
             bodies = sent.some(REQUESTS, len(app.versions) - 1, today, kind, dice.randrange(1 << 30))
@@ -224,28 +255,31 @@ def one_scenario(
             count["after"] += after if found is not None else 0
             if found is None and given.missed:
                 say(f"  missed: {name} {app.id} {kind}: {matched} matched")
-        quiet = sent.some(given.unchanged, newest, today)
+        if app.opts.get("ab"):  # both versions go on
+            each = random.Random(app.id).choices(range(newest + 1), k=given.unchanged)
+            quiet = [body for version in each for body in sent.some(1, version, today)]
+        else:
+            quiet = sent.some(given.unchanged, newest, today)
         false_alarms(index, learnt, quiet, count, f"{name} {app.id}" if given.missed else "")
     return count
 
 
 def false_alarms(
-    index: TemplateIndex, learnt: dict[str, TemplateHistory], bodies: list[dict[str, Any]], count: Counter[str],
-    told: str,
-) -> None:  # fmt: skip
+    index: TemplateIndex, learnt: Learnt, bodies: list[dict[str, Any]], count: Counter[str], told: str
+) -> None:
     """Alarms in unchanged traffic; after each one the app's user says that all is well."""
-    state = copy.deepcopy(learnt)
-    for body in bodies:
-        match = index.match(body)
-        if match is None or match.template.name not in state:
+    matches = [match for body in bodies if (match := index.match(body))]
+    state = learnt.about(matches)
+    for match in matches:
+        if not state.knows(match):
             continue
         started = time.process_time()
-        found = state[match.template.name].add(str(count["unchanged"]), match.inputs)
+        found = state.add(str(count["unchanged"]), match)
         count["microseconds"] += round((time.process_time() - started) * 1e6)
         count["unchanged"] += 1
         if found is not None:
             count["false" if found.drift.adds_text else "shifts"] += 1
-            state[match.template.name].learn()
+            state.accept(match)
             if told:
                 say(f"  false: {told}: {found.sentence} ({found.drift.probability:.1e})")
 

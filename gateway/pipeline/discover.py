@@ -330,10 +330,11 @@ class Discovery:
             log.warning("%s: %s", template.name, flag.found.sentence)
             self._watch.accept(template.name)
             return
-        if state != "proposed":
+        new = self._version_of(flag) if template.task not in pinned_tasks(self._store) else None
+        takes = new is None and flag.found.drift.kind == "version"
+        if state != "proposed" or takes:  # what takes another's requests would soon be trusted with them
             self._stand(template, "drifting", flag.found.sentence)
             log.warning("%s is not stripped any more: %s", template.name, flag.found.sentence)
-        new = self._version_of(flag) if template.task not in pinned_tasks(self._store) else None
         self._watch.accept(template.name) if new is None else self._watch.forget(template.name)
         if new is not None:
             self._keep([new[0]], new[1], counted=frozenset(request.id for request in new[1]))

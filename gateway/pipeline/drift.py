@@ -18,6 +18,7 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from gateway.domain.template import DATE, ID
@@ -34,7 +35,8 @@ LONG_ALPHA = 1e-3
 """The same for four words or more, which different people seldom say alike: five values in a row are enough."""
 _LONG = 4
 _KEPT = 500
-_WINDOWS = (5, 6, 7, 8, 10, 12, 16, RECENT)
+WINDOWS = (5, 6, 7, 8, 10, 12, 16, RECENT)
+"""So many of the newest are looked at, each time in all of these."""
 _DEEP_EVERY = 10
 _CANDIDATES = 24
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -59,7 +61,8 @@ class Sample(NamedTuple):
 
 class Drift(NamedTuple):
     """What is new in a slot. `kind`: `start`, `end` or `inside` (the newest values hold `text`), `gone` (they do
-    not any more), `constant` (they are all `text`), `values` (a closed set has new ones), `length` or `script`."""
+    not any more), `constant` (they are all `text`), `values` (a closed set has new ones), `length` or `script`; or
+    in no slot: `version` (requests like those of the version `text` are of this one now: see `takeover`)."""
 
     kind: str
     text: str
@@ -100,6 +103,7 @@ class Drift(NamedTuple):
             "values": f"the newest values, like {text!r}, are not among the few that there were",
             "length": f"the newest values are {text}",
             "script": f"the newest values are written in {text}",
+            "version": f"the newest requests match it, which has a slot over fixed text of {text}; few did before",
         }[self.kind]
 
 
@@ -166,7 +170,7 @@ def drift(
 ) -> Drift | None:
     """What is new about the newest values (`recent`, oldest first) beside earlier ones. Without `deep` only their
     ends are compared, which is cheap."""
-    if len(recent) < _WINDOWS[0] - 1 or len(baseline) < _WINDOWS[0] - 1:
+    if len(recent) < WINDOWS[0] - 1 or len(baseline) < WINDOWS[0] - 1:
         return None
     if sort == "turn" and (found := _constant(baseline, recent)):
         return found
@@ -199,22 +203,31 @@ def _alpha(before: int, text: str = "two words") -> float:
 
 def _edge(before: Sequence[Sample], now: Sequence[Sample], side: str) -> Drift | None:
     """Do the newest values begin (or end) with a text that the earlier ones do not?"""
-    is_start = side == "start"
-    common = _common_start if is_start else _common_end
-    texts = [one.start if is_start else one.end for one in now]
-    earlier = [one.start if is_start else one.end for one in before]
-    for size in _WINDOWS:
-        if size > len(texts):
-            break
-        text = common(texts[-size:])
-        if not text:  # nor have more of them anything in common
-            break
-        others = earlier + texts[:-size]
-        having = sum(other.startswith(text) if is_start else other.endswith(text) for other in others)
-        probability = fisher(size, size, having, len(others))
-        if probability < _alpha(len(others), text):
+    for size, text in _common(now, side):
+        probability, others = _chance(before, now, side, size, text)
+        if probability < _alpha(others, text):
             return Drift(side, text, probability)
     return None
+
+
+def _common(now: Sequence[Sample], side: str) -> Iterator[tuple[int, str]]:
+    """What so many of the newest values begin (or end) with."""
+    texts = [one.start for one in now] if side == "start" else [one.end[::-1] for one in now]
+    for size in WINDOWS:
+        text = _common_start(texts[-size:]) if size <= len(texts) else ""
+        if not text:  # nor have more of them anything in common
+            return
+        yield size, text if side == "start" else text[::-1]
+
+
+def _chance(before: Sequence[Sample], now: Sequence[Sample], side: str, size: int, text: str) -> tuple[float, int]:
+    """How probable it is that so many of the newest have this text, if order says nothing; and beside how many."""
+    others = [*before, *now[:-size]]
+    if side == "start":
+        having = sum(one.start.startswith(text) for one in others)
+    else:
+        having = sum(one.end.endswith(text) for one in others)
+    return fisher(size, size, having, len(others)), len(others)
 
 
 def _common_start(texts: Sequence[str]) -> str:
@@ -225,16 +238,12 @@ def _common_start(texts: Sequence[str]) -> str:
     return first
 
 
-def _common_end(texts: Sequence[str]) -> str:
-    return _common_start([text[::-1] for text in texts])[::-1]
-
-
 def _constant(baseline: Sequence[Sample], recent: Sequence[Sample]) -> Drift | None:
     newest = recent[-1]
     size = 0
     while size < len(recent) and recent[-1 - size] == newest:
         size += 1
-    if size < _WINDOWS[0] - 1:
+    if size < WINDOWS[0] - 1:
         return None
     others = [*baseline, *list(recent)[: len(recent) - size]]
     probability = fisher(size, size, others.count(newest), len(others))
@@ -250,7 +259,7 @@ def _values(baseline: Sequence[Sample], recent: Sequence[Sample]) -> Drift | Non
         return None
     once = sum(count == 1 for count in counts.values())
     new = [one not in counts for one in recent]
-    for size in (size for size in _WINDOWS if size <= len(recent)):
+    for size in (size for size in WINDOWS if size <= len(recent)):
         probability = fisher(sum(new[-size:]), size, once, len(baseline))
         if new[-1] and probability < _alpha(len(baseline)):
             return Drift("values", recent[-1].start, probability)
@@ -265,7 +274,7 @@ def _inside(before: Sequence[Sample], now: Sequence[Sample]) -> Drift | None:
         wanted = kind == "inside"
         for text in words:
             holding = [text in one.start or text in one.end for one in (*before, *now)]
-            for size in (size for size in _WINDOWS if size <= len(now)):
+            for size in (size for size in WINDOWS if size <= len(now)):
                 newest, others = holding[-size:], holding[:-size]
                 probability = fisher(newest.count(wanted), size, others.count(wanted), len(others))
                 least = min(least, (probability, kind, text))
@@ -279,7 +288,7 @@ def _shared(samples: Sequence[Sample]) -> list[str]:
     few = samples[-8:]
     texts = [one.start if one.start is one.end else f"{one.start}\n{one.end}" for one in few]
     counts = Counter(words for text in texts for words in set(_threes(text)))
-    return [words for words, count in counts.most_common(_CANDIDATES) if count >= max(_WINDOWS[0], len(few) - 2)]
+    return [words for words, count in counts.most_common(_CANDIDATES) if count >= max(WINDOWS[0], len(few) - 2)]
 
 
 def _threes(text: str) -> Iterator[str]:
@@ -322,7 +331,7 @@ def mann_whitney(before: Sequence[float], now: Sequence[float]) -> float:
 
 def script(text: str) -> str:
     """The script that most letters of the text are of (`LATIN`, `CYRILLIC`, `CJK`, ...); "" without letters."""
-    letters = [c for c in text[:_KEPT] if c.isalpha()][:50]
+    letters = islice((c for c in text[:_KEPT] if c.isalpha()), 50)
     counts = Counter(map(_script_of, letters))
     return counts.most_common(1)[0][0] if counts else ""
 

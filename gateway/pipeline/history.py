@@ -15,7 +15,7 @@ _TURNS = {0: "first turn", -1: "last turn", -2: "last turn but one", -3: "last t
 
 
 class Found(NamedTuple):
-    """What is new, and in which slot (or turn)."""
+    """What is new, and in which slot (or turn); "": it is no slot's."""
 
     slot: str
     drift: Drift
@@ -23,7 +23,7 @@ class Found(NamedTuple):
     @property
     def sentence(self) -> str:
         """For a person."""
-        return f"in `{self.slot}`, {self.drift.sentence}"
+        return f"in `{self.slot}`, {self.drift.sentence}" if self.slot else self.drift.sentence
 
     def is_in(self, inputs: Inputs) -> bool:
         """Whether a request holds what is new."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from gateway.domain.matching import Match
-from gateway.domain.template import PromptTemplate
+from gateway.domain.template import Inputs, PromptTemplate
 from gateway.errors import StoreError
 from gateway.matches import Matches, write_matches
 from gateway.pipeline.drift import BASELINE, RECENT
@@ -17,9 +17,19 @@ from gateway.pipeline.known import Known
 from gateway.pipeline.matchrate import MatchRate
 from gateway.pipeline.records import Recorded, recorded
 from gateway.pipeline.savings import Saved, savings
+from gateway.pipeline.takeover import EXAMPLES, NEWEST, Takeover
 from gateway.stores.ledger import entries
 from gateway.stores.sqlite import SqliteStore
-from gateway.stores.watched import FEW, MATCHED, Standing, alarms, newest_of, results, set_alarm
+from gateway.stores.watched import (
+    FEW,
+    MATCHED,
+    Standing,
+    alarms,
+    newest_of,
+    newest_versions,
+    results,
+    set_alarm,
+)
 from gateway.withheld import withhold
 
 log = logging.getLogger(__name__)
@@ -31,7 +41,7 @@ TOLD_SECONDS = 5.0
 
 
 class Flag(NamedTuple):
-    """A template whose slots hold something new, and the newest requests in which they do."""
+    """A template whose slots hold something new, or that takes another version's requests; and its newest ones."""
 
     template: PromptTemplate
     found: Found
@@ -47,7 +57,9 @@ class Watch:
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
         self._histories: dict[str, TemplateHistory] = {}
+        self._takeovers: dict[str, Takeover] = {}
         self._rates: dict[str, MatchRate] = {}
+        self._templates: Mapping[str, PromptTemplate] = {}
         self._flags: dict[str, Flag] = {}
         self._alarms: dict[str, str] | None = None
         self._told = self._added = 0.0
@@ -59,9 +71,14 @@ class Watch:
         history = self._histories.get(template.name)
         if history is None:
             history = self._histories[template.name] = self._remembered(template)
-        found = history.add(request.id, match.inputs)
+        found, newest = history.add(request.id, match.inputs), RECENT
+        if template.task not in self._takeovers:
+            self._takeovers[template.task] = self._versions_of(template.task)
+        taken = self._takeovers[template.task].add(match.inputs)
+        if found is None and taken is not None:
+            found, newest = Found("", taken.drift), taken.requests
         if found is not None:
-            self._flags[template.name] = Flag(template, found, tuple(history.ids))
+            self._flags[template.name] = Flag(template, found, tuple(history.ids)[-newest:])
         rate = self._rate(template.task)
         rate.add(matches=True)
         if template.task in self._alarmed() and rate.has_recovered:
@@ -91,13 +108,19 @@ class Watch:
 
     def begin(self, names: Iterable[str]) -> None:
         """What these templates were found in is what their next requests are compared with."""
+        names = set(names)
         for name in names:
-            self.accept(name)
+            if name in self._histories:
+                self._histories[name].learn()
+        for task in {_task(name) for name in names}:
+            self._takeovers[task] = self._versions_of(task, names)
 
     def accept(self, name: str) -> None:
-        """What a template's slots hold now is as it should be."""
+        """What a template's slots hold now, and that it has the task's requests, is as it should be."""
         if name in self._histories:
             self._histories[name].learn()
+        if _task(name) in self._takeovers:
+            self._takeovers[_task(name)].accept(name)
 
     def forget(self, name: str) -> None:
         """The newest requests of a template are another one's."""
@@ -107,6 +130,7 @@ class Watch:
     def drop(self, name: str) -> None:
         """A template has another text now: its slots are others."""
         self._histories.pop(name, None)
+        self._takeovers.pop(_task(name), None)
 
     def settle(self, task: str) -> None:
         """The requests of a task that did not match are explained."""
@@ -118,6 +142,10 @@ class Watch:
     def know(self, before: Known, now: Known) -> None:
         """The templates have changed: histories of those that are no more, or have another text, are dropped; a
         person has confirmed what drifted and does not any more."""
+        self._templates = now.by_name
+        for name in {*before.by_name, *now.by_name}:
+            if before.by_name.get(name) != now.by_name.get(name):
+                self._takeovers.pop(_task(name), None)
         for name in list(self._histories):
             if name not in now.by_name or before.by_name.get(name) not in (None, now.by_name[name]):
                 del self._histories[name]
@@ -158,13 +186,32 @@ class Watch:
 
     def _remembered(self, template: PromptTemplate) -> TemplateHistory:
         history = TemplateHistory(template)
-        for one in newest_of(self._store, template, RECENT + BASELINE):
+        for exchange_id, inputs in self._newest(template, RECENT + BASELINE):
+            history.add(exchange_id, inputs)
+        history.learn()
+        return history
+
+    def _versions_of(self, task: str, new: Collection[str] = ()) -> Takeover:
+        """Which versions the task's newest requests are of; since now, where some are new."""
+        templates = [template for template in self._templates.values() if template.task == task]
+        if len(templates) < 2:
+            return Takeover(templates)
+        examples = [inputs for one in templates for _, inputs in self._newest(one, EXAMPLES)]
+        if new:
+            return Takeover(templates, examples, older=[one.name for one in templates if one.name not in new])
+        newest = [f"{task}@{version}" for version in newest_versions(self._store, task, NEWEST)]
+        counts = results(self._store, task=task)
+        matched = {one.name: counts.get((task, one.version), {}).get(MATCHED, 0) for one in templates}
+        older = [name for name, count in matched.items() if count > newest.count(name)]
+        return Takeover(templates, examples, newest, older)
+
+    def _newest(self, template: PromptTemplate, count: int) -> Iterator[tuple[str, Inputs]]:
+        """Id and inputs of the newest requests that match a template, oldest first."""
+        for one in newest_of(self._store, template, count):
             request = recorded(one)
             inputs = template.strip(request.body) if request is not None else None
             if inputs is not None:
-                history.add(one.id, inputs)
-        history.learn()
-        return history
+                yield one.id, inputs
 
     def _rate(self, task: str) -> MatchRate:
         if task not in self._rates:
@@ -181,3 +228,7 @@ class Watch:
     def _alarm(self, task: str, sentence: str | None) -> None:
         set_alarm(self._store, task, sentence)
         self._alarms = None
+
+
+def _task(name: str) -> str:
+    return name.rpartition("@")[0]

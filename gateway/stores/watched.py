@@ -89,6 +89,14 @@ def newest_of(store: SqliteStore, template: PromptTemplate, count: int) -> list[
     return store.exchanges(f"rowid IN ({rows})", [template.task, template.version, count])
 
 
+def newest_versions(store: SqliteStore, task: str, count: int) -> list[int]:
+    """The versions that a task's newest exchanges match, oldest first."""
+    query = (
+        "SELECT task_version FROM exchanges WHERE task = ? AND task_version IS NOT NULL ORDER BY rowid DESC LIMIT ?"
+    )
+    return [version for (version,) in store.run(query, [task, count])][::-1]
+
+
 def confirm(store: SqliteStore, name: str) -> bool:
     """A person says that what a drifting template's slots hold is input: it may be stripped again. Whether it was
     drifting."""

@@ -6,13 +6,14 @@ import gzip
 import json
 from typing import Any
 
+import msgspec
 import pytest
 import stories
 from stories import asked, exchange, template
 
 from gateway.demo.messages import messages as customers_words
 from gateway.domain.exchange import Exchange
-from gateway.domain.template import PromptTemplate
+from gateway.domain.template import PromptTemplate, TextPattern
 from gateway.pipeline import discover
 from gateway.pipeline.discover import Discovery
 from gateway.pipeline.infer import Inference
@@ -278,6 +279,48 @@ def test_a_person_may_say_that_what_is_new_in_a_slot_is_input(
     assert untrusted(store) == {}
     assert withheld(store.path.parent) == {}
     assert not confirm(store, template.name)
+
+
+def sorting(literals: tuple[str, ...], version: int) -> PromptTemplate:
+    """The shop's prompt with more behind the message."""
+    first, (second,) = template().head[0], template().head[1].fields
+    slots = tuple(msgspec.structs.replace(second.slots[0], name=f"slot-{n}") for n in range(len(literals) - 1))
+    asked_for = msgspec.structs.replace(template().head[1], fields=(TextPattern(literals, slots),))
+    return PromptTemplate("mail", version, (first, asked_for))
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_version_that_takes_anothers_requests_is_withheld_until_they_have_one(
+    store: SqliteStore, restarts: bool
+) -> None:
+    """Three customers quote the prompt, and their requests have a version of their own, with one slot. Then the app
+    has another line where the other version has two."""
+    store.add_template(sorting(("Message: ", "\nThe shop sells hats.\nCustomer: ", ""), 1))
+    store.add_template(sorting(("Message: ", ""), 2))
+    discovery = Discovery(store)
+    quotes = (5, 15, 25)
+    for number in range(40):
+        line = "The shop sells hats. Customer:" if number in quotes else "\nThe shop sells hats.\nCustomer:"
+        record(store, [new(number, f"{WORDS[number]}{line} {number * 37 % 41}")])
+    discovery.step()
+    assert store.version_counts("mail", 40) == {1: 37, 2: 3}
+    if restarts:
+        discovery = Discovery(store)
+    for number in range(8):
+        record(
+            store, [new(100 + number, f"{WORDS[50 + number]}\nThe shop sells rugs.\nCustomer: {number * 37 % 41}")]
+        )
+        discovery.step()
+    wide = standings(store)["mail@2"]
+    assert wide.state == "drifting"
+    assert wide.remark is not None
+    assert "fixed text of mail@1" in wide.remark
+    third = store.templates()[-1]
+    assert (third.name, any("rugs" in text for text in third.literals)) == ("mail@3", True)
+    again = [f"{WORDS[70 + n]}\nThe shop sells rugs.\nCustomer: {n * 37 % 41}" for n in range(20)]
+    record(store, [new(200 + n, text) for n, text in enumerate(again)])
+    discovery.step()
+    assert untrusted(store) == {}
 
 
 def test_a_few_changed_requests_and_one_off_requests_are_nothing(store: SqliteStore) -> None:
