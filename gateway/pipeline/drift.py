@@ -5,6 +5,7 @@ like those before, any order of them is as likely as any other; so how probable 
 newest k of them, and (nearly) nowhere among the n before? That is Fisher's exact test (R. A. Fisher, "The Logic of
 Inductive Inference", JRSS 98, 1935): 1 / C(n + k, k) where none before has it. Nothing is estimated, and nothing is
 assumed but that order says nothing. Where it does (similar documents in a row), the alarm costs money, not quality.
+So equal values count once; but where what is left without the text is a value that there was before, each counts.
 
 Everything here is a pure function of two samples of values; `SlotHistory` keeps them, in bounded memory.
 """
@@ -37,6 +38,7 @@ _LONG = 4
 _KEPT = 500
 WINDOWS = (5, 6, 7, 8, 10, 12, 16, RECENT)
 """So many of the newest are looked at, each time in all of these."""
+_FEW_WINDOWS = (5, 10, RECENT)
 _DEEP_EVERY = 10
 _CANDIDATES = 24
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -176,6 +178,7 @@ def drift(
         return found
     before, now = list(dict.fromkeys(baseline)), list(dict.fromkeys(reversed(recent)))[::-1]
     found = _edge(before, now, "start") or _edge(before, now, "end")
+    found = found or _beside(baseline, recent, "start") or _beside(baseline, recent, "end")
     if found or not deep:
         return found
     return (_values(baseline, recent) if sort == "value" else None) or _inside(before, now) or _shift(before, now)
@@ -210,10 +213,24 @@ def _edge(before: Sequence[Sample], now: Sequence[Sample], side: str) -> Drift |
     return None
 
 
-def _common(now: Sequence[Sample], side: str) -> Iterator[tuple[int, str]]:
+def _beside(baseline: Sequence[Sample], recent: Sequence[Sample], side: str) -> Drift | None:
+    """Are the newest values a text and values that there were before? Then it is no value's own beginning or end,
+    and every request tells, not only every different value."""
+    earlier = {one.start if side == "start" else one.end for one in baseline}
+    for size, text in _common(recent, side, _FEW_WINDOWS):
+        newest = {one.start if side == "start" else one.end for one in recent[-size:]}
+        rests = {one[len(text) :] if side == "start" else one[: -len(text)] for one in newest} - {""}
+        if len(rests & earlier) >= (1 if len(text.split()) >= _LONG else 2):
+            probability, others = _chance(baseline, recent, side, size, text)
+            if probability < max(ALPHA, _alpha(others, text)):
+                return Drift(side, text, probability)
+    return None
+
+
+def _common(now: Sequence[Sample], side: str, sizes: Sequence[int] = WINDOWS) -> Iterator[tuple[int, str]]:
     """What so many of the newest values begin (or end) with."""
     texts = [one.start for one in now] if side == "start" else [one.end[::-1] for one in now]
-    for size in WINDOWS:
+    for size in sizes:
         text = _common_start(texts[-size:]) if size <= len(texts) else ""
         if not text:  # nor have more of them anything in common
             return

@@ -66,6 +66,37 @@ def test_text_beside_a_slot_is_noticed_within_twenty_requests(
     assert found[1].text in found[1].sentence or found[1].text.startswith("\n")
 
 
+USERS = ("Ada Stone", "Ben Okoro", "Carla Diaz", "Dov Katz", "Emi Sato", "Finn Berg", "Gus Hall", "Hana Novak")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "text"),
+    [
+        ([USERS[n % 8] for n in range(24)], [f"not {USERS[n * 3 % 8]}" for n in range(20)], "not "),
+        ([shuffled()[n % 3] for n in range(5)], [f"Person 1: who was she?\n{shuffled()[n % 5]}" for n in range(20)],
+         "Person 1: who was she?\n"),
+        (["", SAID[0]] * 7, [f"{text} Answer in one word." for text in ["", SAID[0]] * 5], " Answer in one word."),
+    ],
+)  # fmt: skip
+def test_text_beside_values_that_there_were_before_is_noticed_in_few_different_ones(
+    before: list[str], now: list[str], text: str
+) -> None:
+    found = first(history(before), now)
+    assert found is not None
+    assert found[1].text == text
+
+
+def test_the_same_few_values_in_another_order_raise_no_alarm() -> None:
+    """Some begin with others, and some end with them."""
+    few = [*USERS, *(f"Dr. {name}" for name in USERS[:4]), *(f"{name} Jr." for name in USERS[:4]), "Dr.", "Jr.", ""]
+    alarms = 0
+    for seed in range(100):
+        dice = random.Random(seed)
+        slot = history(dice.choices(few, k=24))
+        alarms += sum(slot.add(value) is not None for value in dice.choices(few, k=100))
+    assert alarms <= 1
+
+
 def test_text_in_the_middle_of_values_is_noticed_and_so_is_its_end() -> None:
     said = shuffled()
     plain = [f"{a} | {b}" for a, b in zip(said[:60], said[60:120], strict=True)]
