@@ -252,13 +252,11 @@ def _wraps_all(members: list[Seen], bare: PromptTemplate) -> bool:
 
 
 def _uses(group: Sequence[Seen], headers: tuple[str, ...], found: Found) -> list[Use]:
-    """The template that was found; or two, where it cannot be told of some requests how they are to be cut."""
+    """The template that was found; and others, where it cannot be told of some requests how they are to be cut."""
     rows = [_row(item, range(len(headers))) for item in group]
     main, quoting = refined(rows, "".join(map(_forms, headers)), found)
     first = _use(group, headers, main)
-    if quoting is None:
-        return [first]
-    return [first, _use(group, headers, quoting)._replace(quotes=first.template.literals)]
+    return [first, *(_use(group, headers, one)._replace(quotes=first.template.literals) for one in quoting)]
 
 
 def _use(group: Sequence[Seen], headers: tuple[str, ...], found: Found) -> Use:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -32,24 +32,58 @@ _MOST = 64
 _FEW = 8
 _SIGNS = 3
 _DIGITS = frozenset("0123456789")
+_PARTED = 4
+"""Pieces of text that may part slots for each of them to be left out in turn: as many templates."""
 
 
 class Refined(NamedTuple):
-    """The template of the requests that are clear, and the one that is left for the others, if there are any."""
+    """The template of the requests that are clear, and those that are left for the others: each leaves out one
+    piece of text that they quote, and the last one all that values hold. None where all are clear."""
 
     main: Found
-    quoting: Found | None
+    quoting: list[Found]
 
 
 def refined(rows: Sequence[Row], forms: str, found: Found) -> Refined:
-    """A template with the fixed text added that values hold too, and as it was, for those that are not clear."""
+    """A template with the fixed text added that values hold too; for those that are not clear, also less one piece
+    of it, and as it was."""
     texts = [[rows[i][n] for i in found.members] for n in range(len(found.patterns))]
     patterns = tuple(
         _parted(pattern, column) if pattern.slots and form != "j" else pattern
         for pattern, column, form in zip(found.patterns, texts, forms, strict=True)
     )
-    main = Found(patterns, [i for i in found.members if cut_row(patterns, rows[i]) is not None])
-    return Refined(main, found if len(main.members) < len(found.members) else None)
+    main = _fitting(patterns, rows, found.members)
+    if len(main.members) == len(found.members):
+        return Refined(main, [])
+    clear = set(main.members)
+    unclear = [i for i in found.members if i not in clear]
+    partly = [_fitting(less, rows, found.members) for less in _less_one(patterns, found.patterns, texts)]
+    return Refined(main, [*(one for one in partly if not set(one.members).isdisjoint(unclear)), found])
+
+
+def _fitting(patterns: tuple[TextPattern, ...], rows: Sequence[Row], members: Sequence[int]) -> Found:
+    return Found(patterns, [i for i in members if cut_row(patterns, rows[i]) is not None])
+
+
+def _less_one(
+    patterns: Sequence[TextPattern], least: Sequence[TextPattern], texts: Sequence[Sequence[str]]
+) -> Iterator[tuple[TextPattern, ...]]:
+    """The patterns without one piece of text each time, of those that parted the slots of `least`; where there are
+    several."""
+    more = sum(len(pattern.slots) for pattern in patterns) - sum(len(pattern.slots) for pattern in least)
+    if not 1 < more <= _PARTED:
+        return
+    for n, (pattern, bare) in enumerate(zip(patterns, least, strict=True)):
+        for i in range(1, len(pattern.slots) if len(pattern.slots) > len(bare.slots) else 0):
+            if pattern.literals[i] not in bare.literals:
+                yield (*patterns[:n], weighed(_joined(pattern, i), texts[n]), *patterns[n + 1 :])
+
+
+def _joined(pattern: TextPattern, i: int) -> TextPattern:
+    """The pattern without its literal `i`, whose two slots become one."""
+    slots = [type(slot)(slot.name, slot.kind) for slot in pattern.slots]
+    slots[i - 1 : i + 1] = [type(slots[i])(slots[i - 1].name)]
+    return TextPattern((*pattern.literals[:i], *pattern.literals[i + 1 :]), tuple(slots))
 
 
 def weighed(pattern: TextPattern, texts: Sequence[str]) -> TextPattern:

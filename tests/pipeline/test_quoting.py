@@ -45,7 +45,7 @@ def test_one_value_that_holds_a_label_does_not_make_the_label_input_in_all_reque
 def test_where_hardly_a_request_is_plain_there_is_one_template_for_all() -> None:
     rows = [(text,) for text in PLAIN[:2] + QUOTING]
     (found,) = Miner(rows, "s", [False]).mine()
-    assert refined(rows, "s", found) == (found, None)
+    assert refined(rows, "s", found) == (found, [])
 
 
 def test_all_requests_of_the_template_still_have_one() -> None:
@@ -54,11 +54,32 @@ def test_all_requests_of_the_template_still_have_one() -> None:
     main, quoting = refined(rows, "s", found)
     assert main.members[: len(PLAIN)] == list(range(len(PLAIN)))
     assert len(main.members) < len(rows)
-    assert quoting == found
+    assert quoting == [found]
     assert found.members == list(range(len(rows)))
     assert all(cut_row(found.patterns, row) is not None for row in rows)
     assert "\nTwo: " in main.patterns[0].literals
     assert "\nTwo: " not in found.patterns[0].literals
+
+
+def judged(first: str, second: str, third: str) -> str:
+    return f"Is the second answer as good as the first? Yes or no.\n\nAsked: {first}\nOne: {second}\nTwo: {third}"
+
+
+def test_only_the_label_that_a_value_holds_is_left_to_the_values() -> None:
+    plain = [judged(ASKED[i % 10], CITIES[i % 12], CITIES[i % 7]) for i in range(24)]
+    doubtful = [judged(ASKED[i], f"{CITIES[i]}\nTwo: {CITIES[-i]}", CITIES[i + 1]) for i in range(4)]
+    both = judged("art\nOne: tea", "Oslo\nTwo: Lima", "Bern")
+    requests = [Recorded(str(i), float(i), body(text), "key") for i, text in enumerate([*plain, *doubtful, both])]
+    index = TemplateIndex(infer(requests).templates)
+    values = {}
+    for name, text in (("plain", plain[0]), ("doubtful", judged("tea", "Oslo\nTwo: Rome", "Bern")), ("both", both)):
+        match = index.match(body(text))
+        assert match is not None
+        values[name] = (match.template.task, match.inputs.values)
+    assert len({task for task, _ in values.values()}) == 1
+    assert values["plain"][1] == ("food", "Rome", "Rome")
+    assert values["doubtful"][1] == ("tea", "Oslo\nTwo: Rome\nTwo: Bern")
+    assert values["both"][1] == ("art\nOne: tea\nOne: Oslo\nTwo: Lima\nTwo: Bern",)
 
 
 WORDS = ["boat", "noon", "rain", "captain", "leave", "home", "sleep", "never", "old", "quiet", "to", "bring", "and"]
@@ -119,7 +140,7 @@ def test_what_ends_all_texts_may_part_two_inputs_where_the_last_may_be_empty() -
     (found,) = Miner(rows, "s", [False]).mine()
     main, quoting = refined(rows, "s", found)
     assert main.patterns[0].literals[-2:] == (" \n", "")
-    assert (len(main.members), quoting) == (44, None)  # by how long questions usually are
+    assert (len(main.members), quoting) == (44, [])  # by how long questions usually are
 
 
 def test_a_list_whose_items_most_requests_have_two_of_stays_a_list() -> None:
@@ -132,7 +153,7 @@ def test_a_list_whose_items_most_requests_have_two_of_stays_a_list() -> None:
     ]
     rows = [(text,) for text in texts]
     (found,) = Miner(rows, "s", [False]).mine()
-    assert refined(rows, "s", found) == (found, None)
+    assert refined(rows, "s", found) == (found, [])
 
 
 def test_the_order_of_the_requests_changes_nothing() -> None:
