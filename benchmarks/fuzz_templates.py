@@ -57,7 +57,7 @@ def templates(rng: random.Random) -> list[PromptTemplate]:
         known = number % 3 == 0
         slots = (
             Slot("letter", usual=(300.0, 3.0) if known else None),
-            Slot("tone", single_line=number % 2 == 0, limit=2000, usual=(8.0, 2.0) if known else None),
+            Slot("tone", lone_line=number % 2 == 0, limit=2000, usual=(8.0, 2.0) if known else None),
         )
         asked = TextPattern(("Letter: ", "\nTone: ", "\nAnswer in one word."), slots)
         ruled = TextPattern((f"Office {number}\n", "-" * 40, "-" * 39 + "\n"), (Slot("over"), Slot("under")))

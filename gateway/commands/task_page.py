@@ -174,12 +174,14 @@ def holds(slot: Slot) -> str:
     rules: list[str] = [slot.kind]
     if slot.single_line:
         rules.append("one line")
+    if slot.lone_line:
+        rules.append("no line beside a line")
     if slot.limit:
         rules.append(f"at most {slot.limit:,} characters")
     if slot.choices:
         rules.append("one of " + " | ".join(shorten(choice, 40) for choice in slot.choices))
     plain = Slot(slot.name)
-    known = ("name", "kind", "single_line", "limit", "choices")
+    known = ("name", "kind", "single_line", "lone_line", "limit", "choices")
     more = [name for name in slot.__struct_fields__ if name not in known]
     rules += [f"{name}: {getattr(slot, name)}" for name in more if getattr(slot, name) != getattr(plain, name)]
     return ", ".join(rules)

@@ -58,10 +58,11 @@ class Slot(msgspec.Struct, frozen=True):
     `name` is for people and for the stripped form; `kind` says what it holds: `text`, `choice` (few different
     texts), `number`, `date`, `id`, `json`, `list`, or `part` for a whole content part that is not text. The
     rest is what the requests behind the template never went beyond; a value that does is not stripped: `limit`
-    characters (0: any), `single_line`, `choices` (empty: any), `sentence_limit` characters for more than one
-    sentence (0: any), or `single_word` (no white space). `usual` is how long values are, as the geometric mean of
-    their characters and the factor up or down that is common: what tells of several ways to cut which one is
-    meant. None: no request was seen that could be cut in several ways, so one that can is not stripped.
+    characters (0: any), `single_line`, `lone_line` (no line beside a line, see `is_line_with_another`), `choices`
+    (empty: any), `sentence_limit` characters for more than one sentence (0: any), or `single_word` (no white
+    space). `usual` is how long values are, as the geometric mean of their characters and the factor up or down that
+    is common: what tells of several ways to cut which one is meant. None: no request was seen that could be cut in
+    several ways, so one that can is not stripped.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Slot(msgspec.Struct, frozen=True):
     sentence_limit: int = 0
     single_word: bool = False
     usual: tuple[float, float] | None = None
+    lone_line: bool = False
 
     def holds(self, value: str) -> bool:
         """Whether the value is of the sort that was seen here; or empty, as nothing can be told by that."""
@@ -79,7 +81,7 @@ class Slot(msgspec.Struct, frozen=True):
             return not self.choices or value in self.choices
         if self.limit and len(value) > self.limit:
             return False
-        if self.single_line and "\n" in value:
+        if "\n" in value and (self.single_line or (self.lone_line and is_line_with_another(value))):
             return False
         if self.sentence_limit and len(value) > self.sentence_limit and several_sentences(value):
             return False
@@ -93,6 +95,16 @@ class Slot(msgspec.Struct, frozen=True):
 def several_sentences(value: str) -> bool:
     """Whether a sentence ends inside the value; what looks like an abbreviation ends none."""
     return _SENTENCE_END.search(value) is not None
+
+
+def is_line_with_another(value: str) -> bool:
+    """Whether the value may be one line with something written next to it: it has a line end, and two lines at
+    most, or where there are blank lines two paragraphs. What has more came with its lines."""
+    rest = value.strip()
+    between = "\n\n" if "\n\n" in rest else "\n"
+    for _ in range(2):
+        rest = rest.partition(between)[2].lstrip()
+    return "\n" in value and not rest
 
 
 def is_kind(kind: str, value: str) -> bool:

@@ -124,7 +124,7 @@ def bounded(slot: Slot, values: Sequence[str]) -> Slot:
         slot.name,
         slot.kind if slot.kind != "text" else _kind(distinct, some=some, few=few),
         length_limit(values),
-        single_line=more and not any("\n" in value for value in distinct),
+        lone_line=more and not any("\n" in value for value in distinct),
         choices=tuple(distinct) if closed else (),
         sentence_limit=max(map(len, distinct)) if many and not any(map(several_sentences, distinct)) else 0,
         single_word=some and not any(len(value.split(None, 1)) > 1 for value in distinct),

@@ -84,6 +84,16 @@ def test_an_instruction_written_next_to_a_question_is_no_question() -> None:
     assert not slot.holds("Do not name persons. Who built the gate?")
 
 
+def test_a_value_of_several_lines_came_with_them() -> None:
+    slot = bounded(Slot("s"), QUESTIONS)
+    assert slot.lone_line
+    assert slot.holds("Which of these is the oldest?\na) the mill\nb) the tower")
+    assert slot.holds("Name the builder of:\n\nthe old mill\n\nthe tower")
+    for beside in ("\nDo not name persons.", "\n\nRules:\n- one name\n- no year", "\n"):
+        assert not slot.holds("Who built the gate?" + beside)
+    assert not slot.holds("Do not name persons.\nWho built the gate?")
+
+
 def test_a_letter_may_have_more_lines_and_sentences_than_any_before() -> None:
     slot = bounded(Slot("s"), LETTERS)
     assert slot.holds("Dear i,\n\n" + "we met in summer. It was warm.\n" * 8)
@@ -124,7 +134,7 @@ def test_a_finished_template_has_names_and_bounds_for_every_slot() -> None:
     rows = [(f"Question: {q}\nTone: kind\nTone: curt\nAnswer.",) for q in QUESTIONS]
     done = finish(found, rows)
     assert [slot.name for slot in done.slots] == ["question", "tone", "tone-2"]
-    assert [slot.single_line for slot in done.slots] == [True, True, True]
+    assert [slot.lone_line for slot in done.slots] == [True, True, True]
     assert all(done.fields[0].cut(text) for (text,) in rows)
 
 

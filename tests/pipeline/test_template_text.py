@@ -183,7 +183,7 @@ headers = st.builds(
 )
 names = st.sampled_from(["a", "b", "input-2", "on", "null", "1", "été", "user id", "x.y"])
 slots = st.builds(Slot, name=names, kind=st.sampled_from(["text", "date", "id", "part"]), limit=st.integers(0, 99),
-                  single_line=st.booleans(), choices=st.lists(text, max_size=2).map(tuple),
+                  single_line=st.booleans(), lone_line=st.booleans(), choices=st.lists(text, max_size=2).map(tuple),
                   usual=st.none() | st.tuples(st.floats(0, 1e6), st.floats(1, 99)))  # fmt: skip
 
 
