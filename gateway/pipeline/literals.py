@@ -27,6 +27,8 @@ _PROMPT = 3
 """Words of fixed text from which on signs between two slots may be fixed text too."""
 _SOME = 16
 """Samples from which on a bare word between two slots may be prompt."""
+_PHRASE = 4
+"""Words from which on a piece of a sentence is no turn of phrase that values share."""
 
 
 class Cut(NamedTuple):
@@ -52,9 +54,7 @@ def field_cut(texts: Sequence[str], *, inside: bool = False) -> Cut:
     if len(set(texts)) > 1:
         literals, columns = _cut_by_runs(texts)
         join_objects(literals, columns)
-        for i, values in enumerate(columns):
-            literals[i], columns[i], literals[i + 1] = settled(Gap(literals[i], values, literals[i + 1]))
-        types = _keep_separators(literals, columns, texts, inside=inside)
+        types = _settle(literals, columns, texts, inside=inside)
     whole = Cut([], [])
     for literal, after in zip_longest(literals, types):
         pieces, volatile = _without_volatile(literal)
@@ -75,6 +75,21 @@ def _cut_by_runs(texts: Sequence[str]) -> tuple[list[str], list[Values]]:
     literals[-1] += texts[0][len(texts[0]) - after :]
     columns = [tuple(map("".join, _between(split, left, right))) for left, right in pairwise(runs)]
     return literals, columns
+
+
+def _settle(literals: list[str], columns: list[Values], texts: Sequence[str], *, inside: bool) -> list[str]:
+    """Settle the edges and drop separators until each text can be cut in one way only, which is the columns' way.
+
+    Where a separator has to go for that, the edges are settled again: the values around it begin and end elsewhere.
+    Gives the types that slots must have.
+    """
+    while True:
+        for i, values in enumerate(columns):
+            literals[i], columns[i], literals[i + 1] = settled(Gap(literals[i], values, literals[i + 1]))
+        count = len(columns)
+        types = _keep_separators(literals, columns, texts, inside=inside)
+        if len(columns) == count:
+            return types
 
 
 def _keep_separators(
@@ -187,7 +202,7 @@ def _weakness(i: int, run: Run, kept: list[Run], split: Sequence[list[str]], fir
     highs = [kept[i + 1].starts[n] if i + 1 < len(kept) else len(split[n]) - last for n in range(count)]
     if all(_is_typed(s[low:at]) for s, low, at in zip(split, lows, run.starts, strict=True)):
         return -1.0  # a number or a date ends by itself
-    if _is_plain(piece, count):
+    if _is_plain(piece, count) or _is_under_way(piece, run, split, lows):
         return bits
     text = "".join(piece)
     found = ["".join(sample[low:high]).count(text) for sample, low, high in zip(split, lows, highs, strict=True)]
@@ -200,6 +215,17 @@ def _weakness(i: int, run: Run, kept: list[Run], split: Sequence[list[str]], fir
 
 def _is_typed(value: Sequence[str]) -> bool:
     return len(value) == 1 and (value[0].isdigit() or _VOLATILE.fullmatch(value[0]) is not None)
+
+
+def _is_under_way(piece: Sequence[str], run: Run, split: Sequence[list[str]], lows: Sequence[int]) -> bool:
+    """Whether a few words go on with a sentence of the values, which all say them behind one of few words: "could
+    you", "can you". Values that are few themselves tell nothing."""
+    names = sum(WORD.fullmatch(token) is not None for token in piece)
+    if piece[0] != " " or not 0 < names < _PHRASE or names + piece.count(" ") < len(piece):
+        return False
+    values = [tuple(text[low:start]) for text, low, start in zip(split, lows, run.starts, strict=True)]
+    said, different = {value[-1:] for value in values}, len(set(values))
+    return min(map(len, values)) > 1 and len(said) <= max(2, different // 3) < different - 1
 
 
 def _is_plain(piece: Sequence[str], count: int) -> bool:

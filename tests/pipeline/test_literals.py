@@ -135,6 +135,15 @@ def test_signs_that_any_sentence_holds_and_a_subject_in_common_are_the_values() 
     assert field_literals([f"Question: {a}\nAnswer:" for a in about]) == ["Question: ", "\nAnswer:"]
 
 
+def test_words_of_a_sentence_that_values_say_alike_are_theirs() -> None:
+    rng = random.Random(5)
+    polite = ["Could", "Can", "Would", "Could"]
+    tickets = [f"{value(rng, 6)}. {polite[i % 4]} you {value(rng, 6)}{'?!'[i % 2]}" for i in range(20)]
+    assert field_literals([f"Ticket: {ticket}\nReply:" for ticket in tickets]) == ["Ticket: ", "\nReply:"]
+    joined = [f"Choose: {value(rng, 6)} or {value(rng, 6)}\nChoice:" for _ in range(20)]
+    assert field_literals(joined) == ["Choose: ", " or ", "\nChoice:"]
+
+
 def test_a_separator_that_values_hold_too_is_left_to_them() -> None:
     prompt = "Look at both texts and compare them.\n\n{}\n{}\n\nWhich is it?"
     rng = random.Random(3)
