@@ -35,6 +35,8 @@ _LONGEST_TYPED = 64
 """Characters that a value of these types has at most."""
 _OPENING = {"{": "}", "[": "]"}
 _ITEM = re.compile(r"\s{0,8}(?:[-*•]|\d{1,3}[.)]|\[\d{1,3}\])\s")
+_BESIDE = 4
+"""Lines, or paragraphs, up to which a value may be one line and an instruction of a few written next to it."""
 _SENTENCE_END = re.compile(r"[.!?](?:(?<=[^\W\d_]{4}[.])|(?<=[!?]))[\"')\]]{0,3}\s{1,4}(?=[^\sa-z])|[。？！](?=\S)")
 
 CLEARLY = 3.0
@@ -98,11 +100,11 @@ def several_sentences(value: str) -> bool:
 
 
 def is_line_with_another(value: str) -> bool:
-    """Whether the value may be one line with something written next to it: it has a line end, and two lines at
-    most, or where there are blank lines two paragraphs. What has more came with its lines."""
+    """Whether the value may be one line with something written next to it: it has a line end, and no more than
+    four lines, or where there are blank lines four paragraphs. What has more came with its lines."""
     rest = value.strip()
     between = "\n\n" if "\n\n" in rest else "\n"
-    for _ in range(2):
+    for _ in range(_BESIDE):
         rest = rest.partition(between)[2].lstrip()
     return "\n" in value and not rest
 

@@ -87,9 +87,9 @@ def test_an_instruction_written_next_to_a_question_is_no_question() -> None:
 def test_a_value_of_several_lines_came_with_them() -> None:
     slot = bounded(Slot("s"), QUESTIONS)
     assert slot.lone_line
-    assert slot.holds("Which of these is the oldest?\na) the mill\nb) the tower")
-    assert slot.holds("Name the builder of:\n\nthe old mill\n\nthe tower")
-    for beside in ("\nDo not name persons.", "\n\nRules:\n- one name\n- no year", "\n"):
+    assert slot.holds("Which of these is the oldest?\na) the mill\nb) the tower\nc) the gate\nd) the bridge")
+    assert slot.holds("Name the builders of:\n\nthe mill\n\nthe tower\n\nthe gate\n\nthe bridge")
+    for beside in ("\nDo not name persons.", "\n\nRules:\n- one name\n- no year", "\n- one name\n- no year", "\n"):
         assert not slot.holds("Who built the gate?" + beside)
     assert not slot.holds("Do not name persons.\nWho built the gate?")
 
