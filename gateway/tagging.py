@@ -38,15 +38,13 @@ class Tokens:
     def of(cls, text: str) -> Tokens:
         """The tokens of a text; of a stripped input with several slots, those of the values."""
         headings = list(_HEADING.finditer(text)) if text.startswith("[") else []
-        if not headings:
-            spans = tuple(match.span() for match in _TOKEN.finditer(text))
-            return cls(text, spans, ("",) * len(spans))
-        ends = [heading.start() for heading in headings[1:]] + [len(text)]
         found = [
             (match.span(), heading[1])
-            for heading, end in zip(headings, ends, strict=True)
+            for heading, end in zip(headings, [*(later.start() for later in headings[1:]), len(text)], strict=False)
             for match in _TOKEN.finditer(text, heading.end(), end)
         ]
+        if not found:  # what looks like a heading has no value: it is one
+            found = [(match.span(), "") for match in _TOKEN.finditer(text)]
         return cls(text, tuple(span for span, _ in found), tuple(name for _, name in found))
 
     @property

@@ -69,6 +69,10 @@ def test_what_holds_of_the_whole_text_goes_together_with_each_word() -> None:
     assert {'c0="PlayMusic"', 'c0="PlayMusic"&w=hello', 'c0="PlayMusic"&-1=play'} <= set(seen)
 
 
+def test_a_bare_value_that_looks_like_a_heading_has_tokens() -> None:
+    assert Tokens.of("[urgent]").words == ["[", "urgent", "]"]
+
+
 @given(st.text())
 def test_tokens_cover_all_that_is_not_blank(text: str) -> None:
     tokens = Tokens.of(text)
