@@ -55,7 +55,8 @@ class Provider(Protocol):
     def ends_stream(self, window: bytes) -> bool:
         """Whether a client may take its answer for whole with the event that begins in this part of a stream.
 
-        `window` is a piece with the `WINDOW` bytes before it (at the very start: a line feed).
+        `window` is a piece with the `WINDOW` bytes before it (at the very start: a line feed). Asked of each piece:
+        `partition` finds bytes for half of what `in` takes, which tries them as a number first (CPython 3.11).
         """
         ...
 

@@ -84,7 +84,7 @@ class Anthropic:
         return None
 
     def ends_stream(self, window: bytes) -> bool:
-        return b"message_stop" in window and _END_MARK.search(window) is not None
+        return bool(window.partition(b"message_stop")[1]) and _END_MARK.search(window) is not None
 
     def aim(self, path: bytes, model: str) -> bytes:
         return path

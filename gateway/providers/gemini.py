@@ -91,7 +91,7 @@ class Gemini:
         return None
 
     def ends_stream(self, window: bytes) -> bool:
-        return b'"finishReason"' in window
+        return bool(window.partition(b'"finishReason"')[1])
 
     def aim(self, path: bytes, model: str) -> bytes:
         return _MODEL.sub(lambda found: b"/models/" + quote(model).encode() + found[1], path, count=1)

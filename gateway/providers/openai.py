@@ -162,8 +162,8 @@ class OpenAI:
         return None
 
     def ends_stream(self, window: bytes) -> bool:
-        hint = b"[DONE]" in window or b"response." in window  # cheaper than the pattern
-        return hint and _END_MARK.search(window) is not None
+        hint = window.partition(b"[DONE]")[1] or window.partition(b"response.")[1]  # cheaper than the pattern
+        return bool(hint) and _END_MARK.search(window) is not None
 
     def aim(self, path: bytes, model: str) -> bytes:
         return path

@@ -118,7 +118,7 @@ class UsageTaker:
         if self._rest or self._in_event or self._drops_blank or self._in_long_line or self._after_cr:
             return self._feed(piece)
         if piece[-2:] == b"\n\n":  # whole events, as servers flush them
-            if b'"usage"' not in piece:
+            if not piece.partition(b'"usage"')[1]:  # cheaper than `in`, as in `Provider.ends_stream`
                 return piece
             at = piece.rfind(_USUAL_NULL)
             if at > 0 and _is_one_event(piece) and _ends_chunk(piece[at + len(_USUAL_NULL) : -2]):

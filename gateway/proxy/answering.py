@@ -28,6 +28,11 @@ _NO_PLAN = Plan(attempts=())
 _DEFAULT_TIMEOUTS = Timeouts()
 
 
+def _has_ended(window: bytes) -> bool:
+    """What `ends_stream` says once it has said so."""
+    return True
+
+
 class Answering:
     """The half of an exchange that gets its answer; `Exchanging` adds the half that asks.
 
@@ -50,11 +55,11 @@ class Answering:
     _held: list[tuple[Head | None, bytes, bool] | UpstreamError] | None = None
     _number, _turn = -1, 0
     _takes_upload = _paused = _is_sent = _is_streamed = False
-    _answering = _ended = _chunked = _flows = _tunnel = _marked = False
+    _answering = _ended = _chunked = _may_flow = _flows = _tunnel = False
     _framed = True
     _window = b"\n"
     _upload_limit = deadline = NEVER
-    _sent = _received = 0
+    _sent = _received = _seen = 0
     _overhead = 0.0
 
     def __init__(self, house: House, client: Client, asked: Asked) -> None:
@@ -63,6 +68,7 @@ class Answering:
         self.id = exchange_id = house.new_id()
         self._recording = Recording(house, exchange_id, asked, started)
         self._close = not asked.head.keep_alive
+        self._ends = asked.provider.ends_stream
         house.active.add(self)
 
     # --- what the half that asks does -----------------------------------------------------------------
@@ -112,21 +118,22 @@ class Answering:
             self._fail()
 
     def on_chunk(self, framed: bytes, piece: bytes) -> None:
-        """A further piece of a stream: what `_take` does with one, in the fewest steps."""
-        if self._ended or not self._flows or self._held is not None:
+        """A further piece of a stream: what `_take` does with one, in the fewest steps. That it came is seen by
+        `tick`."""
+        if not self._flows:
             self.on_data(None, piece, False)
             return
         try:
-            now = time.perf_counter()
-            self._wait(self._timeouts.idle, now)
-            self._recording.piece(piece, now)
-            is_whole = self._is_whole(piece)
+            self._recording.further(piece)
             if self._taker is not None:
                 framed = self._without_usage(framed, piece, self._taker)
-            if is_whole and self._recording.is_large:
-                self._hold_back(framed)
-                return
-            if is_whole:
+            window = self._window + piece
+            if not self._ends(window):
+                self._window = window[-WINDOW:]
+            elif self._is_whole(piece):
+                if self._recording.is_large:
+                    self._hold_back(framed)
+                    return
                 self._record_end(self._recording.outcome_by_status, complete=True)
             if framed:
                 self._client.write(framed)
@@ -187,6 +194,7 @@ class Answering:
             self._end(self._recording.outcome_by_status, complete=True, last_received=now)
         else:
             self._wait(self._timeouts.idle, now)
+            self._flows = self._may_flow and bool(piece)  # from here on `on_chunk` does it
             if self._recording.streamed and self._is_whole(piece):
                 if self._recording.is_large:
                     self._hold_back(out)
@@ -209,7 +217,7 @@ class Answering:
             self._blanker = None  # an answer, not an error that quotes the request
         if not self._recording.streamed or head.length is not None or b"content-encoding" in head.first:
             self._taker = None  # nothing that it could read, or whose length it could change
-        self._flows = self._chunked and self._recording.streamed and self._blanker is None
+        self._may_flow = self._chunked and self._recording.streamed and self._blanker is None
         return wire.answer_head(head, self._own_lines(), chunked=self._chunked, close=self._close)
 
     def _frame(self, head: Head) -> None:
@@ -248,13 +256,12 @@ class Answering:
 
     def _is_whole(self, piece: bytes) -> bool:
         """Whether the client may take the stream for whole now: its last event has begun, and a line is full."""
-        if not self._marked:
-            window = self._window + piece
-            if not self._asked.provider.ends_stream(window):
-                self._window = window[-WINDOW:]
-                return False
-            self._marked = True
-        return self._marked and piece.endswith((b"\n", b"\r"))
+        window = self._window + piece
+        if not self._ends(window):
+            self._window = window[-WINDOW:]
+            return False
+        self._ends = _has_ended
+        return piece.endswith((b"\n", b"\r"))
 
     def _wait(self, seconds: float, now: float) -> None:
         total = self._timeouts.total
@@ -262,6 +269,9 @@ class Answering:
 
     def tick(self, now: float) -> None:
         """Called about every quarter of a second; `now` as `time.perf_counter()`."""
+        if self._flows and self._recording.passed != self._seen:
+            self._seen = self._recording.passed
+            self._wait(self._timeouts.idle, now)
         if now <= self.deadline or self._ended:
             return
         self.deadline = NEVER
@@ -293,7 +303,7 @@ class Answering:
         """What tells the client that a large stream is whole leaves when a thread has written the stream down. What
         comes from the upstream meanwhile waits behind it."""
         held: list[tuple[Head | None, bytes, bool] | UpstreamError] = []
-        self._held, self.deadline = held, NEVER
+        self._held, self._flows, self.deadline = held, False, NEVER
         if self._call is not None:
             self._call.pause()
 
@@ -301,6 +311,7 @@ class Answering:
             self._held = None
             if self._ended:
                 return
+            self._flows = self._may_flow
             self._wait(self._timeouts.idle, time.perf_counter())
             self._client.write(out)
             if self._call is not None and not self._paused:
@@ -335,7 +346,8 @@ class Answering:
         self._recording.end(outcome, complete=complete, attempt=self._attempt, failures=self._failures)
 
     def _end(self, outcome: Outcome, *, complete: bool, last_received: float | None = None) -> None:
-        self._ended, self._call = True, None  # a call knows its sink: left alone, only the collector frees the two
+        self._ended, self._flows = True, False
+        self._call = None  # a call knows its sink: left alone, only the collector frees the two
         self._house.active.discard(self)
         if self._attempts is not None or self._seats:
             self._let_go()

@@ -74,7 +74,7 @@ class Recording:
     _end: End | None = None
     _is_recorded = _is_begun_aside = False
     _answer: Head | None = None
-    _request_bytes = _passed = _ended_at = status = 0
+    _request_bytes = passed = _ended_at = status = 0
     _first_piece: float | None = None
     _tunnel: str | None = None
     streamed = False
@@ -84,6 +84,7 @@ class Recording:
         self._books, self._id, self._asked, self._started = books, exchange_id, asked, started
         self._secrets = asked.secrets
         self._pieces: list[bytes] = []
+        self._limit = books.record_bytes
 
     # --- the request -----------------------------------------------------------------------------
 
@@ -211,12 +212,15 @@ class Recording:
         """A piece of the answer's body; `now` as `time.perf_counter()`."""
         if self._first_piece is None:
             self._first_piece = now
-        before, limit = self._passed, self._books.record_bytes
-        passed = self._passed = before + len(piece)
-        if passed <= limit:
+        self.further(piece)
+
+    def further(self, piece: bytes) -> None:
+        """A piece that is not the first."""
+        passed = self.passed = self.passed + len(piece)
+        if passed <= self._limit:
             self._pieces.append(piece)
-        elif before < limit:
-            self._pieces.append(piece[: limit - before])
+        elif passed - len(piece) < self._limit:
+            self._pieces.append(piece[: self._limit - passed])
 
     def tunnelled(self, sent: int, received: int) -> None:
         """How many bytes went through a tunnel in each direction, instead of a body."""
@@ -236,11 +240,11 @@ class Recording:
         if self._begin is None:
             return
         if self._end is not None:
-            if self._passed == self._ended_at:
+            if self.passed == self._ended_at:
                 return
             if self._end.complete:  # the client had its answer: the rest is an epilogue
                 outcome, complete = self.outcome_by_status, True
-        self._ended_at = self._passed
+        self._ended_at = self.passed
         self._end = end = self._make_end(outcome, complete, attempt, failures)
         if self._is_recorded:
             self._books.capture.end(end)
@@ -248,8 +252,8 @@ class Recording:
     @property
     def is_large(self) -> bool:
         """Whether writing the answer down would hold up everybody else."""
-        size = min(self._passed, self._books.record_bytes)
-        return size >= LARGE and self._is_recorded and self._passed != self._ended_at
+        size = min(self.passed, self._books.record_bytes)
+        return size >= LARGE and self._is_recorded and self.passed != self._ended_at
 
     def end_aside(
         self, outcome: Outcome, attempt: Attempt | None, failures: tuple[str, ...], then: Callable[[], None]
@@ -258,7 +262,7 @@ class Recording:
 
         def written(end: Record | StoreUnavailable) -> None:
             if isinstance(end, End):
-                self._end, self._ended_at = end, self._passed
+                self._end, self._ended_at = end, self.passed
             then()
 
         begin = self._begin
@@ -270,9 +274,9 @@ class Recording:
         self, outcome: Outcome, complete: bool, attempt: Attempt | None, failures: tuple[str, ...]
     ) -> End:
         pieces, answer, secrets = self._pieces, self._answer, self._secrets
-        raw = pieces[0] if len(pieces) == 1 else b"".join(pieces) if self._passed < LARGE else join(pieces)
+        raw = pieces[0] if len(pieces) == 1 else b"".join(pieces) if self.passed < LARGE else join(pieces)
         headers = {} if answer is None else kept_headers(answer.first, secrets)
-        cut, coding = self._passed > len(raw), headers.get("content-encoding")
+        cut, coding = self.passed > len(raw), headers.get("content-encoding")
         plain: bytes | None = raw
         if coding is None:
             kept, encoding_kept = self._keep(raw, cut=cut or not complete), True

@@ -21,6 +21,9 @@ from gateway.upstreams.shapes import Shapes
 IDLE_SECONDS = 30.0
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 MAX_HEAD_BYTES = 256 * 1024
+_MANY = 8192
+_SIZES: list[bytes | None] = [None, *(b"%x" % length for length in range(1, _MANY))]
+"""What stands before a chunk of so many bytes; one of none is no chunk but the end."""
 LARGE_BODY = 256 * 1024
 """Written for itself: a copy behind its head would cost more than a second call."""
 
@@ -120,12 +123,19 @@ class HttpConnection(asyncio.Protocol):
         if call is None:  # bytes that nobody asked for
             self.close()
             return
-        if not self._answered and self._is_usual(call, data):
-            return
-        if self._tunnel:
+        if self._between_chunks:
+            # One chunk, as servers flush the events of a stream, is handed on as it is: the parser, which stands
+            # between two chunks, need not see it.
+            size, _, rest = data.partition(b"\r\n")
+            piece = rest.removesuffix(b"\r\n")
+            length = len(piece)
+            if piece is not rest and length < _MANY and size == _SIZES[length]:
+                call.sink.on_chunk(data, piece)
+                return
+        elif self._tunnel:
             call.sink.on_data(None, data, False)
             return
-        if self._between_chunks and self._is_one_chunk(call, data):
+        elif not self._answered and self._is_usual(call, data):
             return
         if not self._in_body:
             self._answered, self._opening = True, self._opening + data
@@ -162,16 +172,6 @@ class HttpConnection(asyncio.Protocol):
         self._rests_for, self._keep = head.first.get(b"keep-alive"), True
         self._finish(call)
         call.sink.on_data(head, body, True)
-        return True
-
-    def _is_one_chunk(self, call: Served, data: bytes) -> bool:
-        """Whether `data` is one chunk, as servers flush the events of a stream; then it is handed on as it is,
-        and the parser, which stands between two chunks, need not see it."""
-        at = data.find(b"\r\n", 0, 10)
-        length = len(data) - at - 4
-        if at < 1 or length < 1 or data[:at] != b"%x" % length or not data.endswith(b"\r\n"):
-            return False
-        call.sink.on_chunk(data, data[at + 2 : -2])
         return True
 
     def _deliver(self, call: Served) -> None:

@@ -117,21 +117,25 @@ async def test_one_that_dies_before_its_first_byte_is_asked_once(tmp_path: Path)
 # --- an answer that stops ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("events", [1, 4])
 @story
-async def test_a_stream_that_stalls_is_cut_and_flagged(tmp_path: Path) -> None:
+async def test_a_stream_that_stalls_is_cut_and_flagged(tmp_path: Path, events: int) -> None:
     gone = asyncio.Event()
 
     async def stalling(told: Upstream, wire: Wire) -> None:
         await told.asked(wire)
-        await wire.send(STREAM + chunk(EVENT))
+        await wire.send(STREAM)
+        for _ in range(events):
+            await wire.send(chunk(EVENT))
+            await asyncio.sleep(0.1)
         if await wire.ends():
             gone.set()
 
     async with upstream(stalling) as up, relay(tmp_path, openai(up), routes=impatient(idle=0.4)) as gateway:
         answer = await gateway.ask(request(CHAT))
-        assert (answer.status, answer.body, answer.complete) == (200, EVENT, False)
+        assert (answer.status, answer.body, answer.complete) == (200, EVENT * events, False)
         row = await gateway.row()
-        assert (row.complete, row.error_type, row.response) == (False, "upstream_timeout", EVENT)
+        assert (row.complete, row.error_type, row.response) == (False, "upstream_timeout", EVENT * events)
         await asyncio.wait_for(gone.wait(), 1)  # and it is not left running
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.errors import UpstreamError
 from gateway.upstreams import Head, Outgoing
@@ -110,3 +113,34 @@ def test_chunks_are_put_together_however_they_are_cut_and_trailers_stay_here(pie
     for sink in asyncio.run(received(*pieces, calls=2)):
         assert (sink.body, sink.done) == (b"hello, dear you!", True)
         assert sink.heads[0].first == {b"transfer-encoding": b"chunked"}
+
+
+TEXTS = st.lists(
+    st.text("ab\r\n0123\n{}", min_size=1, max_size=40).map(str.encode) | st.just(b"x" * 9000), max_size=6
+)
+
+
+@given(TEXTS, st.lists(st.integers(-3, 3), max_size=6))
+def test_events_that_come_one_by_one_are_the_same_as_all_at_once(texts: list[bytes], shifts: list[int]) -> None:
+    """Cut where the chunks end, as servers flush them, or some bytes before or behind."""
+    stream, ends = CHUNKED[: CHUNKED.find(b"\r\n\r\n") + 4], []
+    for place, text in enumerate(texts):
+        ends.append(len(stream) + (shifts[place] if place < len(shifts) else 0))
+        stream += b"%x\r\n%b\r\n" % (len(text), text)
+    stream += b"0\r\n\r\n"
+    pieces = [stream[start:end] for start, end in itertools.pairwise([0, *ends, len(stream)])]
+    for sink in asyncio.run(received(*filter(None, pieces), calls=2)):
+        assert (sink.body, sink.done) == (b"".join(texts), True)
+
+
+@pytest.mark.parametrize("after", [b"0\r\n\r\n", b"5\r\nhell", b"5\r\nhello", b"\r\n", b"\r\n\r\n"])
+def test_what_is_no_whole_chunk_is_the_parsers(after: bytes) -> None:
+    """A last chunk is no event, a part of one waits for its rest, and what is malformed ends the answer."""
+    answer = CHUNKED[: CHUNKED.find(b"0A")]
+    if after.startswith(b"\r"):
+        with pytest.raises(UpstreamError, match="not valid HTTP"):
+            asyncio.run(received(answer, after))
+        return
+    (sink,) = asyncio.run(received(answer, after))
+    assert sink.done is after.startswith(b"0")
+    assert sink.body == b"hello" + (b"" if sink.done else after[3:])
