@@ -89,7 +89,7 @@ class Sink(Protocol):
         ...
 
     def on_chunk(self, framed: bytes, piece: bytes) -> None:
-        """`on_data` for a further piece that came as one whole chunk: `framed` is that chunk as it came."""
+        """`on_data` for a further piece that came in whole chunks: `framed` is those chunks as they came."""
         ...
 
     def on_interim(self, head: Head) -> None:

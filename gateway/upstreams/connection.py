@@ -21,9 +21,9 @@ from gateway.upstreams.shapes import Shapes
 IDLE_SECONDS = 30.0
 SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 MAX_HEAD_BYTES = 256 * 1024
-_MANY = 8192
-_SIZES: list[bytes | None] = [None, *(b"%x" % length for length in range(1, _MANY))]
-"""What stands before a chunk of so many bytes; one of none is no chunk but the end."""
+_LAST = b"\r\n0\r\n\r\n"
+_SIZES = {length: b"%x" % length for length in range(1, 8192)}
+"""What stands before a chunk of so many bytes."""
 LARGE_BODY = 256 * 1024
 """Written for itself: a copy behind its head would cost more than a second call."""
 
@@ -128,15 +128,21 @@ class HttpConnection(asyncio.Protocol):
             # between two chunks, need not see it.
             size, _, rest = data.partition(b"\r\n")
             piece = rest.removesuffix(b"\r\n")
-            length = len(piece)
-            if piece is not rest and length < _MANY and size == _SIZES[length]:
+            if piece is not rest and size == _SIZES.get(len(piece)):
                 call.sink.on_chunk(data, piece)
                 return
+            if piece is not rest:
+                data = self._without_whole_chunks(call, data)
+                if not data or self._call is not call:
+                    return
         elif self._tunnel:
             call.sink.on_data(None, data, False)
             return
         elif not self._answered and self._is_usual(call, data):
             return
+        self._parse(call, data)
+
+    def _parse(self, call: Served, data: bytes) -> None:
         if not self._in_body:
             self._answered, self._opening = True, self._opening + data
         self._quiet_bytes += len(data)
@@ -173,6 +179,18 @@ class HttpConnection(asyncio.Protocol):
         self._finish(call)
         call.sink.on_data(head, body, True)
         return True
+
+    @staticmethod
+    def _without_whole_chunks(call: Served, data: bytes) -> bytes:
+        """What the parser has to see of bytes that end a line: several chunks without line ends in them are handed
+        on at once, as they are; a last one of none is left."""
+        chunks = data[: -len(_LAST) + 2] if data.endswith(_LAST) else data
+        lines = chunks.split(b"\r\n")
+        pieces = lines[1::2]
+        if lines[:-1:2] != list(map(_SIZES.get, map(len, pieces))):
+            return data
+        call.sink.on_chunk(chunks, b"".join(pieces))
+        return data[len(chunks) :]
 
     def _deliver(self, call: Served) -> None:
         head, pieces, done = self._head, self._pieces, self._complete
