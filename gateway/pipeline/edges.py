@@ -45,6 +45,7 @@ _ROOT = re.compile(r"(?<![^\s\"'`(\[<=])/\Z")
 _TITLE = re.compile(r"(?<![^\n])#{1,6} \Z")
 _SPEAKER = re.compile(r"(?<!\w)[^\W\d_]+: \Z")
 _UNDER_WAY = re.compile(r"(?<![^ ])[a-z]+ \Z")
+_FENCE = re.compile(r"\s*(```|~~~|\"\"\"|''')\w*\s*")
 _OPENED = re.compile(r"(?<!\w)'")
 _CODE = re.compile(r"\n[ \t]{2,}(?![-*•] )\S|[{};=<>\\]")
 
@@ -223,7 +224,7 @@ def _listed(gap: Gap) -> Gap:
     """Give the values the marker of a list's first item and what ends its last, where further items have both."""
     for start in (*_line_starts(gap.left), *_numbered_starts(gap.left), *_speaker_starts(gap.left)):
         marker = gap.left[start:]
-        if not marker.strip() or marker.startswith("\n"):
+        if not marker.strip() or marker.startswith("\n") or _FENCE.fullmatch(marker):
             continue
         ends = _ends_of_items(marker, gap.values, _before(gap.left[:start]))
         if ends:

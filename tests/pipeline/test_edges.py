@@ -154,6 +154,12 @@ def test_a_label_that_values_quote_begins_no_list() -> None:
     assert edges(settled(gap(left, values, "\nAnswer:"))) == (left, "\nAnswer:")
 
 
+def test_a_fence_begins_no_list_though_values_hold_blocks_of_code() -> None:
+    values = ["Call it:\n\n```\nrun()\n```\nand wait", "Nothing works", "Try\n\n```\nls -l\n```\nfirst"]
+    fenced = gap("Sum up the text in backticks.\n\n```\n", values, "\n```\nBe brief.")
+    assert settled(fenced) == fenced
+
+
 def test_a_dialogue_may_begin_within_a_line() -> None:
     turns = ["Hi\nAgent: Yes?\nUser: My card is gone\nAgent: I see", "Help\nAgent: Yes?\nUser: Stop it", "Hello"]
     chat = settled(gap("<chat>User: ", turns, "</chat>\nIs the user angry?"))
