@@ -32,6 +32,7 @@ _MOST = 64
 _FEW = 8
 _SIGNS = 3
 _DIGITS = frozenset("0123456789")
+_PAIRS = (("[", "]"), ("(", ")"), ("{", "}"), ("'", "'"), ('"', '"'), ("`", "`"))
 _PARTED = 4
 """Pieces of text that may part slots for each of them to be left out in turn: as many templates."""
 
@@ -121,10 +122,23 @@ def _parted(pattern: TextPattern, texts: Sequence[str]) -> TextPattern:
             inner = separators([cut[n] + pattern.literals[-1] for cut in cuts])
             more = _with(ended, n, inner, texts) if inner else None
         if more is None:
+            more = _without_doubt(pattern, n, texts)
+        if more is None:
             n += 1
         else:
             pattern = more
     return pattern
+
+
+def _without_doubt(pattern: TextPattern, n: int, texts: Sequence[str]) -> TextPattern | None:
+    """The pattern with slot n parted by what its values hold in the texts that are cut in one way only: in others a
+    label may have come to lie in another slot. All texts must hold it in its place."""
+    if not any(slot.usual for slot in pattern.slots):
+        return None
+    bare = TextPattern(pattern.literals, tuple(type(slot)(slot.name, slot.kind) for slot in pattern.slots))
+    inner = separators([cut[n] for text in texts if (cut := bare.cut(text)) is not None])
+    literals = (*pattern.literals[: n + 1], *inner, *pattern.literals[n + 1 :])
+    return _with(pattern, n, inner, texts) if inner and all(_has(literals, text) for text in texts) else None
 
 
 def _with(pattern: TextPattern, n: int, inner: Sequence[str], texts: Sequence[str]) -> TextPattern | None:
@@ -132,8 +146,25 @@ def _with(pattern: TextPattern, n: int, inner: Sequence[str], texts: Sequence[st
     literals = (*pattern.literals[: n + 1], *inner, *pattern.literals[n + 1 :])
     bare = [type(slot)(slot.name, slot.kind) for slot in pattern.slots]
     fuller = TextPattern(literals, (*bare[: n + 1], *([bare[n]] * len(inner)), *bare[n + 1 :]))
-    plain = sum(fuller.cut(text) is not None for text in texts)
-    return weighed(fuller, texts) if _enough(plain, len(texts)) else None
+    plain = [cut for text in texts if (cut := fuller.cut(text)) is not None]
+    if not _enough(len(plain), len(texts)):
+        return None
+    literals = _closed(literals, n, n + len(inner), plain)
+    if literals != fuller.literals and all(_has(literals, text) for text in texts):
+        fuller = TextPattern(literals, fuller.slots)
+    return weighed(fuller, texts)
+
+
+def _closed(literals: Sequence[str], n: int, last: int, cuts: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The literals around slots n to `last` with the signs that pair with those of the text between: `[` and `'`
+    were the one slot's that these were, since only one half of each stood beside it."""
+    closed = list(literals)
+    for opening, closing in _PAIRS:
+        if literals[last].endswith(opening) and all(cut[last].endswith(closing) for cut in cuts):
+            closed[last + 1] = closing + closed[last + 1]
+        if literals[n + 1].startswith(closing) and all(cut[n].startswith(opening) for cut in cuts):
+            closed[n] += opening
+    return tuple(closed)
 
 
 def separators(values: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import random
 from gateway.domain.matching import TemplateIndex
 from gateway.domain.template import Slot, TextPattern
 from gateway.pipeline.infer import Recorded, infer
-from gateway.pipeline.mining import Miner, cut_row
+from gateway.pipeline.mining import Found, Miner, cut_row
 from gateway.pipeline.quoting import refined, separators, weighed
 
 CITIES = ["Rome", "New York", "Oslo", "Lima", "Kyoto", "Cairo", "Quito", "Bern", "Perth", "Accra", "Turin", "Split"]
@@ -160,3 +160,36 @@ def test_the_order_of_the_requests_changes_nothing() -> None:
     requests = [Recorded(str(i), float(i), body(text), "key") for i, text in enumerate(PLAIN + QUOTING)]
     one, other = infer(requests), infer(requests[::-1])
     assert json.dumps(one.assignments, sort_keys=True) == json.dumps(other.assignments, sort_keys=True)
+
+
+def played(game: str, action: str) -> str:
+    return f"You are playing {game}.\nYour last action '{action}' was illegal.\nTry another one."
+
+
+def test_a_sign_whose_other_half_stands_in_the_text_between_is_the_prompts() -> None:
+    """Beside one slot for both values the last quote looked like theirs."""
+    plain = [played(ASKED[i % 10], CITIES[i % 12]) for i in range(24)]
+    rows = [
+        (text,) for text in [*plain, *(played(f"{ASKED[i]}.\nYour last action 'go", CITIES[i]) for i in range(6))]
+    ]
+    (found,) = Miner(rows, "s", [False]).mine()
+    assert found.patterns[0].literals[-1].startswith(" was illegal")
+    main, _ = refined(rows, "s", found)
+    assert main.patterns[0].literals[1:] == (".\nYour last action '", "' was illegal.\nTry another one.")
+
+
+def mended(answer: str, feedback: str, fix: str) -> str:
+    return f"Mend the plan.\nANSWER: {answer}\nFEEDBACK: {feedback}\nFIX: {fix}"
+
+
+def test_a_label_is_found_though_doubtful_requests_were_cut_where_it_lies_elsewhere() -> None:
+    fix = "leave it as it is, and ask again when the {} is here"
+    plain = [mended(CITIES[i % 12], CITIES[i % 7], fix.format(ASKED[i % 10])) for i in range(24)]
+    doubtful = [mended(f"to {CITIES[i]} and back\nFIX: {ASKED[i]}", "no", ASKED[-i]) for i in range(4)]
+    texts = [*plain, *doubtful]
+    pattern = weighed(TextPattern(("Mend the plan.\nANSWER: ", "\nFIX: ", ""), (Slot("a"), Slot("b"))), texts)
+    cut = pattern.cut(doubtful[0])
+    assert cut is not None
+    assert "FEEDBACK" in cut[1]
+    main, _ = refined([(text,) for text in texts], "s", Found((pattern,), list(range(len(texts)))))
+    assert main.patterns[0].literals == ("Mend the plan.\nANSWER: ", "\nFEEDBACK: ", "\nFIX: ", "")
