@@ -215,7 +215,7 @@ class Recording:
         self.further(piece)
 
     def further(self, piece: bytes) -> None:
-        """A piece that is not the first."""
+        """The same for a piece that is not the first."""
         passed = self.passed = self.passed + len(piece)
         if passed <= self._limit:
             self._pieces.append(piece)
