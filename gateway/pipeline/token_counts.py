@@ -67,12 +67,12 @@ def _own(model: str) -> Tokenizer | None:
 
 def _file(model: str) -> Path | None:
     """Where `tokenizer.json` of a folder or of a hub name is."""
-    if (file := Path(model) / "tokenizer.json").is_file():
-        return file
     hub = _imported("huggingface_hub")
     try:
+        if (file := Path(model) / "tokenizer.json").is_file():
+            return file
         cached = hub.try_to_load_from_cache(model, "tokenizer.json") if hub else None
-    except ValueError:  # no name of the hub
+    except (OSError, ValueError):  # no name of a file, or none of the hub
         return None
     return Path(cached) if isinstance(cached, str) else None
 

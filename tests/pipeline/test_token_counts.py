@@ -88,7 +88,7 @@ def test_a_hub_name_counts_if_its_files_were_fetched_before(model: str, monkeypa
         return str(Path(model) / file) if name == "some/model" else None
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(try_to_load_from_cache=cached))
-    found = tokenizer_of(config("/no/such/folder", "other/model", "some/model"), "mail")
+    found = tokenizer_of(config("/no/such/folder", "long" * 2000, "other/model", "some/model"), "mail")
     assert found is not None
     assert found.name == "the tokenizer of some/model"
 
