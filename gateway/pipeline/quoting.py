@@ -80,9 +80,14 @@ def _less_one(
                 yield (*patterns[:n], weighed(_joined(pattern, i), texts[n]), *patterns[n + 1 :])
 
 
+def _bare(pattern: TextPattern) -> TextPattern:
+    """The pattern without what is known of its values: it cuts what can be cut in one way only."""
+    return TextPattern(pattern.literals, tuple(type(slot)(slot.name, slot.kind) for slot in pattern.slots))
+
+
 def _joined(pattern: TextPattern, i: int) -> TextPattern:
     """The pattern without its literal `i`, whose two slots become one."""
-    slots = [type(slot)(slot.name, slot.kind) for slot in pattern.slots]
+    slots = list(_bare(pattern).slots)
     slots[i - 1 : i + 1] = [type(slots[i])(slots[i - 1].name)]
     return TextPattern((*pattern.literals[:i], *pattern.literals[i + 1 :]), tuple(slots))
 
@@ -135,7 +140,7 @@ def _without_doubt(pattern: TextPattern, n: int, texts: Sequence[str]) -> TextPa
     label may have come to lie in another slot. All texts must hold it in its place."""
     if not any(slot.usual for slot in pattern.slots):
         return None
-    bare = TextPattern(pattern.literals, tuple(type(slot)(slot.name, slot.kind) for slot in pattern.slots))
+    bare = _bare(pattern)
     inner = separators([cut[n] for text in texts if (cut := bare.cut(text)) is not None])
     literals = (*pattern.literals[: n + 1], *inner, *pattern.literals[n + 1 :])
     return _with(pattern, n, inner, texts) if inner and all(_has(literals, text) for text in texts) else None
@@ -144,7 +149,7 @@ def _without_doubt(pattern: TextPattern, n: int, texts: Sequence[str]) -> TextPa
 def _with(pattern: TextPattern, n: int, inner: Sequence[str], texts: Sequence[str]) -> TextPattern | None:
     """The pattern with slot n parted by these pieces, where that cuts all texts, enough of them in one way."""
     literals = (*pattern.literals[: n + 1], *inner, *pattern.literals[n + 1 :])
-    bare = [type(slot)(slot.name, slot.kind) for slot in pattern.slots]
+    bare = _bare(pattern).slots
     fuller = TextPattern(literals, (*bare[: n + 1], *([bare[n]] * len(inner)), *bare[n + 1 :]))
     plain = [cut for text in texts if (cut := fuller.cut(text)) is not None]
     if not _enough(len(plain), len(texts)):

@@ -169,9 +169,8 @@ def played(game: str, action: str) -> str:
 def test_a_sign_whose_other_half_stands_in_the_text_between_is_the_prompts() -> None:
     """Beside one slot for both values the last quote looked like theirs."""
     plain = [played(ASKED[i % 10], CITIES[i % 12]) for i in range(24)]
-    rows = [
-        (text,) for text in [*plain, *(played(f"{ASKED[i]}.\nYour last action 'go", CITIES[i]) for i in range(6))]
-    ]
+    quoting = [played(f"{ASKED[i]}.\nYour last action 'go", CITIES[i]) for i in range(6)]
+    rows = [(text,) for text in plain + quoting]
     (found,) = Miner(rows, "s", [False]).mine()
     assert found.patterns[0].literals[-1].startswith(" was illegal")
     main, _ = refined(rows, "s", found)
