@@ -127,10 +127,7 @@ class Answering:
             self._recording.further(piece)
             if self._taker is not None:
                 framed = self._without_usage(framed, piece, self._taker)
-            window = self._window + piece
-            if not self._ends(window):
-                self._window = window[-WINDOW:]
-            elif self._is_whole(piece):
+            if self._is_whole(piece):
                 if self._recording.is_large:
                     self._hold_back(framed)
                     return

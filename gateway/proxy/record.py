@@ -84,7 +84,6 @@ class Recording:
         self._books, self._id, self._asked, self._started = books, exchange_id, asked, started
         self._secrets = asked.secrets
         self._pieces: list[bytes] = []
-        self._limit = books.record_bytes
 
     # --- the request -----------------------------------------------------------------------------
 
@@ -216,11 +215,12 @@ class Recording:
 
     def further(self, piece: bytes) -> None:
         """The same for a piece that is not the first."""
-        passed = self.passed = self.passed + len(piece)
-        if passed <= self._limit:
+        before, limit = self.passed, self._books.record_bytes
+        passed = self.passed = before + len(piece)
+        if passed <= limit:
             self._pieces.append(piece)
-        elif passed - len(piece) < self._limit:
-            self._pieces.append(piece[: self._limit - passed])
+        elif before < limit:
+            self._pieces.append(piece[: limit - before])
 
     def tunnelled(self, sent: int, received: int) -> None:
         """How many bytes went through a tunnel in each direction, instead of a body."""

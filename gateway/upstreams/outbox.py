@@ -30,7 +30,6 @@ class Outbox:
         self._later: list[Callable[[], None]] = []
         self._size = 0
         self._is_due = False
-        self._call_soon: Callable[[Callable[[], None]], object] | None = None
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         """Let this leave at the end of the turn; nothing is sent to a transport that is closed by then."""
@@ -56,9 +55,7 @@ class Outbox:
     def flush_soon(self) -> None:
         """End the turn when all that came with it has been looked at."""
         self._is_due = True
-        if self._call_soon is None:
-            self._call_soon = asyncio.get_running_loop().call_soon
-        self._call_soon(self.end_turn)
+        asyncio.get_running_loop().call_soon(self.end_turn)
 
     def flush(self) -> None:
         """Send what waits, now. Whoever closes a transport calls this first."""
