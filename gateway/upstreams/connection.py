@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import os
 import ssl
 import time
@@ -14,7 +13,8 @@ from typing import Protocol
 import httptools
 
 from gateway.errors import UpstreamBroken, UpstreamError
-from gateway.upstreams import NOTED, Head, Headers, Outgoing, Sink, header_lines
+from gateway.upstreams import Head, Outgoing, Sink, header_lines
+from gateway.upstreams.answer_lines import has_plain_lines, headers_of, lower, noted, status_line
 from gateway.upstreams.outbox import Outbox
 from gateway.upstreams.shapes import Shapes
 
@@ -253,7 +253,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _frame(self, status: int) -> Head:
         """The head with its body's length, where it is known, and whether the end is marked (RFC 9112, 6.3)."""
-        first = _noted(self._lines)
+        first = noted(self._lines)
         length = first.get(b"content-length")
         chunked = b"transfer-encoding" in first
         self._framed = chunked or length is not None or status in (204, 304)
@@ -262,13 +262,13 @@ class HttpConnection(asyncio.Protocol):
         known = int(length) if length is not None and not chunked else None
         opening, self._opening = self._opening, b""
         raw = opening[: opening.find(b"\r\n\r\n")]
-        is_usual = raw.startswith(_status_line(status))
-        if is_usual and raw.count(b"\n") == len(set(_lower(names := tuple(self._lines)))):  # each once, on one line
+        is_usual = raw.startswith(status_line(status))
+        if is_usual and raw.count(b"\n") == len(set(lower(names := tuple(self._lines)))):  # each once, on one line
             if status == 200:
                 self._pool.shapes.met(names, first)
             return Head(status, raw, first, known, plain=True)
-        if not is_usual or not _has_plain_lines(raw):
-            raw = b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(_headers(opening))
+        if not is_usual or not has_plain_lines(raw):
+            raw = b"HTTP/1.1 %d %b" % (status, self._reason) + header_lines(headers_of(opening))
         return Head(status, raw, first, known)
 
     def on_chunk_header(self) -> None:
@@ -289,7 +289,7 @@ class HttpConnection(asyncio.Protocol):
             self._complete = True
             self._keep = self._framed and self._parser.should_keep_alive()  # only known in here
         else:  # an interim answer (1xx); the real one follows
-            status, headers, reason = self._parser.get_status_code(), _headers(self._opening), self._reason
+            status, headers, reason = self._parser.get_status_code(), headers_of(self._opening), self._reason
             opening = self._opening.partition(b"\r\n\r\n")[2]
             self._reset(reused=self._reused)
             self._answered, self._opening = True, opening
@@ -347,48 +347,6 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is not None:
             self._pool.outbox.flush()
             self._transport.close()
-
-
-class _Listed:
-    """What llhttp tells of one head, every line of it."""
-
-    def __init__(self) -> None:
-        self.headers: Headers = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
-
-
-def _headers(opening: bytes) -> Headers:
-    """All headers of the head that an answer begins with, which llhttp has read before."""
-    listed = _Listed()
-    head, mark, _ = opening.partition(b"\r\n\r\n")
-    with contextlib.suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
-        httptools.HttpResponseParser(listed).feed_data(head + mark)
-    return listed.headers
-
-
-def _noted(lines: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    first: dict[bytes, bytes] = {}
-    for name, value in zip(_lower(tuple(lines)), lines.values(), strict=True):
-        if name in NOTED and name not in first:  # one name can come in two spellings
-            first[name] = value
-    return first
-
-
-@functools.lru_cache(256)
-def _lower(names: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    return tuple(name.lower() for name in names)
-
-
-@functools.lru_cache(1024)
-def _status_line(status: int) -> bytes:
-    return b"HTTP/1.1 %d" % status
-
-
-def _has_plain_lines(raw: bytes) -> bool:
-    """Whether each header stands on one line that ends as it should."""
-    return raw.count(b"\n") == raw.count(b"\r\n") and b"\n " not in raw and b"\n\t" not in raw
 
 
 def _request_bytes(host_line: bytes, request: Outgoing, length: int | None) -> bytes:
