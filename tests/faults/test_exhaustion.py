@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -208,8 +209,14 @@ def silent_names(tmp_path: Path) -> Iterator[Callable[[], None]]:
         libc = ctypes.CDLL(None)
         if libc.unshare(new_mounts) or libc.mount(b"none", b"/", None, recursive_private, None):
             raise OSError("no mount namespace can be had")
-        libc.mount(bytes(told), b"/etc/resolv.conf", None, bind, None)
+        if libc.mount(bytes(told), b"/etc/resolv.conf", None, bind, None):
+            raise OSError("nothing can be put in the place of resolv.conf")
 
+    try:
+        subprocess.run(["true"], preexec_fn=before, check=True)
+    except subprocess.SubprocessError:
+        server.close()
+        pytest.skip("no mount namespace can be had, as in most containers")
     yield before
     server.close()
 
