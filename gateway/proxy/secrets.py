@@ -102,8 +102,7 @@ def blank_out(data: bytes, secrets: Iterable[bytes], *, cut: bool = False) -> by
     if len(data) > _STEP and not cut and not _any_stands_in(data, secrets):
         return data
     for form in chain.from_iterable(map(_forms, secrets)):
-        if form in data:
-            data = data.replace(form, b"*" * len(form))
+        data = data.replace(form, b"*" * len(form))  # the same object where there is none
         if cut:
             data = _blank_tail(data, form)
     return data
