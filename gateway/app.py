@@ -28,6 +28,8 @@ from gateway.errors import ConfigError, UnpromptError
 from gateway.feedback import FeedbackDesk
 from gateway.files import fingerprint
 from gateway.loopback import asking_through
+from gateway.matches import FILE as MATCHES
+from gateway.matches import matches
 from gateway.metrics import LoopWatch, Metrics, Sheet
 from gateway.pipeline.asking import Asking
 from gateway.pipeline.cycle import Workshop
@@ -117,11 +119,8 @@ def build_switchboard(files: Files, config: Config) -> tuple[Switchboard, dict[s
     kept_back = withheld(config.store.home)
     more_audits = raised(config.store.home)
     switchboard = Switchboard.build(table, [], kept_back, more_audits)
-    tasks = {name.partition("@")[0] for name in table.strips()}
-    tasks |= {route.match.task for route in table.routes if route.match.task is not None}
-    if tasks:
-        templates = _templates(places.store, sorted(tasks))
-        switchboard = Switchboard.build(table, templates, kept_back, more_audits)
+    if _has_tasks(table):
+        switchboard = Switchboard.build(table, _templates(places.store), kept_back, more_audits)
         for path, target in targets:
             if target.strip is not None and target.strip not in switchboard.by_name:
                 reason = f"no template {target.strip}; 'unprompt tasks' lists the templates that there are"
@@ -131,13 +130,18 @@ def build_switchboard(files: Files, config: Config) -> tuple[Switchboard, dict[s
     return switchboard, models
 
 
-def _templates(file: Path, tasks: list[str]) -> list[PromptTemplate]:
-    """All versions of these tasks' templates; none where nothing was ever recorded."""
+def _has_tasks(table: RouteTable) -> bool:
+    """Whether it matters to these routes which task a request is of."""
+    return bool(table.strips()) or any(route.match.task is not None for route in table.routes)
+
+
+def _templates(file: Path) -> list[PromptTemplate]:
+    """All of them, since what one would strip may be another's request; none where nothing was ever recorded."""
     if not file.exists():
         return []
     store = SqliteStore(file)
     try:
-        return [template for task in tasks for template in store.templates(task)]
+        return store.templates()
     finally:
         store.close()
 
@@ -200,6 +204,8 @@ class App:
         self._routes_seen, switchboard, self.local.models = loaded.seen, loaded.switchboard, loaded.models
         self._withheld_seen: tuple[int, ...] | None = None
         self._audits_seen: tuple[int, ...] | None = None
+        self._matches_seen: tuple[int, ...] | None = None
+        self._templates_told: dict[str, str] | None = None
         self.metrics.reloaded(switchboard.table, time.time())
         self.house = self._house(switchboard)
         self.house.copied = Copies(self.house, self.metrics.copied).ask
@@ -317,11 +323,11 @@ class App:
 
     async def _watch_routes(self) -> None:
         """Reload when the file changes: by its identity, time and size, which also sees swapped symlinks. And when
-        a template that the routes strip is withheld from now on, or no more."""
+        a template that the routes strip is withheld from now on, or no more, and when there are other templates."""
         while True:
             await tick()
             now = fingerprint(self.files.routes)
-            if now != self._routes_seen or self._is_withheld_anew():
+            if now != self._routes_seen or self._is_withheld_anew() or self._has_other_templates():
                 self._routes_seen = now
                 await self.reload()
             self._take_up_audits()
@@ -338,6 +344,16 @@ class App:
         except ConfigError:
             return True
         return names != self.house.switchboard.withheld
+
+    def _has_other_templates(self) -> bool:
+        """Whether the worker tells of other templates than before, or of other states of them."""
+        now = fingerprint(self.config.store.home / MATCHES)
+        if now == self._matches_seen or not _has_tasks(self.house.switchboard.table):
+            return False
+        self._matches_seen = now
+        told, before = matches(self.config.store.home).states, self._templates_told
+        self._templates_told = told
+        return told != before if before is not None else told.keys() != self.house.switchboard.by_name.keys()
 
     def _take_up_audits(self) -> None:
         """The worker raises and lowers the share of requests that are audited."""

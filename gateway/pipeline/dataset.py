@@ -118,8 +118,8 @@ def scope_of(store: SqliteStore, task: str, policy: TaskPolicy | None = None) ->
     others = sorted((t for t in templates if t is not first), key=lambda t: -t.version)
     tools = frozenset(tool["function"]["name"] for tool in tools_of(store, first))
     return Scope(
-        templates=(first, *others), tools=tools, teacher=teacher, students=students,
-        feedback=_feedback(store.rows("feedback")),
+        templates=(first, *others), kept_back=tuple(template for template in found if template.name in kept_back),
+        tools=tools, teacher=teacher, students=students, feedback=_feedback(store.rows("feedback")),
         answers=closed_set(newest_of(store, first, COMPARED)) if others else None,
         scrub=policy.scrub, max_row_tokens=policy.max_row_tokens,
     )  # fmt: skip

@@ -16,6 +16,7 @@ import msgspec
 from gateway import providers
 from gateway.domain.dataset import Split
 from gateway.domain.exchange import Exchange
+from gateway.domain.matching import TemplateIndex
 from gateway.domain.template import Inputs, PromptTemplate
 from gateway.domain.terms import NOTHING_SAID, Terms
 from gateway.encoding import decoded
@@ -57,11 +58,12 @@ class Teacher(msgspec.Struct, frozen=True):
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a dataset is about: one teacher's answers to one prompt. `templates` begins with the one in use;
-    `students` are the targets of models that we have trained; `answers` are those that are given to the prompt in
-    use, where they are a closed set; `tools` are the names of those that its requests declare; the rest is the
-    task's policy."""
+    `kept_back` are versions that give no rows, though their requests are no other version's; `students` are the
+    targets of models that we have trained; `answers` are those that are given to the prompt in use, where they are
+    a closed set; `tools` are the names of those that its requests declare; the rest is the task's policy."""
 
     templates: tuple[PromptTemplate, ...]
+    kept_back: tuple[PromptTemplate, ...] = ()
     teacher: Teacher
     students: frozenset[str]
     feedback: Mapping[str, dict[str, Any]]
@@ -75,6 +77,19 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def fixed(self) -> dict[str, int]:
         """How many characters of fixed text each template has, by its name."""
         return {template.name: sum(map(len, template.literals)) for template in self.templates}
+
+    @cached_property
+    def index(self) -> TemplateIndex:
+        """All versions, as the relay tells them apart."""
+        return TemplateIndex((*self.templates, *self.kept_back))
+
+    def inputs(self, request: dict[str, Any]) -> Inputs | None:
+        """The inputs of a request as a route that strips would cut it: what another version says more of is none
+        of a wider one."""
+        match = self.index.match(request)
+        if match is None:
+            return self.templates[0].strip(request)
+        return match.inputs if match.template.name in self.fixed else None
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +127,7 @@ def example(exchange: Exchange, scope: Scope) -> Example | str:
         return "recorded without its body"
     body = decoded(exchange.request, exchange.request_headers.get("content-encoding"))
     request = read_chat(body) if body else None
-    inputs = next((i for t in scope.templates if (i := t.strip(request)) is not None), None) if request else None
+    inputs = scope.inputs(request) if request else None
     if request is None or inputs is None:
         return "does not match the template"
     answer = _answer(exchange, scope)

@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.domain import layout
 from gateway.domain.layout import Reader, Unreadable
-from gateway.domain.matching import MIN_FIXED_WORDS, Match
+from gateway.domain.matching import MIN_FIXED_WORDS, Match, fixed_size
 from gateway.domain.pattern import TextPattern
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate
 from gateway.providers.openai import could_hide_keys, read_chat
@@ -99,8 +99,16 @@ class Alike:
         missed = self._missed[name]
         if len(body) <= LARGEST and missed & (missed - 1) == 0:
             known = known_as(body, parsed, match)
-            if known is not None and not any(_could_claim(rival, known) for rival in self._templates):
+            if known is not None and not any(self._rivals(known)):
                 self._known = [known, *self._known][:KNOWN_AT_MOST]
+
+    def _rivals(self, known: Known) -> Iterator[PromptTemplate]:
+        """The templates that would be preferred to the one known, if they matched a request like it."""
+        mine, seen = known.match.template, Reader(known.parsed)
+        least = 0 if any(one.replaces == mine.name for one in self._templates) else fixed_size(mine)
+        for rival in self._templates:
+            if rival.name != mine.name and fixed_size(rival) >= least and _could_claim(rival, known, seen):
+                yield rival
 
 
 def known_as(body: bytes, parsed: dict[str, Any], match: Match) -> Known | None:
@@ -144,11 +152,8 @@ def _stands_there(known: Known) -> bool:
     return found is not None and layout.same(found, known.with_inside(token + "/"))
 
 
-def _could_claim(rival: PromptTemplate, known: Known) -> bool:
-    """Whether another template might match a request like this one, for some value."""
-    if rival.name == known.match.template.name:
-        return False
-    seen = Reader(known.parsed)
+def _could_claim(rival: PromptTemplate, known: Known, seen: Reader) -> bool:
+    """Whether another template might match a request like this one, for some value. `seen`: this one, read."""
     if rival.bucket != seen.bucket or len(rival.head) > seen.count:
         return False
     if len(rival.head) != seen.count and not rival.turns:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.domain.matching import Match, TemplateIndex
+from gateway.domain.matching import Match, TemplateIndex, fixed_size
 from gateway.domain.route import LOCAL, Route, RouteTable, Target
 from gateway.domain.template import Inputs, PromptTemplate
 from gateway.providers.openai import read_chat
@@ -72,7 +72,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Switchboard(msgspec.Struct, frozen=True):
-    """A route table with the templates of its tasks; replaced whole when either changes. `withheld` are the
+    """A route table with all templates; replaced whole when either changes. `withheld` are the
     templates that must not be stripped for now, whatever the table says; `raised` says by candidate
     (`upstream/model`) of how many percent of its answers are audited, where a suspicion asks for more than the
     table does."""
@@ -92,7 +92,7 @@ class Switchboard(msgspec.Struct, frozen=True):
         withheld: Collection[str] = (),
         raised: Mapping[str, float] | None = None,
     ) -> Switchboard:
-        """`templates`: all versions of every task that the table names."""
+        """`templates`: all that there are, since what one would strip may be another one's request."""
         by_name = {template.name: template for template in templates}
         return cls(
             table=table,
@@ -168,7 +168,7 @@ class Switchboard(msgspec.Struct, frozen=True):
         self, target: Target, request: Incoming, parsed: dict[str, Any] | None, match: Match | None
     ) -> Attempt | None:
         """The attempt at this target; None when it strips and the request does not match its template, or another
-        version of it better, or when the template is withheld."""
+        one better, or when the template is withheld."""
         if target.strip is None:
             return _whole(request, target.upstream, target.model or request.model)
         if parsed is None or (target.upstream == LOCAL and not _asks_for_one_text(parsed)):
@@ -179,10 +179,16 @@ class Switchboard(msgspec.Struct, frozen=True):
             return None
         if match is not None and match.template.name == target.strip:
             return _stripped(target, request, match.inputs, parsed)
-        if match is not None and match.template.task == target.strip.partition("@")[0]:
-            return None  # another version says more of it: what that knows as prompt would be input here
+        if match is not None and _says_more(match.template, self.by_name[target.strip]):
+            return None  # what that one knows as prompt would be input here
         inputs = self.by_name[target.strip].strip(parsed)
         return None if inputs is None else _stripped(target, request, inputs, parsed)
+
+
+def _says_more(found: PromptTemplate, wanted: PromptTemplate) -> bool:
+    """Whether a request that matches `found` is none of `wanted`: it is of another version, or there is more fixed
+    text in another task's template."""
+    return found.task == wanted.task or fixed_size(found) > fixed_size(wanted)
 
 
 def _needs_task(route: Route) -> bool:

@@ -18,6 +18,7 @@ from gateway import embeddings
 from gateway.domain.dataset import Dataset
 from gateway.domain.exchange import Exchange
 from gateway.domain.finetune import FineTune, FineTuneState
+from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.errors import DatasetError, StoreError, TaskError
 from gateway.pipeline import dataset
 from gateway.pipeline.card import card_text, kind_of
@@ -246,6 +247,21 @@ def test_held_out_rows_are_of_the_prompt_in_use_only(store: SqliteStore, tmp_pat
     assert "refund" not in outputs(data).values()  # which is called money now
     assert data.card["dropped"]["older prompt version, held out"] > 20
     assert data.card["recorded"] == 440 == data.card["rows"] + sum(data.card["dropped"].values())
+
+
+def test_what_a_narrower_version_says_more_of_is_no_row_of_the_wider(store: SqliteStore, tmp_path: Path) -> None:
+    """A route that strips the wider one sends such a request whole: it must not judge who never gets it."""
+    wide = [exchange(n, asked(text), label) for n, (text, label) in enumerate(mail()[:200])]
+    narrow = [exchange(n, asked(f"be brief: {text}"), label, version=2)
+              for n, (text, label) in enumerate(mail()[200:300], start=200)]  # fmt: skip
+    header = template().head[1].header
+    brief = MessagePattern(header, (TextPattern(("Message: be brief: ", ""), (Slot("message"),)),))
+    data = built_of(
+        store, tmp_path, [*wide, *narrow], template(), PromptTemplate("mail", 2, (template().head[0], brief))
+    )
+    assert data.template == "mail@1"
+    assert not any(text.startswith("be brief") for text in outputs(data))
+    assert all(row.exchange_id < "e00200" for row in data.part("validation"))
 
 
 def test_an_input_that_both_prompts_saw_has_the_newer_ones_answer(store: SqliteStore, tmp_path: Path) -> None:

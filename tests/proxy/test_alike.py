@@ -165,7 +165,8 @@ def test_where_another_template_could_claim_some_value_every_request_is_read_as_
     brief = with_slot("Message: ", "\nBe brief.", version=2)
     assert met([template(), brief], BODY).read(BODY) is None
     assert met([template(), template(NEW_SYSTEM, 2)], BODY).read(BODY) is not None
-    assert met([template(), template(turns=True, task="talk")], BODY).read(BODY) is None
+    assert met([template(), template(turns=True, task="talk")], BODY).read(BODY) is not None  # it says less
+    assert met([template(turns=True, task="talk"), template()], BODY).read(BODY) is not None
 
 
 def test_a_request_whose_keys_may_be_hidden_teaches_nothing() -> None:
