@@ -94,6 +94,9 @@ class Sink:
     def is_closing(self) -> bool:
         return False
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 class Bench:
     """One client connection and one upstream connection, and between them the relay."""

@@ -128,11 +128,7 @@ class Discovery:
     def _miss(self, one: Seen, residue: Residue) -> None:
         if one.near is not None:
             self._watch.missed(one.near)
-        try:
-            seen = layout.read(one.request.body)
-        except Unreadable:
-            return
-        residue.add(one.request.id, one.request.key, seen, one.near.name if one.near else None)
+        self._miss_quietly(one, residue)
 
     def _count(self, seen: Iterable[Seen]) -> None:
         """By template, hour and result; in the transaction of the assignment."""
@@ -149,15 +145,20 @@ class Discovery:
     def _remembered(self) -> Residue:
         """What is unexplained; the first time, of the processes before too."""
         if self._residue is None:
-            self._residue = Residue()
+            residue = Residue()
             for request in self._read(self._store.unassigned(RESIDUE)):
-                self._miss_quietly(self._see(request), self._residue)
+                self._miss_quietly(self._see(request), residue)
+            self._residue = residue
         return self._residue
 
     def _miss_quietly(self, one: Seen, residue: Residue) -> None:
-        if one.match is None:
+        if one.match is not None:
+            return
+        try:
             seen = layout.read(one.request.body)
-            residue.add(one.request.id, one.request.key, seen, one.near.name if one.near else None)
+        except Unreadable:
+            return
+        residue.add(one.request.id, one.request.key, seen, one.near.name if one.near else None)
 
     def _read(self, exchanges: Iterable[Exchange]) -> list[Recorded]:
         return [request for exchange in exchanges if (request := recorded(exchange)) is not None]

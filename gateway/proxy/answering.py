@@ -52,6 +52,7 @@ class Answering:
     _blanker: secrets.Blanker | None = None
     _taker: UsageTaker | None = None
     _has_copies = False
+    _early: Head | None = None
     _held: list[tuple[Head | None, bytes, bool] | UpstreamError] | None = None
     _number, _turn = -1, 0
     _takes_upload = _paused = _is_sent = _is_streamed = False
@@ -105,7 +106,15 @@ class Answering:
         if self._flows and not done:
             self.on_chunk(b"%x\r\n%b\r\n" % (len(piece), piece), piece)
             return
+        early, self._early = self._early, None
+        if head is None:
+            head = early
+        elif not piece and not done and self._may_be_passed_over(head):
+            self._early = head  # what it is will show in its first bytes
+            return
         try:
+            if head is not None and self._blanker is not None:
+                head = self._blanker.head(head)
             if head is None:
                 self._take(None, piece, done)
             elif done and len(piece) < LARGE and self._is_plain(head):
@@ -155,6 +164,11 @@ class Answering:
     def _has_others(self) -> bool:
         """Whether another answer may be asked for, or it matters to others what this one says."""
         return self._attempts is not None or self._number + 1 < len(self._plan.attempts)
+
+    def _may_be_passed_over(self, head: Head) -> bool:
+        """Whether another answer is asked for if this one's body says that it is none."""
+        stripped = self._attempt is not None and self._attempt.stripped
+        return stripped and head.status == 200 and self._number + 1 < len(self._plan.attempts)
 
     def _pass_whole(self, head: Head, body: bytes) -> None:
         """A plain answer that came in one piece: what `_take` does with one, in the fewest steps."""

@@ -47,7 +47,7 @@ class Heads:
     def keep(self, data: bytes, asked: Asked) -> None:
         """Remember a head that was parsed from the start of `data`."""
         head, end = asked.head, data.find(b"\r\n\r\n")
-        if not 0 < end <= LONGEST or head.chunked or head.expects or head.offers_websocket:
+        if not 0 < end <= LONGEST or head.chunked or head.expects or b"upgrade" in head.first:
             return
         if asked.error is not None:  # it may be for our own pages, which only stand elsewhere on a connection
             return

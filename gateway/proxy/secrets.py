@@ -11,7 +11,7 @@ from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 from gateway.proxy.wire import RequestHead
-from gateway.upstreams import Headers
+from gateway.upstreams import Head, Headers
 
 CREDENTIAL_HEADERS = frozenset({
     b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key", b"ocp-apim-subscription-key",
@@ -49,7 +49,8 @@ def presented(head: RequestHead) -> tuple[bytes, ...]:
         for name, value in head.headers:
             lower = name.lower()
             if lower in CREDENTIAL_HEADERS:
-                found += value.split(b" ")[1:] or [value]
+                parts = value.split()  # also at a tab, and without the blanks that the parser leaves at the end
+                found += parts[1:] or parts if lower.endswith(b"authorization") else parts
             elif lower == b"sec-websocket-protocol":
                 tokens = _tokens(value)
                 found += [token[len(_SUBPROTOCOL) :] for token in tokens if token.startswith(_SUBPROTOCOL)]
@@ -174,6 +175,13 @@ class Blanker:
     def __init__(self, secrets: Iterable[bytes]) -> None:
         self._forms = [form for secret in secrets for form in _forms(secret)]
         self._held = b""
+
+    def head(self, head: Head) -> Head:
+        """An answer's head as the client may see it."""
+        raw = head.raw
+        for form in self._forms:
+            raw = raw.replace(form, b"*" * len(form))
+        return head if raw is head.raw else Head(head.status, raw, head.first, head.length, head.plain)
 
     def feed(self, piece: bytes, *, last: bool) -> bytes:
         """What may leave now."""

@@ -29,6 +29,23 @@ def headers_of(opening: bytes) -> Headers:
     return listed.headers
 
 
+def is_chunked(first: dict[bytes, bytes], opening: bytes) -> bool:
+    """Whether the answer comes in chunks, and is nothing but that (RFC 9112, 6.1).
+
+    Raises:
+        ValueError: it is in a transfer coding that we did not ask for, and could not take off.
+    """
+    coding = first.get(b"transfer-encoding")
+    if coding is None:
+        return False
+    if coding == b"chunked" and opening.lower().count(b"\ntransfer-encoding:") == 1:
+        return True
+    codings = [value.lower() for name, value in headers_of(opening) if name.lower() == b"transfer-encoding"]
+    if codings not in ([b"chunked"], [b"identity"]):
+        raise ValueError("it has a transfer coding that was not asked for")
+    return codings == [b"chunked"]
+
+
 def noted(lines: dict[bytes, bytes]) -> dict[bytes, bytes]:
     """The first of each header that matters to us, by its name in small letters."""
     first: dict[bytes, bytes] = {}

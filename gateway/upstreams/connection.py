@@ -14,7 +14,7 @@ import httptools
 
 from gateway.errors import UpstreamBroken, UpstreamError
 from gateway.upstreams import Head, Outgoing, Sink, header_lines
-from gateway.upstreams.answer_lines import has_plain_lines, headers_of, lower, noted, status_line
+from gateway.upstreams.answer_lines import has_plain_lines, headers_of, is_chunked, lower, noted, status_line
 from gateway.upstreams.outbox import Outbox
 from gateway.upstreams.shapes import Shapes
 
@@ -144,7 +144,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _parse(self, call: Served, data: bytes) -> None:
         if not self._in_body:
-            self._answered, self._opening = True, self._opening + data
+            self._answered, self._opening = True, (self._opening + data).lstrip(b"\r\n")
         self._quiet_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -155,11 +155,14 @@ class HttpConnection(asyncio.Protocol):
             self._pieces = [data[upgrade.args[0] :]]
         except httptools.HttpParserError as error:
             if not self._complete:
-                self._break(f"the upstream's answer is not valid HTTP: {error}")
+                self._deliver(call)  # what was valid before
+                if self._call is call:
+                    self._break(f"the upstream's answer is not valid HTTP: {error}")
                 return
             self._spoiled = True
         self._between_chunks = self._in_body and not self._in_chunk and data.endswith(b"\r\n")
-        if self._quiet_bytes == 0 and self._head is None and not self._complete:  # more of a body, and only that
+        is_body = self._in_body and self._quiet_bytes == 0 and self._head is None and not self._complete
+        if is_body:  # and nothing else
             pieces, self._pieces = self._pieces, []
             call.sink.on_data(None, pieces[0] if len(pieces) == 1 else b"".join(pieces), False)
             return
@@ -214,6 +217,7 @@ class HttpConnection(asyncio.Protocol):
             and call.uploaded
             and self._transport is not None
             and not self._transport.is_closing()
+            and not self._transport.get_write_buffer_size()  # else the request is not sent yet, and never may be
         ):
             if self._paused:
                 self.resume_reading()
@@ -232,13 +236,16 @@ class HttpConnection(asyncio.Protocol):
 
     # --- the parser ----------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if self._complete:  # of an answer to no request
+            self._spoiled = True
+
     def on_status(self, reason: bytes) -> None:
         if not self._complete:
             self._reason += reason
 
     def on_headers_complete(self) -> None:
-        if self._complete:  # an answer to no request
-            self._spoiled = True
+        if self._complete:
             return
         status = self._parser.get_status_code()
         request = self._call.request if self._call else None
@@ -255,7 +262,7 @@ class HttpConnection(asyncio.Protocol):
         """The head with its body's length, where it is known, and whether the end is marked (RFC 9112, 6.3)."""
         first = noted(self._lines)
         length = first.get(b"content-length")
-        chunked = b"transfer-encoding" in first
+        chunked = is_chunked(first, self._opening)
         self._framed = chunked or length is not None or status in (204, 304)
         self._in_chunk = not chunked  # never between two chunks
         self._rests_for = first.get(b"keep-alive")

@@ -141,6 +141,16 @@ def test_what_was_not_explained_before_a_restart_is_remembered(store: SqliteStor
     assert store.count("task IS NULL") == 0
 
 
+def test_a_request_without_messages_that_waits_stops_no_search_after_a_restart(store: SqliteStore) -> None:
+    empty = exchange(0, {"model": stories.MODEL, "messages": []}, "other", version=None)
+    record(store, [empty, *messages(3, start=1)])
+    assert Discovery(store).step() == []
+    record(store, messages(20, start=10))
+    (name,) = Discovery(store).step()
+    assert name in {one.name for one in store.templates()}
+    assert sum(one.task is not None for one in store.exchanges()) == 23  # those that waited, too
+
+
 def test_what_is_no_chat_is_set_aside_and_never_searched(store: SqliteStore) -> None:
     """Thousands of embeddings must not hide a new task of a few dozen requests."""
     embeddings = [

@@ -551,7 +551,9 @@ async def test_a_post_is_never_sent_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison", b"garbage"], ids=["an answer", "garbage"]
+    "extra",
+    [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison", b"garbage", b"HTTP/1.1 200 OK\r\nContent-Le", b"H"],
+    ids=["an answer", "garbage", "half a head", "a letter"],
 )
 @story
 async def test_bytes_after_an_answer_never_become_the_next_clients_answer(tmp_path: Path, extra: bytes) -> None:

@@ -95,6 +95,42 @@ async def test_an_upstream_that_quotes_the_key_puts_it_nowhere(
         await assert_nowhere(gateway, caplog)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Authorization: %b ", b"Authorization: Bearer\t%b", b"Authorization:  Bearer  %b\t", b"x-api-key: %b ",
+        b"api-key: %b\t", b"x-goog-api-key: other-key %b", b"x-api-key: %b and-more",
+    ],
+)  # fmt: skip
+@story
+async def test_blanks_around_a_key_hide_it_from_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    async with (
+        upstream(answering(response(b'{"quoted":"' + KEY + b'"}'))) as up,
+        relay(tmp_path, openai(up)) as gateway,
+    ):
+        await gateway.ask(request(CHAT[:-1] + b',"user":"' + KEY + b'"}', line % KEY))
+        assert (await gateway.row()).key_id is not None
+        await assert_nowhere(gateway, caplog)
+
+
+@story
+async def test_a_key_of_ours_comes_back_to_nobody_in_a_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUR_KEY", "sk-our-own-key")
+    for quoting in (response(b"{}", b"X-Said: sk-our-own-key"), response(b"{}", b"Location: /?key=sk-our-own-key")):
+        async with upstream(answering(quoting)) as up:
+            ours = {"ours": openai(up)["openai"] | {"api_key_env": "OUR_KEY"}}
+            async with relay(tmp_path, ours) as gateway:
+                answer = await gateway.ask(request(CHAT))
+                assert up.requests[0].header(b"authorization") == b"Bearer sk-our-own-key"
+                assert (answer.status, answer.body) == (200, b"{}")
+                assert b"our-own-key" not in b"".join(value for _, value in answer.headers)
+                assert answer.header(b"content-length") == b"2"
+
+
 @story
 async def test_a_compressed_request_hides_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     packed = gzip.compress(CHAT[:-1] + b',"user":"' + KEY + b'"}')

@@ -200,6 +200,58 @@ async def test_a_tuned_model_that_fails_falls_back_with_the_whole_prompt(
             assert fallbacks in await gateway.metrics()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        response(b'{"error":{"message":"CUDA out of memory"}}'),
+        STREAM + b'21\r\ndata: {"error":{"message":"x"}}\n\n\r\n',
+    ],
+    ids=["whole", "a stream"],
+)
+@story
+async def test_an_error_behind_a_head_of_its_own_falls_back_too(tmp_path: Path, answer: bytes) -> None:
+    """Servers such as uvicorn write the head first, in a segment of its own."""
+    learned(tmp_path)
+
+    async def script(told: Upstream, wire: Wire) -> None:
+        await told.asked(wire)
+        head, mark, body = answer.partition(b"\r\n\r\n")
+        await wire.send(head + mark)
+        await asyncio.sleep(0.1)
+        await wire.send(body)
+
+    async with upstream(script) as tuned, upstream(answering(response())) as home:
+        providers = openai(home) | {"tuned": openai(tuned)["openai"]}
+        async with relay(tmp_path, providers, routes=mail_route("tuned", "tiny")) as gateway:
+            found = await gateway.ask(request(BODY))
+            assert (found.status, found.body) == (200, ANSWER)
+            assert (await gateway.row()).attempts == ["tuned/tiny: not_an_answer"]
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["it goes on", "it breaks off"])
+@story
+async def test_a_good_answer_behind_a_head_of_its_own_is_passed_on(tmp_path: Path, leaves: bool) -> None:
+    learned(tmp_path)
+    events = b'11\r\ndata: {"id": 1}\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n'
+
+    async def script(told: Upstream, wire: Wire) -> None:
+        await told.asked(wire)
+        await wire.send(STREAM)
+        await asyncio.sleep(0.1)
+        await wire.send(b"" if leaves else events)
+
+    async with upstream(script) as tuned, upstream(answering(response())) as home:
+        providers = openai(home) | {"tuned": openai(tuned)["openai"]}
+        async with relay(tmp_path, providers, routes=mail_route("tuned", "tiny")) as gateway:
+            found = await gateway.ask(request(BODY))
+            row = await gateway.row()
+            if leaves:  # before a byte of it has left: the incumbent is asked
+                assert (found.body, row.attempts) == (ANSWER, ["tuned/tiny: upstream_broken"])
+            else:
+                assert found.header(b"x-unprompt-target") == b"tuned/tiny stripped"
+                assert (found.body, row.complete) == (b'data: {"id": 1}\n\ndata: [DONE]\n\n', True)
+
+
 @story
 async def test_a_silent_tuned_model_falls_back_in_time(tmp_path: Path) -> None:
     learned(tmp_path)

@@ -20,6 +20,9 @@ class Transport(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def close(self) -> None: ...
     def abort(self) -> None: ...
 
@@ -151,3 +154,100 @@ def test_what_is_no_whole_chunk_is_the_parsers(after: bytes) -> None:
     (sink,) = asyncio.run(received(answer, after))
     assert sink.done is after.startswith(b"0")
     assert sink.body == b"hello" + (b"" if sink.done else after[3:])
+
+
+class Judge(Sink):
+    """Takes a failure for an answer, too."""
+
+    failure: UpstreamError | None = None
+
+    def on_failure(self, error: UpstreamError) -> None:
+        self.failure = error
+
+
+def judged(*pieces: bytes) -> Judge:
+    """What the sink of one call hears."""
+
+    async def run() -> Judge:
+        upstream = HttpUpstream("openai", "http://upstream/v1")
+        connection = HttpConnection("openai", b"upstream", upstream)
+        connection.connection_made(Transport())
+        sink = Judge()
+        call = HttpCall(upstream, Outgoing(method=b"GET", path=b"/", lines=b""), sink, 1.0)
+        connection.start(call, reused=False)
+        for piece in pieces:
+            connection.data_received(piece)
+        return sink
+
+    return asyncio.run(run())
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", range(len(STREAM_HEAD), len(STREAM_HEAD) + 28))
+def test_what_was_valid_before_an_error_is_passed_on_however_it_is_cut(cut: int) -> None:
+    answer = STREAM_HEAD + b"9\r\ndata: a\n\n\r\n9\r\ndata: b\n\n\r\nzz\r\n"
+    for pieces in ((answer,), (answer[:cut], answer[cut:])):
+        heard = judged(*pieces)
+        assert (heard.body, heard.done) == (b"data: a\n\ndata: b\n\n", False)
+        assert heard.failure is not None
+
+
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip", b"chunked\r\nTransfer-Encoding: chunked"])
+def test_an_answer_in_another_transfer_coding_is_none(coding: bytes) -> None:
+    heard = judged(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + coding + b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+    assert heard.failure is not None
+    assert not heard.heads
+
+
+@pytest.mark.parametrize("pieces", at_every_place(b"\r\n\r\n" + REPEATS))
+def test_line_ends_before_an_answer_are_none_of_its_head(pieces: list[bytes]) -> None:
+    (sink,) = asyncio.run(received(*pieces))
+    assert (sink.heads[0].raw, sink.body) == (REPEATS[: REPEATS.find(b"\r\n\r\n")], b"hello")
+
+
+def test_an_interim_answer_by_itself_is_no_piece_of_a_body() -> None:
+    """A piece without a head before the head would be taken for the beginning of the answer."""
+
+    class Strict(Sink):
+        def on_data(self, head: Head | None, piece: bytes, done: bool) -> None:
+            assert head is not None or self.heads
+            super().on_data(head, piece, done)
+
+    async def run() -> Strict:
+        upstream = HttpUpstream("openai", "http://upstream/v1")
+        connection = HttpConnection("openai", b"upstream", upstream)
+        connection.connection_made(Transport())
+        sink = Strict()
+        call = HttpCall(upstream, Outgoing(method=b"GET", path=b"/", lines=b""), sink, 1.0)
+        connection.start(call, reused=False)
+        for piece in (HINTS, b"HTTP/1.1 100 Continue\r\n\r\n", REPEATS):
+            connection.data_received(piece)
+        return sink
+
+    assert asyncio.run(run()).body == b"hello"
+
+
+def test_a_connection_whose_request_has_not_left_is_not_used_again() -> None:
+    """The upstream answered early: what is still to be written would stand before the next client's request."""
+
+    class Full(Transport):
+        closed = False
+
+        def get_write_buffer_size(self) -> int:
+            return 5_000_000
+
+        def close(self) -> None:
+            self.closed = True
+
+    async def run() -> bool:
+        upstream = HttpUpstream("openai", "http://upstream/v1")
+        connection, transport = HttpConnection("openai", b"upstream", upstream), Full()
+        connection.connection_made(transport)
+        call = HttpCall(upstream, Outgoing(method=b"GET", path=b"/", lines=b""), Sink(), 1.0)
+        connection.start(call, reused=False)
+        connection.data_received(REPEATS)
+        return transport.closed
+
+    assert asyncio.run(run())

@@ -29,6 +29,9 @@ class Transport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.is_closed
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def close(self) -> None:
         self.is_closed = True
 
@@ -331,6 +334,7 @@ def test_whatever_is_asked_of_a_head_is_noted() -> None:
     assert HOP_BY_HOP <= NOTED
     house = Path(gateway.__file__).parent
     readers = ["proxy/answering", "proxy/attempts", "proxy/record", "proxy/retry", "upstreams/connection"]
+    readers.append("upstreams/answer_lines")
     text = "".join((house / f"{reader}.py").read_text() for reader in readers)
     asked = re.findall(r'(?:first|headers)\.get\(b"([a-z-]+)"|b"([a-z-]+)" in \w*\.?first', text)
     names = {(got or found).encode() for got, found in asked}
