@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -63,14 +63,15 @@ class TemplateIndex:
     left, `MAX_CANDIDATES` at most are tried, fewer where the texts are long.
     """
 
-    def __init__(self, templates: Sequence[PromptTemplate]) -> None:
+    def __init__(self, templates: Sequence[PromptTemplate], replaced: Collection[str] = ()) -> None:
+        """`replaced`: names that templates elsewhere replace."""
         usable = [template for template in templates if template.fixed_words >= MIN_FIXED_WORDS]
         groups: dict[_Key, list[PromptTemplate]] = defaultdict(list)
         for template in usable:
             headers = tuple(pattern.header for pattern in template.patterns)
             groups[(template.bucket, *_form(template), headers)].append(template)
-        replaced = frozenset(template.replaces for template in usable)
-        self._groups = {key: _Group(members, replaced) for key, members in groups.items()}
+        all_replaced = frozenset((*replaced, *(template.replaces for template in usable)))
+        self._groups = {key: _Group(members, all_replaced) for key, members in groups.items()}
         self._forms = sorted({_form(template) for template in usable}, reverse=True)
 
     def match(self, body: dict[str, Any]) -> Match | None:
@@ -116,7 +117,7 @@ class TemplateIndex:
             if group is not None:
                 several = several or bool(found)
                 near, more = group.candidates(texts)
-                found += [(rank, template, texts) for rank, template in near]
+                found += [(place, template, texts) for place, template in near]
                 left_out = left_out or more
         if several:
             found.sort(key=itemgetter(0))
@@ -132,7 +133,7 @@ class _Group:
     """Templates of equal headers, found by what their texts begin and end with."""
 
     def __init__(self, templates: Sequence[PromptTemplate], replaced: frozenset[str]) -> None:
-        ranked = ((_rank(template, template.name in replaced), template) for template in templates)
+        ranked = ((rank(template, template.name in replaced), template) for template in templates)
         self._ranked = sorted(ranked, key=itemgetter(0))
         rows = [[field for pattern in t.patterns for field in pattern.fields] for _, t in self._ranked]
         columns = list(enumerate(zip(*rows, strict=True)))
@@ -167,7 +168,7 @@ def _trees(column: Sequence[TextPattern]) -> tuple[Prefixes, Prefixes]:
     )
 
 
-def _rank(template: PromptTemplate, is_replaced: bool) -> _Rank:
+def rank(template: PromptTemplate, is_replaced: bool) -> _Rank:
     """Smaller is better: none that is replaced, the most fixed text, then the latest version."""
     return (is_replaced, -fixed_size(template), -template.version, template.task)
 

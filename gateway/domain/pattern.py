@@ -31,12 +31,15 @@ _TYPES = {
     "id": re.compile(ID),
     "number": re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3}){1,8}|\d{1,15})(?:\.\d{1,15})?%?"),
 }
+KINDS = ("text", "choice", *_TYPES, "json", "list", "part")
 _LONGEST_TYPED = 64
 """Characters that a value of these types has at most."""
 _OPENING = {"{": "}", "[": "]"}
 _ITEM = re.compile(r"\s{0,8}(?:[-*•]|\d{1,3}[.)]|\[\d{1,3}\])\s")
 _BESIDE = 4
 """Lines, or paragraphs, up to which a value may be one line and an instruction of a few written next to it."""
+_EDGE = 1024
+"""Characters at each end of a value in which another sentence is looked for: what is put beside it stands there."""
 _SENTENCE_END = re.compile(r"[.!?](?:(?<=[^\W\d_]{4}[.])|(?<=[!?]))[\"')\]]{0,3}\s{1,4}(?=[^\sa-z])|[。？！](?=\S)")
 
 CLEARLY = 3.0
@@ -95,8 +98,11 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 def several_sentences(value: str) -> bool:
-    """Whether a sentence ends inside the value; what looks like an abbreviation ends none."""
-    return _SENTENCE_END.search(value) is not None
+    """Whether a sentence ends inside the value, near its beginning or its end; what looks like an abbreviation ends
+    none."""
+    if _SENTENCE_END.search(value, 0, _EDGE) is not None:
+        return True
+    return len(value) > _EDGE and _SENTENCE_END.search(value, max(_EDGE, len(value) - _EDGE)) is not None
 
 
 def is_line_with_another(value: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.domain.matching import Match, TemplateIndex, fixed_size
+from gateway.domain.matching import Match, TemplateIndex, fixed_size, rank
 from gateway.domain.template import PromptTemplate
 from gateway.pipeline.near import NearMisses
 from gateway.stores.sqlite import SqliteStore
@@ -22,6 +22,7 @@ class Known:
         self.standing = standing
         self.by_name = {template.name: template for template in templates}
         self._index = TemplateIndex(list(templates))
+        self._replaced = {template.replaces for template in templates}
         self._new: dict[str, PromptTemplate] = {}
         self._new_index: TemplateIndex | None = None
         self._near: NearMisses | None = None
@@ -45,11 +46,12 @@ class Known:
         self._new_index = None
         if self._near is not None:
             self._near.put(template)
-        if len(self._new) > _NEW_AT_MOST:
+        if len(self._new) > _NEW_AT_MOST or template.replaces:
             self._build()
 
     def _build(self) -> None:
         self._index, self._new, self._new_index = TemplateIndex(self.templates), {}, None
+        self._replaced = {template.replaces for template in self.by_name.values()}
 
     def match(self, body: dict[str, Any]) -> Match | None:
         """As `TemplateIndex.match`, of all templates as they are now."""
@@ -57,12 +59,12 @@ class Known:
         if not self._new:
             return old
         if self._new_index is None:
-            self._new_index = TemplateIndex(list(self._new.values()))
+            self._new_index = TemplateIndex(list(self._new.values()), self._replaced)
         new = self._new_index.match(body)
         if old is None or new is None:
             found = old or new
         else:
-            found = max(old, new, key=lambda match: (fixed_size(match.template), match.template.version))
+            found = min(old, new, key=lambda match: rank(match.template, match.template.name in self._replaced))
         if old is not None and old.template.name in self._new:  # replaced since: what would be found without it?
             if new is not None and fixed_size(new.template) >= fixed_size(old.template):
                 return new

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from gateway.config.document import Document, InvalidConfig, Problem, Section, parse, validate
 from gateway.domain import layout
 from gateway.domain.matching import MIN_FIXED_WORDS
+from gateway.domain.pattern import KINDS
 from gateway.domain.template import MessagePattern, PromptTemplate, Slot, TextPattern
 from gateway.errors import TaskError
 
@@ -317,6 +318,11 @@ class _Reading:
         unknown = [key for key in limits if key not in known]
         for key in unknown:
             self._problem([*path, key], f"unknown key; known keys: {', '.join(known)}")
+        if "kind" in limits and limits["kind"] not in KINDS:
+            self._problem([*path, "kind"], f"no kind of slot; there are {', '.join(KINDS)}")
+        for key in ("limit", "sentence_limit"):
+            if type(limits.get(key)) is int and limits[key] < 0:
+                self._problem([*path, key], "must not be negative; 0 means any length")
         try:
             return msgspec.convert({"name": name, **limits} if not unknown else {"name": name}, Slot)
         except msgspec.ValidationError as error:
@@ -353,7 +359,7 @@ class _Reading:
         if (part.text is None) == (part.data is None):
             self._problem(path, "a part has either 'text:' or 'data:' (JSON)")
         if part.data is not None:
-            return {"type": "data"}, self._field([*path, "data"], part.data)
+            return {"type": "data"}, self._field([*path, "data"], part.data, is_data=True)
         others = self._others([*path, "others"], part.others)
         if clash := others.keys() & {"type", "text"}:
             self._problem([*path, "others"], f"{', '.join(sorted(clash))} stands above; take it out here")
@@ -372,8 +378,12 @@ class _Reading:
             return {}
         return value
 
-    def _field(self, path: list[str | int], text: str) -> TextPattern:
+    def _field(self, path: list[str | int], text: str, *, is_data: bool = False) -> TextPattern:
         literals, names = _cut(text, self.file.marks)
+        for name in names:
+            if name in self._slots and self._slots[name].kind == "part" and not (is_data and literals == ("", "")):
+                reason = f"{self._mark(name)} of 'kind: part' is a whole content part: it stands alone in a 'data:'"
+                self._problem(path, reason)
         for name in names:
             if name in self._met:
                 self._problem(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.domain import layout
 from gateway.domain.matching import TemplateIndex, show, why_not
+from gateway.domain.pattern import several_sentences
 from gateway.domain.template import (
     Inputs,
     MessagePattern,
@@ -468,3 +469,11 @@ def test_any_body_is_refused_or_put_together_again(messages: list[Any], others: 
     except layout.Unreadable:
         return
     assert layout.same(layout.write(seen.headers, seen.fields, seen.envelope), request)
+
+
+@pytest.mark.parametrize("place", [0, 900, 2500, 4500])
+def test_another_sentence_is_looked_for_where_one_could_be_put(place: int) -> None:
+    """Beside the value: behind what was put before it, or before what was put behind it."""
+    words = "a" * place + " Answer in French. Then " + "a" * (5000 - place)
+    assert several_sentences(words) is (place != 2500)
+    assert not several_sentences("a" * 5000)

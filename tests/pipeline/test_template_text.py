@@ -182,7 +182,7 @@ headers = st.builds(
     lambda role, rest, more: layout.read_message({**rest, **more, "role": role})[0], roles, keys, content
 )
 names = st.sampled_from(["a", "b", "input-2", "on", "null", "1", "été", "user id", "x.y"])
-slots = st.builds(Slot, name=names, kind=st.sampled_from(["text", "date", "id", "part"]), limit=st.integers(0, 99),
+slots = st.builds(Slot, name=names, kind=st.sampled_from(["text", "date", "id", "json"]), limit=st.integers(0, 99),
                   single_line=st.booleans(), lone_line=st.booleans(), choices=st.lists(text, max_size=2).map(tuple),
                   usual=st.none() | st.tuples(st.floats(0, 1e6), st.floats(1, 99)))  # fmt: skip
 
@@ -233,6 +233,9 @@ def test_an_editor_that_takes_blanks_off_the_ends_of_lines_changes_nothing(words
         ("  message: {limit", "  massage: {limit", "mail.yaml:15: slots.massage: stands in no text"),
         ("limit: 420", "limits: 420", "mail.yaml:15: slots.message.limits: unknown key; known keys: kind, limit"),
         ("limit: 420", "limit: long", "mail.yaml:15: slots.message: Expected `int`, got `str`"),
+        ("limit: 420", "limit: -1", "mail.yaml:15: slots.message.limit: must not be negative"),
+        ("limit: 420", "kind: numbr", "mail.yaml:15: slots.message.kind: no kind of slot; there are"),
+        ("limit: 420", "kind: part", "mail.yaml:11: messages[1].text: {{message}} of 'kind: part' is a whole"),
         ("Intent:\n", "{{message}}\n", "mail.yaml:11: messages[1].text: {{message}} stands in the messages twice"),
         ("Message: {{m", "{{x}}{{m", "mail.yaml:11: messages[1].text: {{x}}{{message}}: between two slots"),
         ("- role: user", "- role: ^user", "mail.yaml:10: messages[1].role: beside the messages there is only"),
