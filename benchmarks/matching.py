@@ -145,6 +145,8 @@ def adversaries() -> Iterator[tuple[str, TemplateIndex, Callable[[int], Body]]]:
         "one", 1, (message("user", "Read the letter: ", "\nTone: ", "\nPlace: ", "\nAnswer now."),)
     )
     texts = ("Read the letter: ", "\nTone: ", "\nPlace: ", "\nAnswer now.")
+    loud = TextPattern(("Read the letter: ", "\nAnswer now."), (Slot("letter", sentence_limit=50),))
+    shouted = PromptTemplate("shouted", 1, (MessagePattern(message("user", "").header, (loud,)),))
     quoted = PromptTemplate("quoted", 1, (message("user", *texts, usual=(9, 2)),))
     ruled = "-" * 40 + "\nTone of it\n" + "-" * 40
     ruler = PromptTemplate("ruler", 1, (message("user", "Read the letter: ", ruled, "\nAnswer now."),))
@@ -156,6 +158,13 @@ def adversaries() -> Iterator[tuple[str, TemplateIndex, Callable[[int], Body]]]:
         PromptTemplate(f"c{i}", 1, (message("system", f"Guide of museum {i}"),), turns=True) for i in range(300)
     ]
 
+    labels = [[f"\n{letter}{i}: " for letter in "ABCDEFGHIJKL"] for i in range(20)]
+    rivals = [
+        PromptTemplate(f"r{i}", 1, (message("user", "Read the letter: ", *mine, "\nAnswer now.", usual=(30, 2)),))
+        for i, mine in enumerate(labels)
+    ]
+    every = "".join(label for mine in labels for label in mine)
+
     def letter(text: str) -> Body:
         return user(f"Read the letter: {text}\nAnswer now.")
 
@@ -166,6 +175,12 @@ def adversaries() -> Iterator[tuple[str, TemplateIndex, Callable[[int], Body]]]:
     yield "both anchors in turn", TemplateIndex([one]), lambda n: letter("\nTone: \nPlace: " * (n // 15))
     yield "8 times 2 anchors to weigh", TemplateIndex([quoted]), lambda n: weighed(n, 8)
     yield "20 times 2 anchors", TemplateIndex([quoted]), lambda n: weighed(n, 20)
+    yield (
+        "20 rivals of 12 anchors each",
+        TemplateIndex(rivals),
+        lambda n: letter((every * (n // len(every) + 1))[:n]),
+    )
+    yield "exclamation marks", TemplateIndex([shouted]), lambda n: letter("!" * n)
     yield "nearly an anchor", TemplateIndex([one]), lambda n: letter("\nTone" * (n // 5))
     yield "nearly an anchor, Cyrillic", TemplateIndex([one]), lambda n: letter("я\nTone" * (n // 6))
     yield "a ruler of dashes", TemplateIndex([ruler]), lambda n: letter("-" * n)

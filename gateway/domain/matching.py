@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any, Literal, NamedTuple, get_args
 
 from gateway.domain.layout import Reader, TooLarge, Unreadable
+from gateway.domain.pattern import Patience
 from gateway.domain.prefixes import Prefixes, shared_start
 from gateway.domain.template import Inputs, MessagePattern, PromptTemplate, TextPattern
 from gateway.domain.turns import MAX_WRAPPED
@@ -78,8 +79,9 @@ class TemplateIndex:
         """The template of this parsed JSON body and its inputs, or None."""
         try:
             seen = Reader(body)
+            patience = Patience()
             for _, template, texts in self._candidates(seen)[0]:
-                inputs = template.strip_texts(seen, texts)
+                inputs = template.strip_texts(seen, texts, patience)
                 if inputs is not None:
                     return Match(template, inputs)
         except Unreadable:

@@ -47,6 +47,8 @@ CLEARLY = 3.0
 that quote their prompt: of 134 doubtful requests 42 are told, 3 of them wrongly; at 2, 59 and 5."""
 MAX_PLACES = 16
 """Places of fixed pieces to weigh in one text; where there are more it is not matched."""
+MAX_PLACES_IN_ALL = 2 * MAX_PLACES
+"""The same for one request, over all templates that it is laid under."""
 MAX_WEIGHED = 1 << 16
 """Characters of one text in which such places are looked for, over all pieces."""
 _SELF_OVERLAP = 8
@@ -55,6 +57,15 @@ _SELF_OVERLAP = 8
 
 _Way = tuple[float, tuple[int, ...]]
 """A way to cut a text up to a slot: the logarithm of its odds, and where its fixed pieces are."""
+
+
+class Patience:
+    """How many places may still be weighed for a request."""
+
+    __slots__ = ("places",)
+
+    def __init__(self) -> None:
+        self.places = MAX_PLACES_IN_ALL
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -173,15 +184,16 @@ class TextPattern(msgspec.Struct, frozen=True):
             at = after + len(literal)
         return at == len(text)
 
-    def cut(self, text: str) -> tuple[str, ...] | None:
-        """The slot values, or None where the text does not fit or could be cut in more than one way."""
+    def cut(self, text: str, patience: Patience | None = None) -> tuple[str, ...] | None:
+        """The slot values, or None where the text does not fit or could be cut in more than one way. `patience`:
+        what other texts and templates have left."""
         literals = self.literals
         if len(literals) == 1:
             return () if text == literals[0] else None
         start, end = len(literals[0]), len(text) - len(literals[-1])
         if start > end or not text.startswith(literals[0]) or not text.endswith(literals[-1]):
             return None
-        values = (text[start:end],) if len(literals) == 2 else self._cut_inner(text, start, end)
+        values = (text[start:end],) if len(literals) == 2 else self._cut_inner(text, start, end, patience)
         if values is None:
             return None
         for slot, value in zip(self.slots, values, strict=True):
@@ -189,14 +201,14 @@ class TextPattern(msgspec.Struct, frozen=True):
                 return None
         return values
 
-    def _cut_inner(self, text: str, start: int, end: int) -> tuple[str, ...] | None:
+    def _cut_inner(self, text: str, start: int, end: int, patience: Patience | None) -> tuple[str, ...] | None:
         literals = self.literals
         found = _first_places(literals, text, start, end)
         if found is None:
             return None
         places: list[int] | None = found[0]
         if found[1]:
-            places = _likeliest_places(self, text, found[0], start, end)
+            places = _likeliest_places(self, text, found[0], start, end, patience or Patience())
         if places is None:
             return None
         values, before = [], start
@@ -227,7 +239,7 @@ def _first_places(literals: Sequence[str], text: str, start: int, end: int) -> t
 
 
 def _likeliest_places(
-    pattern: TextPattern, text: str, first: Sequence[int], start: int, end: int
+    pattern: TextPattern, text: str, first: Sequence[int], start: int, end: int, patience: Patience
 ) -> list[int] | None:
     """The way to cut in which typed values are of their type and the others as long as values usually are.
 
@@ -246,7 +258,8 @@ def _likeliest_places(
         longer: dict[int, list[_Way]] = {}
         while 0 <= place <= limit - len(literal):
             left -= 1
-            if left < 0 or searched > MAX_WEIGHED:
+            patience.places -= 1
+            if left < 0 or patience.places < 0 or searched > MAX_WEIGHED:
                 return None
             best = _two_best(slot, text, place, ways)
             if best:

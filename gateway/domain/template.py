@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.domain import layout
 from gateway.domain.layout import Reader, TooLarge, Unreadable
-from gateway.domain.pattern import DATE, ID, Slot, TextPattern, kind_of
+from gateway.domain.pattern import DATE, ID, Patience, Slot, TextPattern, kind_of
 from gateway.domain.turns import WRAPPING, Wrapper, are_written
 
 __all__ = ["DATE", "ID", "Inputs", "MessagePattern", "PromptTemplate", "Slot", "TextPattern", "join_form",
@@ -148,9 +148,9 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
             return None
         return self.strip_texts(seen, texts)
 
-    def strip_texts(self, seen: Reader, texts: Sequence[str]) -> Inputs | None:
+    def strip_texts(self, seen: Reader, texts: Sequence[str], patience: Patience | None = None) -> Inputs | None:
         """As `strip`, for a body with the bucket and the headers of the template; `texts` are those of its
-        head and tail.
+        head and tail, `patience` what other templates have left.
 
         Raises:
             Unreadable: a turn is no message that can be sent, or there is too much text.
@@ -163,7 +163,7 @@ class PromptTemplate(msgspec.Struct, frozen=True, dict=True):
             size += len(text) if len(field.literals) < 3 else 2 * len(text)
             if size > layout.MAX_CHARACTERS:
                 raise TooLarge(f"its texts have more than {layout.MAX_CHARACTERS} characters")
-            cut = field.cut(text)
+            cut = field.cut(text, patience)
             if cut is None:
                 return None
             values += cut

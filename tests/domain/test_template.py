@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.domain import layout
 from gateway.domain.matching import TemplateIndex, show, why_not
-from gateway.domain.pattern import several_sentences
+from gateway.domain.pattern import Patience, several_sentences
 from gateway.domain.template import (
     Inputs,
     MessagePattern,
@@ -195,6 +195,17 @@ def test_of_several_ways_to_cut_the_one_is_taken_whose_values_are_clearly_as_lon
     text: str, values: tuple[str, ...] | None
 ) -> None:
     assert TextPattern(("Letter: ", "\nTone: ", "\nGo."), (LETTER, TONE)).cut(text) == values
+
+
+def test_of_many_templates_that_could_be_meant_in_many_ways_only_the_first_few_are_weighed() -> None:
+    """Each is tried for a while; the one that fits is found where it stands before all patience is gone."""
+    text = f"Letter: He said:\nTone: {ABOUT}" + "\nMood: " * 20 + "\nPlan: " * 20 + "\nTone: dry\nGo."
+    fits = TextPattern(("Letter: ", "\nTone: ", "\nGo."), (Slot("letter", usual=(500.0, 1.1)), TONE))
+    assert fits.cut(text) is not None
+    patience = Patience()
+    for label in ("\nMood: ", "\nPlan: "):
+        assert TextPattern(("Letter: ", label, "\nGo."), (LETTER, TONE)).cut(text, patience) is None
+    assert fits.cut(text, patience) is None
 
 
 def test_a_number_ends_where_it_ends_whatever_follows() -> None:
